@@ -1,0 +1,55 @@
+# Everything runs in one virtual environment, made by the first target that needs it.
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= data
+CONFIG ?= configs/fashion_mnist/locoprop_m_anderson.yaml
+ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh "$(DATA)"
+
+.DEFAULT_GOAL := help
+.PHONY: help env data train test lint types clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  DATA=$(DATA)"
+	@echo "  CONFIG=$(CONFIG)  ARGS='--trainer.max_epochs 1'  PYTEST_ARGS='-k loader'"
+
+env: $(INSTALLED) ## make the virtual environment and install the package with its development tools
+
+# The stamp goes first and comes back last, so that an interrupted install is done again.
+# torch and torchvision are left to one plain `pip install`: builds of different origin do not work together.
+$(INSTALLED): setup.cfg pyproject.toml
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "PYTHON=$(PYTHON) is not a working Python 3.11 or newer: name one, as in 'make PYTHON=python3.11 ...'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "PYTHON=$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv) or name another Python, as in 'make PYTHON=python3.11 ...'." >&2; exit 1; }
+	$(PYTHON) -m venv "$(VENV)"
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@
+
+data: $(INSTALLED) ## get Fashion-MNIST (30 MB) unless it is there already
+	@$(GET_DATA)
+
+train: $(INSTALLED) data ## train with CONFIG (a YAML file) and ARGS (further arguments of `locoprop fit`)
+	$(BIN)/locoprop fit --config $(CONFIG) $(ARGS)
+
+test: lint types ## lint, types, then the tests and the examples in docstrings
+	@$(GET_DATA) || echo "Going on without Fashion-MNIST: the tests that need it are skipped." >&2
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## style and formatting (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## static types (mypy)
+	$(BIN)/mypy
+
+clean: ## remove caches and build products; environment, data and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path "./$(VENV)" -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,118 @@
+"""What the data modules of images have in common: splits, seeds and loaders."""
+
+import os
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from locoprop_lightning.data.loader import TensorLoader
+from locoprop_lightning.errors import UserError
+
+Samples = tuple[Tensor, Tensor]
+"""Images, uint8 [N, 1, H, W], and labels, int64 [N]."""
+
+
+def fixed_permutation(size: int) -> Tensor:
+    """Returns a permutation that is the same in every run and release, int64 [size].
+
+    It is drawn from NumPy's legacy generator, whose stream is frozen; torch promises no such thing between releases.
+    """
+    return torch.from_numpy(np.random.RandomState(0).permutation(size)).long()
+
+
+class ImageData(LightningDataModule, ABC):
+    """Training and test images held in memory as bytes.
+
+    Subclasses set `train_size` and `scale` and say how to read the samples.
+
+    Args:
+        batch_size: images in a training batch, of each process.
+        validation: how many training images to hold out as the validation set. The choice is fixed: it depends
+            neither on the seed nor on the run. With 0, validation looks at the test images; select nothing on them.
+        seed: seed of the order of the training images; `None` takes the seed given to Lightning (`seed_everything`),
+            or else 0.
+        eval_batch_size: images in a batch of validation, test and prediction; `None` takes `batch_size`.
+
+    Raises:
+        UserError: if an argument is out of range.
+    """
+
+    train_size: int  # training images before any are held out
+    scale: float  # the pixel value that becomes 1.0
+
+    def __init__(
+        self,
+        batch_size: int,
+        validation: int = 0,
+        seed: int | None = None,
+        eval_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1.")
+        if not 0 <= validation < self.train_size:
+            raise UserError(
+                f"validation={validation}: must be at least 0 and less than the {self.train_size} training images."
+            )
+        if seed is not None and seed < 0:
+            raise UserError(f"seed={seed}: must be at least 0, or null to take the seed given to Lightning.")
+        if eval_batch_size is not None and eval_batch_size < 1:
+            raise UserError(f"eval_batch_size={eval_batch_size}: must be at least 1, or null to take batch_size.")
+        self.batch_size = batch_size
+        self.validation = validation
+        self.seed = seed
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self._splits: dict[str, Samples] = {}
+
+    @abstractmethod
+    def read(self) -> tuple[Samples, Samples]:
+        """Reads the training samples and the test samples."""
+
+    def setup(self, stage: str) -> None:
+        """Reads the samples, once, and holds out the validation set.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict"; all need the same samples.
+        """
+        if self._splits:
+            return
+        (images, labels), test = self.read()
+        train, validation = (images, labels), test
+        if self.validation:
+            # A larger validation set contains the smaller ones; the rest stays in the order of the files.
+            order = fixed_permutation(len(labels))
+            held, kept = order[: self.validation], order[self.validation :].sort().values
+            train, validation = (images[kept], labels[kept]), (images[held], labels[held])
+        self._splits = {"train": train, "validation": validation, "test": test}
+
+    def train_dataloader(self) -> TensorLoader:
+        """Returns the training batches, in an order that depends on seed and epoch alone."""
+        # Overfitting to a few batches needs the same ones every epoch; Lightning cannot turn our shuffling off.
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return self._loader("train", self.batch_size, shuffle=not overfit)
+
+    def val_dataloader(self) -> TensorLoader:
+        """Returns the held-out training images or, if none are held out, the test images."""
+        return self._loader("validation", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> TensorLoader:
+        """Returns the test images and labels."""
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def predict_dataloader(self) -> TensorLoader:
+        """Returns the test images and labels, in the order of the data set."""
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def _loader(self, split: str, batch_size: int, shuffle: bool) -> TensorLoader:
+        if not self._splits:
+            raise UserError(f"{type(self).__name__} holds no data yet: call setup('fit') before asking for batches.")
+        images, labels = self._splits[split]
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return TensorLoader(images, labels, self.scale, batch_size, shuffle, self._order_seed(), rank, world_size)
+
+    def _order_seed(self) -> int:
+        # Read late: Lightning sets the variable in `seed_everything`, for spawned processes too.
+        return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))

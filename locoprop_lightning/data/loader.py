@@ -1,0 +1,135 @@
+"""Batches of images and labels that are in memory, sliced as tensors."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler, SequentialSampler
+
+from locoprop_lightning.errors import UserError
+
+
+class EpochShuffle(Sampler[int]):
+    """A permutation of the samples that depends on seed and epoch alone.
+
+    The global random state is neither read nor changed, so a resumed run sees the batches that the uninterrupted run
+    would have seen. Lightning calls `set_epoch` before every training epoch, and after a resume.
+
+    Args:
+        size: number of samples.
+        seed: seed of all epochs' permutations.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the permutation of `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """Returns the current epoch's permutation, int64 [size]."""
+        # Seed and epoch are hashed: with their sum, seed 1 would repeat seed 0 one epoch later. Four bytes, because
+        # torch's CPU generator uses only the low 32 bits of its seed.
+        digest = hashlib.sha256(f"{self.seed}/{self.epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        return torch.randperm(self.size, generator=generator)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+
+class TensorLoader:
+    """Iterates over in-memory images and labels in batches.
+
+    Every sample comes once an epoch and the last, short batch is kept. With several processes, each takes every
+    `world_size`-th sample of the same order; a shuffled order is then padded by wrapping around, so that all processes
+    train on equally many batches, while an unshuffled one is not, so that no sample is evaluated twice.
+
+    Args:
+        images: uint8 [N, 1, H, W].
+        labels: int64 [N].
+        scale: the pixel value that becomes 1.0.
+        batch_size: samples in a batch of this process.
+        shuffle: whether the order changes with the epoch; if not, it is the order of `images`.
+        seed: seed of the order; unused without `shuffle`.
+        rank: index of this process.
+        world_size: number of processes.
+
+    Raises:
+        UserError: if an argument is out of range, or the tensors do not fit together.
+
+    Example:
+        >>> images, labels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.arange(5)
+        >>> loader = TensorLoader(images, labels, scale=4.0, batch_size=2, shuffle=True, seed=0)
+        >>> loader.sampler.set_epoch(3)
+        >>> [len(y) for x, y in loader]
+        [2, 2, 1]
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        scale: float,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise UserError(f"images must be uint8 [N, 1, H, W], got {images.dtype} {list(images.shape)}.")
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise UserError(f"labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}.")
+        if not scale > 0:
+            raise UserError(f"scale={scale}: must be positive.")
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1.")
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank={rank}: must be at least 0 and less than world_size={world_size}.")
+        self.images = images
+        self.labels = labels
+        self.scale = scale
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self._shuffle = EpochShuffle(len(labels), seed) if shuffle else None
+        self._sequential = SequentialSampler(range(len(labels)))
+        # Lightning reads this of everything that has a `sampler`.
+        self.batch_sampler: None = None
+
+    @property
+    def sampler(self) -> Sampler[int]:
+        """What Lightning looks at: it calls `set_epoch` on a sampler that has it, and knows a sequential one."""
+        return self._sequential if self._shuffle is None else self._shuffle
+
+    def order(self) -> Tensor:
+        """Returns this process's samples in the current epoch's order, int64 [at most ceil(N / world_size)]."""
+        if self._shuffle is None:
+            return torch.arange(len(self.labels))[self.rank :: self.world_size]
+        order = self._shuffle.order()
+        if len(order) % self.world_size:
+            padded = math.ceil(len(order) / self.world_size) * self.world_size
+            order = order[torch.arange(padded) % len(order)]
+        return order[self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        # A rank beyond the remainder has one sample less, unless the order is padded.
+        missing = 0 if self._shuffle is not None else self.rank
+        samples = math.ceil((len(self.labels) - missing) / self.world_size)
+        return math.ceil(samples / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images, float32 [B, 1, H, W], and labels, int64 [B]."""
+        order = self.order()
+        for start in range(0, len(order), self.batch_size):
+            index = order[start : start + self.batch_size]
+            yield self.images[index].float().div_(self.scale), self.labels[index]
