@@ -1,0 +1,7 @@
+"""What is watched and said during a fit."""
+
+from locoprop_lightning.callbacks.fit_summary import FitSummary
+from locoprop_lightning.callbacks.local_loss_monitor import LocalLossMonitor
+from locoprop_lightning.callbacks.prediction_writer import PredictionWriter
+
+__all__ = ["FitSummary", "LocalLossMonitor", "PredictionWriter"]

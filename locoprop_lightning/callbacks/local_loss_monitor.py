@@ -1,0 +1,53 @@
+"""Local losses in the logs."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.module import LocoPropModule
+from locoprop_lightning.solvers import Status
+
+
+class LocalLossMonitor(Callback):
+    """Logs ``local_loss/<layer>/first``, ``/last`` and ``/reduction``, and ``/status/<name>`` counts of refused solves.
+
+    The curves are computed on the logged steps alone, where they cost about as much as the solve itself.
+
+    Args:
+        every_n_steps: Steps between two logged ones; the trainer's ``log_every_n_steps`` if not given, 0 for never.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 0:
+            raise UserError(f"LocalLossMonitor(every_n_steps={every_n_steps}): must be at least 0.")
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Asks the module to record on a step that is due."""
+        every = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
+        if isinstance(pl_module, LocoPropModule):
+            pl_module.record_losses = bool(trainer.loggers) and every > 0 and trainer.global_step % every == 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes what was recorded."""
+        if not isinstance(pl_module, LocoPropModule) or not pl_module.record_losses:
+            return
+        values: dict[str, float] = {}
+        solver = pl_module.solver
+        for name, outcome in solver.outcomes.items():
+            if outcome.losses is None:
+                continue
+            first, last = outcome.losses[[0, -1]].tolist()
+            values[f"local_loss/{name}/first"] = first
+            values[f"local_loss/{name}/last"] = last
+            values[f"local_loss/{name}/reduction"] = 1 - last / first if first else 0.0
+            for status in (Status.NONFINITE, Status.DIVERGED):
+                count = solver.counts.get(name, {}).get(status.value, 0)
+                if count:
+                    values[f"local_loss/{name}/status/{status.value}"] = count
+        step = trainer.global_step - 1
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)

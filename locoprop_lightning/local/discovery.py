@@ -1,0 +1,246 @@
+"""Which layers are local, and the transfer that follows each, found by one probing forward pass."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.transfer import (
+    Identity,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Softplus,
+    Tanh,
+    Transfer,
+    resolve_transfer,
+)
+
+
+class Layer:
+    """A layer with weights and who trains it.
+
+    Attributes:
+        name: Name in the network.
+        module: The layer.
+        transfer: What follows it; None for a layer that is not local.
+        reason: Why it is not local, or why its transfer is the identity; empty where there is nothing to say.
+        output: Whether its pre-activation is the network's output.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, transfer: Transfer | None, reason: str = "", output: bool = False
+    ) -> None:
+        self.name = name
+        self.module = module
+        self.transfer = transfer
+        self.reason = reason
+        self.output = output
+
+    @property
+    def local(self) -> bool:
+        """Whether a local solver trains the layer."""
+        return self.transfer is not None
+
+
+def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, nn.Linear]:
+    """Linear layers that a local solver may train, by name: trainable, not skipped, weights of their own.
+
+    Raises:
+        UserError: If a pattern of ``skip`` matches no layer.
+    """
+    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+    check_patterns("skip", skip, linear)
+    owners: dict[Tensor, int] = {}
+    for _, parameter in network.named_parameters(remove_duplicate=False):
+        owners[parameter] = owners.get(parameter, 0) + 1
+    found = {}
+    for name, layer in linear.items():
+        parameters = list(layer.parameters())
+        own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
+        plain = isinstance(layer.weight, nn.Parameter) and len(parameters) == 1 + (layer.bias is not None)
+        if own and plain and not any(fnmatchcase(name, pattern) for pattern in skip):
+            found[name] = layer
+    return found
+
+
+def check_patterns(setting: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+    """Refuses a pattern that matches no name, as a typing error would.
+
+    Raises:
+        UserError: Names the setting, the pattern and the names there are.
+    """
+    names = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"{setting}: {pattern!r} matches no layer; the layers are {', '.join(names) or 'none'}.")
+
+
+def discover(
+    network: nn.Module,
+    inputs: Tensor,
+    skip: Sequence[str] = (),
+    transfers: Mapping[str, "str | Transfer"] | None = None,
+    objective: str = "matching",
+    output_transfer: str | Transfer = "identity",
+) -> list[Layer]:
+    """Runs the network once, in eval mode and without gradients, and says of every layer who trains it.
+
+    The pass watches which functions consume each layer's output, so modules, functional calls and Tensor methods all
+    count. Random state, buffers and training modes are left as they were.
+
+    Args:
+        network: The network.
+        inputs: A few samples of a batch.
+        skip: Patterns of layers that are not local.
+        transfers: Transfer of a layer by name, overriding what is found.
+        objective: "matching" takes the activation that follows a layer, "squared" the identity for all.
+        output_transfer: Transfer of a layer whose pre-activation is the network's output.
+
+    Returns:
+        Every layer that has parameters of its own, in the network's order.
+    """
+    found = candidates(network, skip)
+    transfers = dict(transfers or {})
+    for name in transfers:
+        if name not in found:
+            raise UserError(f"transfers: {name!r} is not a local layer; they are {', '.join(found) or 'none'}.")
+    probe = _probe(network, inputs, found)
+    layers = []
+    for name, module in network.named_modules():
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if name not in found:
+            layers.append(Layer(name, module, None, _why_not(name, module, skip)))
+        elif probe.reads(name) != probe.calls[name]:
+            layers.append(Layer(name, module, None, "weights are read outside the layer"))
+        elif probe.calls[name] == 0:
+            layers.append(Layer(name, module, None, "not called in the forward pass"))
+        else:
+            transfer, reason, output = probe.transfer(name)
+            if objective == "squared":
+                transfer, reason = Identity(), ""
+            elif output:
+                transfer = resolve_transfer(output_transfer)
+            if name in transfers:
+                transfer, reason = resolve_transfer(transfers[name]), "set by transfers"
+            layers.append(Layer(name, module, transfer, reason, output))
+    return layers
+
+
+def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
+    if any(fnmatchcase(name, pattern) for pattern in skip):
+        return "skipped"
+    if not any(p.requires_grad for p in module.parameters(recurse=False)):
+        return "frozen"
+    return "weights are shared or parametrized" if isinstance(module, nn.Linear) else ""
+
+
+def _probe(network: nn.Module, inputs: Tensor, layers: Mapping[str, nn.Linear]) -> "_Probe":
+    modes = [(m, m.training) for m in network.modules()]
+    buffers = [(b, b.clone()) for b in network.buffers()]
+    probe = _Probe(layers)
+    hooks = [m.register_forward_hook(probe.hook(name)) for name, m in layers.items()]
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    try:
+        network.eval()
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), probe:
+            output = network(inputs)
+        probe.finish(output)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+    return probe
+
+
+class _Probe(TorchFunctionMode):
+    """Watches which functions consume the outputs of layers, and which read their weights."""
+
+    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        super().__init__()
+        self.calls = dict.fromkeys(layers, 0)
+        self._weights = {id(layer.weight): name for name, layer in layers.items()}
+        self._reads = dict.fromkeys(layers, 0)
+        self._consumers: dict[str, list[Transfer | None]] = {name: [] for name in layers}
+        self._outputs: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that no id is used twice
+        self._is_output: set[str] = set()
+
+    def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            self.calls[name] += 1
+            self._outputs[id(output)] = (name, output)
+
+        return hook
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        if not made:  # an attribute such as shape or dim() is no consumer
+            return result
+        taken = {id(x): x for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)}
+        for key, tensor in taken.items():
+            if key in self._weights:
+                self._reads[self._weights[key]] += 1
+            if key in self._outputs and self._outputs[key][1] is tensor:
+                self._consumers[self._outputs[key][0]].append(_transfer_of(func, args, kwargs))
+                if any(x is tensor for x in made):  # in place: what follows consumes the activation
+                    del self._outputs[key]
+        return result
+
+    def finish(self, output: Any) -> None:
+        for tensor in tree_leaves(output):
+            if id(tensor) in self._outputs:
+                self._is_output.add(self._outputs[id(tensor)][0])
+        self._outputs.clear()
+
+    def reads(self, name: str) -> int:
+        return self._reads[name]
+
+    def transfer(self, name: str) -> tuple[Transfer, str, bool]:
+        consumers = self._consumers[name]
+        if name in self._is_output:
+            return Identity(), "" if not consumers else "output that is used inside too", not consumers
+        first = consumers[0] if consumers else None
+        if first is None or len(consumers) != self.calls[name]:
+            return Identity(), "no single known activation follows", False
+        if any(repr(c) != repr(first) for c in consumers):
+            return Identity(), "different activations follow", False
+        return first, "", False
+
+
+def _transfer_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Transfer | None:
+    """The transfer that a torch function or Tensor method computes of its first argument, if it is a known one."""
+
+    def argument(position: int, name: str, default: Any) -> Any:
+        return args[position] if len(args) > position else kwargs.get(name, default)
+
+    name = getattr(func, "__name__", "").rstrip("_")
+    if name == "tanh":
+        return Tanh()
+    if name == "relu":
+        return ReLU()
+    if name == "sigmoid":
+        return Sigmoid()
+    if name == "leaky_relu":
+        slope = argument(1, "negative_slope", 0.01)
+        return LeakyReLU(slope) if slope >= 0 else None
+    if name == "softplus":
+        return Softplus(float(argument(1, "beta", 1.0)))
+    if name == "softmax" and args:
+        dim = argument(1, "dim", None)
+        return Softmax() if dim is not None and dim in (-1, args[0].dim() - 1) else None
+    return None

@@ -1,0 +1,71 @@
+"""How a layer with weights acts on its input: apply, adjoint and Gram matrix.
+
+Weight and bias are one matrix V = [W | b] [d_out, d_in + 1] (no last column without a bias). The constant-one input that
+belongs to the bias exists in the mathematics only: the products below treat it apart, the rows are never copied.
+"""
+
+import torch
+from torch import Tensor
+
+
+class LinearMap:
+    """The map of ``nn.Linear`` at fixed inputs.
+
+    Args:
+        rows: Y, inputs of the layer [n, d_in].
+        bias: Whether the layer has a bias.
+    """
+
+    def __init__(self, rows: Tensor, bias: bool) -> None:
+        self.rows = rows  # Y
+        self.bias = bias
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.rows.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of V: d_in, and one for the bias."""
+        return self.rows.shape[1] + self.bias
+
+    def apply(self, v: Tensor, start: Tensor | None = None) -> Tensor:
+        """Y V^T, added to ``start`` if given [n, d_out]."""
+        d = self.rows.shape[1]
+        weight = v[:, :d].t()
+        out = self.rows @ weight if start is None else torch.addmm(start, self.rows, weight)
+        return out.add_(v[:, d]) if self.bias else out
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        """R^T Y [d_out, width]."""
+        d = self.rows.shape[1]
+        out = r.new_empty(r.shape[1], self.width)
+        torch.mm(r.t(), self.rows, out=out[:, :d])
+        if self.bias:
+            torch.sum(r, 0, out=out[:, d])
+        return out
+
+    def gram(self) -> Tensor:
+        """C = Y^T Y [width, width]."""
+        d = self.rows.shape[1]
+        out = self.rows.new_empty(self.width, self.width)
+        torch.mm(self.rows.t(), self.rows, out=out[:d, :d])
+        if self.bias:
+            out[d, :d] = out[:d, d] = self.rows.sum(0)
+            out[d, d] = self.n
+        return out
+
+    def kernel(self) -> Tensor:
+        """Y Y^T [n, n]."""
+        out = self.rows @ self.rows.t()
+        return out.add_(1) if self.bias else out
+
+    def trace(self) -> Tensor:
+        """trace(C), scalar."""
+        return self.rows.square().sum() + self.n * self.bias
+
+
+def sample_rows(n: int, m: int) -> slice:
+    """At most ``m`` evenly spaced rows of ``n``."""
+    return slice(None, None, -(-n // m))

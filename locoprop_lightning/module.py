@@ -1,0 +1,343 @@
+"""The two Lightning modules: local solves (manual optimisation) and plain back-propagation for the baselines."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW
+from torchmetrics import MetricCollection
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.layer_table import print_layers
+from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer, discover, resolve_transfer
+from locoprop_lightning.local.discovery import candidates, check_patterns
+from locoprop_lightning.oracles import GradientOracle, Oracle
+from locoprop_lightning.solvers import LocalSolver
+from locoprop_lightning.tasks import Task
+
+Batch = tuple[Tensor, Tensor]
+_PROBE_SAMPLES = 2
+
+
+class SupervisedModule(LightningModule):
+    """What both modules share: evaluation, logging and the table of layers.
+
+    Args:
+        network: The network.
+        task: Loss and metrics.
+    """
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network = network
+        self.task = task
+        metrics = task.metrics()
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self._layers: list[Layer] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the network."""
+        return self.network(x)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
+        """Predictions of the task for a batch, with or without targets."""
+        return self.task.predict(self(batch if isinstance(batch, Tensor) else batch[0]))
+
+    def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection) -> None:
+        x, y = batch
+        output = self(x)
+        metrics.update(self.task.predict(output), y)
+        self.log(f"{stage}/loss", self.task.loss(output, y), batch_size=len(x), prog_bar=stage == "val", sync_dist=True)
+        self.log_dict(metrics, batch_size=len(x), prog_bar=stage == "val")
+
+    @property
+    def _logs_this_step(self) -> bool:
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def _log_training(self, loss: Tensor, output: Tensor, y: Tensor, rate: float, logs: bool) -> None:
+        self.log("train/loss", loss, prog_bar=True)
+        if logs:
+            self.log_dict(self.train_metrics(self.task.predict(output), y))
+            self.train_metrics.reset()
+            self.log("lr", rate)
+
+
+class BackpropModule(SupervisedModule):
+    """Trains by back-propagation with any torch optimizer: the baselines.
+
+    Args:
+        network: The network.
+        task: Loss and metrics.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes a schedule from the optimizer; stepped once a batch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(network, task)
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Prints the table of layers before the first step."""
+        if self._layers is None:
+            self._layers = discover(self.network, batch[0][:_PROBE_SAMPLES])
+            name = type(self.trainer.optimizers[0]).__name__
+            trained = {layer.name: name for layer in self._layers if layer.reason != "frozen"}
+            print_layers(self.trainer, self._layers, trained, plain=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One forward pass; Lightning does the rest."""
+        x, y = batch
+        logs = self._logs_this_step
+        output = self(x)
+        loss = self.task.loss(output, y)
+        self._log_training(loss.detach(), output.detach(), y, self.trainer.optimizers[0].param_groups[0]["lr"], logs)
+        return loss
+
+    def configure_optimizers(self) -> Any:  # noqa: D102
+        optimizer = self._optimizer(p for p in self.network.parameters() if p.requires_grad)
+        if self._lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+        }
+
+
+class LocoPropModule(SupervisedModule):
+    """Trains every linear layer by its own local problem (review, section 2).
+
+    A training step does one forward and one backward pass, builds each layer's target T = f(A) - lambda_a D, and steps the
+    outer optimizer; the solver, a callback, solves all layers in ``on_before_optimizer_step`` and puts W0 - W+ where their
+    gradients are. Other parameters are trained by their true gradient with ``rest_optimizer``.
+
+    Args:
+        network: The network.
+        task: Loss, link and metrics.
+        solver: Solves the local problems.
+        lambda_a: Length of the oracle's step, above 0; its scale is the oracle's.
+        lambda_r: Strength of the proximal term, above 0.
+        objective: "matching" is LocoProp-M (f is the activation that follows the layer), "squared" LocoProp-S.
+        oracle: Direction of the target; ``GradientOracle`` if not given.
+        output_transfer: f of the output layer for M: "identity" as in the review's code, "link" as in the LocoProp paper.
+        transfers: f of a layer by name, a name or a Transfer, overriding what the probing pass finds.
+        skip: Patterns of layers that ``rest_optimizer`` trains.
+        damping: "absolute" takes lambda_r as it is, "relative" times trace(C)/d_in.
+        overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
+        guard: Whether a diverged local solution leaves its layer untouched for the step. A non-finite one always does.
+        optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
+        rest_optimizer: Trains all other parameters.
+        lr_scheduler: Makes a schedule of the outer rate, stepped once a batch; ``rest_optimizer`` follows by its factor.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        solver: LocalSolver,
+        lambda_a: float,
+        lambda_r: float,
+        objective: Literal["matching", "squared"] = "matching",
+        oracle: Oracle | None = None,
+        output_transfer: Literal["identity", "link"] = "identity",
+        transfers: dict[str, str | Transfer] | None = None,
+        skip: Sequence[str] = (),
+        damping: Literal["absolute", "relative"] = "absolute",
+        overrides: dict[str, dict[str, float]] | None = None,
+        guard: bool = True,
+        optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
+        rest_optimizer: OptimizerCallable = lambda p: AdamW(p),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(network, task)
+        self.automatic_optimization = False
+        _choice("objective", objective, ("matching", "squared"))
+        _choice("output_transfer", output_transfer, ("identity", "link"))
+        _choice("damping", damping, ("absolute", "relative"))
+        _positive("lambda_a", lambda_a)
+        _positive("lambda_r", lambda_r)
+        self.solver = solver
+        self.lambda_a = lambda_a
+        self.lambda_r = lambda_r
+        self.objective = objective
+        self.oracle = GradientOracle() if oracle is None else oracle
+        self.output_transfer = task.link if output_transfer == "link" else "identity"
+        self.transfers = {name: resolve_transfer(t) for name, t in (transfers or {}).items()}
+        self.skip = list(skip)
+        self.damping = damping
+        self.guard = guard
+        self._optimizer = optimizer
+        self._rest_optimizer = rest_optimizer
+        self._lr_scheduler = lr_scheduler
+        self._candidates = candidates(network, self.skip)
+        if not self._candidates:
+            raise UserError("LocoPropModule: the network has no linear layer to train locally; use BackpropModule.")
+        self._settings = self._layer_settings(overrides or {})
+        self._local: dict[str, nn.Linear] = {}
+        self.problems: dict[str, LocalProblem] = {}
+        self.record_losses = False  # whether this step computes the local-loss curves
+
+    def _layer_settings(self, overrides: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        check_patterns("overrides", overrides, self._candidates)
+        settings = {name: {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r} for name in self._candidates}
+        for pattern, values in overrides.items():
+            for key, value in values.items():
+                _choice(f"overrides[{pattern!r}]", key, ("lambda_a", "lambda_r"))
+                _positive(f"overrides[{pattern!r}].{key}", value)
+            for name in settings:
+                if fnmatchcase(name, pattern):
+                    settings[name].update(values)
+        return settings
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Hands the solver to the trainer, so that it cannot be forgotten."""
+        return [self.solver]
+
+    def configure_optimizers(self) -> Any:
+        """The outer optimizer and the rest optimizer.
+
+        Only the first batch tells which layers cannot be local, so the rest optimizer is given every parameter; torch's
+        optimizers pass over those without a gradient.
+        """
+        local = [p for layer in self._candidates.values() for p in layer.parameters()]
+        outer = self._optimizer(local)
+        rest = self._rest_optimizer(p for p in self.network.parameters() if p.requires_grad)
+        for group in rest.param_groups:
+            group["initial_lr"] = group["lr"]
+        schedules = [] if self._lr_scheduler is None else [self._lr_scheduler(outer)]
+        return [outer, rest], schedules
+
+    def on_fit_start(self) -> None:
+        """Refuses what local solves cannot do.
+
+        Raises:
+            UserError: For several processes, and for a precision that scales the loss.
+        """
+        if self.trainer.world_size > 1:
+            raise UserError(
+                f"trainer.devices: local problems are not reduced over processes, and there are "
+                f"{self.trainer.world_size}; set trainer.devices to 1."
+            )
+        if self.trainer.precision == "16-mixed":
+            raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One pass, all local solves, one outer step."""
+        x, y = batch
+        starting = self._layers is None
+        if starting:
+            self._discover(x)
+        logs = self._logs_this_step
+        outer, rest = self.optimizers()  # type: ignore[attr-defined]
+        self.network.zero_grad(set_to_none=True)
+        with Tape(self._local) as tape:
+            output = self(x)
+            loss = self.task.loss(output, y)
+            self.manual_backward(loss)
+        device = loss.device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            self.problems = {n: self._problem(n, record) for n, record in tape.records.items() if record.complete}
+        if starting:
+            self._announce()
+        rate = outer.param_groups[0]["lr"]
+        outer.step()
+        self.problems = {}
+        self._step_rest(outer, rest)
+        self._log_training(loss.detach(), output.detach(), y, rate, logs)
+        return {"loss": loss.detach()}
+
+    def _discover(self, x: Tensor) -> None:
+        self._layers = discover(
+            self.network, x[:_PROBE_SAMPLES], self.skip, self.transfers, self.objective, self.output_transfer
+        )
+        self._local = {layer.name: self._candidates[layer.name] for layer in self._layers if layer.local}
+        self._transfers = {layer.name: layer.transfer for layer in self._layers if layer.transfer is not None}
+
+    def _announce(self) -> None:
+        for problem in self.problems.values():
+            self.solver.check(problem)
+        rest = type(self.trainer.optimizers[1]).__name__
+        trained = {layer.name: rest for layer in self._layers or [] if layer.reason != "frozen"}
+        trained |= {name: self.solver.describe(problem) for name, problem in self.problems.items()}
+        print_layers(self.trainer, self._layers or [], trained)
+
+    def _problem(self, name: str, record: Record) -> LocalProblem:
+        layer, settings = self._local[name], self._settings[name]
+        y, a, g = record.rows()
+        gradient = None  # lambda_a D^T Y, from the back-propagated G^T Y unless autocast has rounded that
+        if not record.autocast and layer.weight.grad is not None and layer.weight.dtype == y.dtype:
+            gradient = layer.weight.grad
+            if layer.bias is not None and layer.bias.grad is not None:
+                gradient = torch.cat([gradient, layer.bias.grad[:, None]], 1)
+            gradient = self.oracle.weight_direction(gradient) * settings["lambda_a"]
+        problem = LocalProblem(
+            rows=y,
+            pre_activation=a,
+            direction=self.oracle.direction(g),
+            weight=layer.weight.detach().to(y.dtype),
+            bias=None if layer.bias is None else layer.bias.detach().to(y.dtype),
+            transfer=self._transfers[name],
+            lambda_a=settings["lambda_a"],
+            lambda_r=settings["lambda_r"],
+            first_gradient=gradient,
+            name=name,
+        )
+        if self.damping == "relative":
+            problem.lambda_r = settings["lambda_r"] * problem.map.trace() / problem.map.width
+        return problem
+
+    def commit(self, name: str, displacement: Tensor | None) -> None:
+        """Puts W0 - W+ where the gradients of a layer are; None leaves the layer alone for this step.
+
+        Args:
+            name: Name of the layer.
+            displacement: V = W+ - W0 [d_out, width].
+        """
+        layer = self._local[name]
+        if displacement is None:
+            layer.zero_grad(set_to_none=True)
+            return
+        weight, bias = self.problems[name].split(displacement)
+        layer.weight.grad = weight.neg().to(layer.weight.dtype)
+        if bias is not None:
+            layer.bias.grad = bias.neg().to(layer.bias.dtype)
+
+    def _step_rest(self, outer: LightningOptimizer, rest: LightningOptimizer) -> None:
+        for layer in self._local.values():  # these are done; without a gradient the rest optimizer passes over them
+            layer.zero_grad(set_to_none=True)
+        rest.optimizer.step()  # not the wrapper's, which would count a second global step
+        schedule = self.lr_schedulers()
+        if schedule is not None:
+            schedule.step()  # type: ignore[union-attr]
+            group = outer.param_groups[0]
+            for other in rest.param_groups:
+                other["lr"] = other["initial_lr"] * group["lr"] / group["initial_lr"]
+
+
+def _choice(setting: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{setting}={value!r}: take one of {', '.join(allowed)}.")
+
+
+def _positive(setting: str, value: float) -> None:
+    if not value > 0:
+        raise UserError(f"{setting}={value}: must be above 0.")

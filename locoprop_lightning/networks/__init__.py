@@ -1,0 +1,5 @@
+"""Networks that the shipped configurations train."""
+
+from locoprop_lightning.networks.mlp import MLP
+
+__all__ = ["MLP"]

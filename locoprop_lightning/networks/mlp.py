@@ -1,0 +1,65 @@
+"""The review's fully connected network."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from locoprop_lightning.errors import UserError
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}
+
+
+class MLP(nn.Sequential):
+    """Flattens its input [n, ...] and returns logits [n, out_features]; PyTorch's default initialisation.
+
+    The defaults are the review's code: 784-512-(512 x 5)-10 with tanh, 1,720,330 parameters.
+
+    Args:
+        in_features: Values in a sample.
+        hidden_features: Units in a hidden layer.
+        hidden_layers: Number of hidden layers, at least 0.
+        out_features: Number of outputs.
+        activation: What follows each hidden layer.
+        bias: Whether the layers have biases.
+
+    Example:
+        >>> sum(p.numel() for p in MLP().parameters())
+        1720330
+    """
+
+    def __init__(
+        self,
+        in_features: int = 784,
+        hidden_features: int = 512,
+        hidden_layers: int = 6,
+        out_features: int = 10,
+        activation: Literal["tanh", "relu", "leaky_relu", "sigmoid", "softplus", "identity"] = "tanh",
+        bias: bool = True,
+    ) -> None:
+        if hidden_layers < 0:
+            raise UserError(f"MLP(hidden_layers={hidden_layers}): must be at least 0.")
+        if activation not in _ACTIVATIONS:
+            raise UserError(f"MLP(activation={activation!r}): take one of {', '.join(_ACTIVATIONS)}.")
+        modules: list[nn.Module] = [nn.Flatten()]
+        width = in_features
+        for _ in range(hidden_layers):
+            modules += [nn.Linear(width, hidden_features, bias=bias), _ACTIVATIONS[activation]()]
+            width = hidden_features
+        super().__init__(*modules, nn.Linear(width, out_features, bias=bias))
+        self.in_features = in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [n, out_features] of samples [n, ...]."""
+        if x[0].numel() != self.in_features:
+            raise UserError(
+                f"MLP(in_features={self.in_features}): a sample of this data has {x[0].numel()} values, shape "
+                f"{tuple(x.shape[1:])}; set in_features to {x[0].numel()}."
+            )
+        return super().forward(x)

@@ -1,0 +1,22 @@
+"""Fixed-point iteration on the review's eq. 3."""
+
+from typing import Any
+
+from torch import Tensor
+
+from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.solvers.solver import IterativeSolver
+
+
+class FixedPointIteration(IterativeSolver):
+    """W <- W0 - (f(Y W^T) - T)^T Y / lambda_r (review, eq. 3).
+
+    It is gradient descent on the local loss with rate 1/lambda_r, and converges where lambda_r > L lambda_max(C). One
+    iteration is back-propagation with rate lambda_a / lambda_r.
+
+    Args:
+        iterations: T, at least 0.
+    """
+
+    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: Any) -> Tensor:  # noqa: D102
+        return v - gradient / problem.lambda_r

@@ -1,0 +1,198 @@
+"""The solver of local problems: one driver loop, a check of its outcome, and the callback that commits it."""
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local import LocalProblem
+
+State = dict[str, Any]
+
+
+class Status(Enum):
+    """How a local solve ended."""
+
+    SOLVED = "solved"
+    NONFINITE = "nonfinite"
+    DIVERGED = "diverged"
+
+
+class Solution(NamedTuple):
+    """What ``LocalSolver.solve`` returns.
+
+    Attributes:
+        weight: W+ [d_out, d_in].
+        bias: b+ [d_out], or None.
+        status: How the solve ended.
+        losses: Local loss a sample before the first and after each iteration [T + 1], if asked for.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    status: Status
+    losses: Tensor | None
+
+
+class Outcome(NamedTuple):
+    """What a solver makes of a problem, on the device; nothing has been waited for.
+
+    Attributes:
+        displacement: V = W+ - W0 [d_out, width].
+        growth: Scalar, above 0 where the solve diverged: the last residual less the first, or the change of J.
+        losses: The local-loss curve [T + 1], if it was recorded.
+    """
+
+    displacement: Tensor
+    growth: Tensor
+    losses: Tensor | None
+
+
+class LocalSolver(Callback):
+    """Solves the local problem of each layer and hands the displacements to the outer optimizer.
+
+    A solver of one's own overrides ``run``, or derives from ``IterativeSolver`` and overrides ``step``. What evolves
+    from step to step lives in ``state``, a dictionary a layer; it is saved with the checkpoint and may hold tensors, numbers
+    and strings. Hyper-parameters are attributes and are not saved.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, State] = {}  # by name of the layer
+        self.outcomes: dict[str, Outcome] = {}  # of the latest step
+        self.statuses: dict[str, Status] = {}
+        self.counts: dict[str, dict[str, int]] = {}  # steps that ended badly, by layer and status
+
+    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
+        """Solves one problem without waiting for the device.
+
+        Args:
+            problem: The problem; not changed.
+            state: What evolves for this layer; may be changed.
+            record: Whether to compute the local-loss curve.
+        """
+        raise NotImplementedError
+
+    def check(self, problem: LocalProblem) -> None:
+        """Refuses a problem that the solver cannot solve, with a UserError; called for each layer before training."""
+
+    def describe(self, problem: LocalProblem) -> str:
+        """Who trains the layer, for the table of layers."""
+        return type(self).__name__
+
+    def solve(self, problem: LocalProblem, record: bool = False) -> Solution:
+        """Solves one problem alone, without a trainer.
+
+        Args:
+            problem: The problem; not changed.
+            record: Whether to compute the local-loss curve.
+
+        Returns:
+            The new weights, whatever the status: it says whether a trainer would apply them.
+        """
+        self.check(problem)
+        with torch.no_grad():
+            outcome = self.run(problem, self.state.setdefault(problem.name, {}), record)
+            weight, bias = problem.split(outcome.displacement)
+            return Solution(
+                problem.weight + weight,
+                None if problem.bias is None or bias is None else problem.bias + bias,
+                judge([outcome])[0],
+                outcome.losses,
+            )
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Solves all layers from this one forward pass, then puts W0 - W+ where their gradients are."""
+        problems: dict[str, LocalProblem] = pl_module.problems  # type: ignore[assignment]
+        record: bool = pl_module.record_losses  # type: ignore[assignment]
+        device = next(iter(problems.values())).direction.device.type if problems else "cpu"
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            self.outcomes = {
+                name: self.run(problem, self.state.setdefault(name, {}), record) for name, problem in problems.items()
+            }
+            self.statuses = dict(zip(self.outcomes, judge(list(self.outcomes.values())), strict=True))
+            for name, status in self.statuses.items():
+                if status is not Status.SOLVED:
+                    counts = self.counts.setdefault(name, {})
+                    counts[status.value] = counts.get(status.value, 0) + 1
+                applied = status is Status.SOLVED or (status is Status.DIVERGED and not pl_module.guard)
+                v = self.outcomes[name].displacement if applied else None
+                pl_module.commit(name, v)  # type: ignore[operator]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What evolves, by layer; no hyper-parameters, so that an edited configuration holds on resume."""
+        return {"state": self.state, "counts": self.counts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self.state = state_dict["state"]
+        self.counts = state_dict["counts"]
+
+
+class IterativeSolver(LocalSolver):
+    """T inner steps from V = 0; the first gradient is the back-propagated one, so T steps cost T - 1 gradients.
+
+    Args:
+        iterations: T, at least 0.
+    """
+
+    proximal = True  # whether the gradients contain lambda_r V
+
+    def __init__(self, iterations: int = 10) -> None:  # T
+        super().__init__()
+        if iterations < 0:
+            raise UserError(f"{type(self).__name__}(iterations={iterations}): must be at least 0.")
+        self.iterations = iterations
+
+    def init(self, problem: LocalProblem, state: State) -> Any:
+        """Makes what the steps of one solve share; handed to every ``step``."""
+        return None
+
+    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: Any) -> Tensor:
+        """Displacement of iteration k + 1 [d_out, width].
+
+        Args:
+            problem: The problem.
+            v: Displacement of iteration k [d_out, width], not to be changed.
+            gradient: grad J there [d_out, width], not to be changed.
+            k: Number of the iteration, from 0.
+            inner: What ``init`` returned.
+        """
+        raise NotImplementedError
+
+    def residual(self, problem: LocalProblem, gradient: Tensor, inner: Any) -> Tensor:
+        """Size of the residual, scalar, after the step that used ``gradient``; a solve whose residual grew diverged."""
+        return torch.linalg.vector_norm(gradient)
+
+    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
+        """The driver loop."""
+        v = problem.zeros()
+        gradient = problem.first_gradient
+        first = last = gradient.new_zeros(())
+        losses = [problem.loss(v)] if record else None
+        inner = self.init(problem, state)
+        for k in range(self.iterations):
+            if k > 0:
+                gradient = problem.gradient(v, self.proximal)
+            v = self.step(problem, v, gradient, k, inner)
+            last = self.residual(problem, gradient, inner)
+            if k == 0:
+                first = last
+            if losses is not None:
+                losses.append(problem.loss(v))
+        return Outcome(v, last - first, torch.stack(losses) if losses is not None else None)
+
+
+def judge(outcomes: list[Outcome]) -> list[Status]:
+    """Status of each outcome, with a single wait for the device."""
+    if not outcomes:
+        return []
+    norms = [torch.linalg.vector_norm(o.displacement) for o in outcomes]
+    flags = torch.stack([torch.stack((norm, o.growth)) for norm, o in zip(norms, outcomes, strict=True)])
+    finite = flags.isfinite().all(1).tolist()
+    grown = (flags[:, 1] > 0).tolist()
+    return [
+        Status.NONFINITE if not ok else Status.DIVERGED if worse else Status.SOLVED
+        for ok, worse in zip(finite, grown, strict=True)
+    ]
