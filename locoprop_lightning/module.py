@@ -126,9 +126,9 @@ class BackpropModule(SupervisedModule):
 class LocoPropModule(SupervisedModule):
     """Trains every linear layer by its own local problem (review, section 2).
 
-    A training step does one forward and one backward pass, builds each layer's target T = f(A) - lambda_a D, and steps the
-    outer optimizer; the solver, a callback, solves all layers in ``on_before_optimizer_step`` and puts W0 - W+ where their
-    gradients are. Other parameters are trained by their true gradient with ``rest_optimizer``.
+    A training step does one forward and one backward pass, builds each layer's target T = f(A) - lambda_a D, and steps
+    the outer optimizer; the solver, a callback, solves all layers in ``on_before_optimizer_step`` and puts W0 - W+
+    where their gradients are. Other parameters are trained by their true gradient with ``rest_optimizer``.
 
     Args:
         network: The network.
@@ -138,7 +138,8 @@ class LocoPropModule(SupervisedModule):
         lambda_r: Strength of the proximal term, above 0.
         objective: "matching" is LocoProp-M (f is the activation that follows the layer), "squared" LocoProp-S.
         oracle: Direction of the target; ``GradientOracle`` if not given.
-        output_transfer: f of the output layer for M: "identity" as in the review's code, "link" as in the LocoProp paper.
+        output_transfer: f of the output layer for M: "identity" as in the review's code, "link" as in the LocoProp
+            paper (the task's link function).
         transfers: f of a layer by name, a name or a Transfer, overriding what the probing pass finds.
         skip: Patterns of layers that ``rest_optimizer`` trains.
         damping: "absolute" takes lambda_r as it is, "relative" times trace(C)/d_in.
@@ -146,7 +147,7 @@ class LocoPropModule(SupervisedModule):
         guard: Whether a diverged local solution leaves its layer untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
         rest_optimizer: Trains all other parameters.
-        lr_scheduler: Makes a schedule of the outer rate, stepped once a batch; ``rest_optimizer`` follows by its factor.
+        lr_scheduler: Makes a schedule of the outer rate, stepped once a batch; ``rest_optimizer`` follows.
     """
 
     def __init__(

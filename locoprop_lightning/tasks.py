@@ -11,8 +11,8 @@ class Task:
     """Loss, link and metrics of a network's output.
 
     Attributes:
-        link: Name of the transfer that turns the output into a prediction: the gradient of the loss w.r.t. the output is
-            link(output) less the target, up to the batch mean.
+        link: Name of the transfer that turns the output into a prediction: the gradient of the loss w.r.t. the output
+            is link(output) less the target, up to the batch mean.
     """
 
     link = "identity"

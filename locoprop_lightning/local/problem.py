@@ -1,4 +1,4 @@
-"""The local problem of one layer: a matching loss to the oracle's target plus a proximal term (review, Proposition 1)."""
+"""The local problem of one layer: a matching loss to the oracle's target plus a proximal term (Proposition 1)."""
 
 from torch import Tensor
 

@@ -11,14 +11,14 @@ from locoprop_lightning.solvers.solver import IterativeSolver, State
 class AndersonAcceleration(IterativeSolver):
     """Mixes the last iterates so that their combined residual is smallest (Anderson, 1965; Walker and Ni, 2011).
 
-    Each output unit, a row of [W | b], is a problem of its own (the layer is one problem where F couples the units). With
-    residuals r_i = -grad J(V_i) / lambda_r and weights alpha that sum to one and minimise ||sum_i alpha_i r_i||, the next
-    iterate is sum_i alpha_i (V_i + beta r_i).
+    Each output unit, a row of [W | b], is a problem of its own (the layer is one problem where F couples the units).
+    With residuals r_i = -grad J(V_i) / lambda_r and weights alpha that sum to one and minimise ||sum_i alpha_i r_i||,
+    the next iterate is sum_i alpha_i (V_i + beta r_i).
 
     With ``safeguard``, an extrapolation whose residual is larger than the last accepted one is refused: the unit's beta
-    shrinks by 1 + the factor by which the residual grew (the secant estimate of what the step should have been), and the
-    refused point serves the next mix as a secant only. The last iterate, whose residual would cost one more gradient, is
-    applied where the one before it was accepted; else the unit ends on its last accepted iterate.
+    shrinks by 1 + the factor by which the residual grew (the secant estimate of what the step should have been), and
+    the refused point serves the next mix as a secant only. The last iterate, whose residual would cost one more
+    gradient, is applied where the one before it was accepted; else the unit ends on its last accepted iterate.
 
     Args:
         iterations: T, at least 0.

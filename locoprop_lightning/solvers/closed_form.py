@@ -14,9 +14,9 @@ class ClosedForm(LocalSolver):
     """W+ = W0 - lambda_a D^T Y (lambda_r I + C)^-1 (review, eq. 5; Benzing, 2022), for the squared loss alone.
 
     The defaults are exact on the current batch: by Cholesky, in the kernel form
-    lambda_a D^T (lambda_r I + Y Y^T)^-1 Y where there are fewer rows than inputs. With ``average`` or ``refresh_every`` C is
-    n times a moving average of C/n, bias-corrected, gathered at each refresh; a step from such a C is checked: where J
-    rises on a sample of at most 128 rows, the layer is not moved.
+    lambda_a D^T (lambda_r I + Y Y^T)^-1 Y where there are fewer rows than inputs. With ``average`` or ``refresh_every``
+    C is n times a moving average of C/n, bias-corrected, gathered at each refresh; a step from such a C is checked:
+    where J rises on a sample of at most 128 rows, the layer is not moved.
 
     A Cholesky factorisation that fails in float32 is done again in float64.
 
@@ -72,11 +72,11 @@ class ClosedForm(LocalSolver):
         if state.get("steps", 0) % self.refresh_every == 0:
             current = problem.map.gram() / problem.n
             mean = state.get("mean", torch.zeros_like(current)).to(current)
-            weight = state.get("weight", 0.0)  # 1 - average^updates, the bias correction
+            weight = state.get("weight", torch.zeros(())).to(current)  # 1 - average^updates, the bias correction
             new = self.average * mean + (1 - self.average) * current
             finite = new.sum().isfinite()
             state["mean"] = torch.where(finite, new, mean)
-            state["weight"] = self.average * weight + (1 - self.average)
+            state["weight"] = torch.where(finite, self.average * weight + (1 - self.average), weight)
             state["factor"] = _factorize(state["mean"] * (problem.n / state["weight"]), problem.lambda_r)
             state["rows"] = problem.n
         state["steps"] = state.get("steps", 0) + 1

@@ -55,8 +55,8 @@ class LocalSolver(Callback):
     """Solves the local problem of each layer and hands the displacements to the outer optimizer.
 
     A solver of one's own overrides ``run``, or derives from ``IterativeSolver`` and overrides ``step``. What evolves
-    from step to step lives in ``state``, a dictionary a layer; it is saved with the checkpoint and may hold tensors, numbers
-    and strings. Hyper-parameters are attributes and are not saved.
+    from step to step lives in ``state``, a dictionary a layer; it is saved with the checkpoint and may hold tensors,
+    numbers and strings. Hyper-parameters are attributes and are not saved.
     """
 
     def __init__(self) -> None:
