@@ -2,10 +2,10 @@
 
     python benchmarks/step_time.py [--iterations 10] [--batch 1024] [--steps 15] [--threads 2]
 
-The floor is the time that the step's matrix products alone take, each timed with torch.mm on tensors of its own shape in
-this same process: a forward pass, a backward pass (weight gradients, and input gradients but for the first layer), and
-T - 1 iterations of two products a layer, the first gradient being the back-propagated one. An Adam step of the same network
-is timed beside it. Nothing is logged or recorded. Steps of all three take turns, and medians are compared.
+The floor is the time that the step's matrix products alone take, by torch.mm on tensors of their shapes in this same
+process: a forward pass, a backward pass (weight gradients, and input gradients but for the first layer), and T - 1
+iterations of two products a layer, the first gradient being the back-propagated one. An Adam step of the same network
+is timed beside it. Nothing is recorded. The three take turns, and medians are compared.
 """
 
 import argparse

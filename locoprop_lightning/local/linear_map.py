@@ -1,7 +1,7 @@
 """How a layer with weights acts on its input: apply, adjoint and Gram matrix.
 
-Weight and bias are one matrix V = [W | b] [d_out, d_in + 1] (no last column without a bias). The constant-one input that
-belongs to the bias exists in the mathematics only: the products below treat it apart, the rows are never copied.
+Weight and bias are one matrix V = [W | b] [d_out, d_in + 1] (no last column without a bias). The constant-one input
+that belongs to the bias exists in the mathematics only: the products treat it apart, the rows are never copied.
 """
 
 import torch
@@ -62,7 +62,7 @@ class LinearMap:
         return out.add_(1) if self.bias else out
 
     def trace(self) -> Tensor:
-        """trace(C), scalar."""
+        """The trace of C, scalar."""
         return self.rows.square().sum() + self.n * self.bias
 
 
