@@ -7,6 +7,7 @@ import torch
 
 from locoprop_lightning.data import FashionMNIST
 from locoprop_lightning.data.fashion_mnist import DEBIAN_FOLDER
+from locoprop_lightning.local import LocalProblem, resolve_transfer
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -27,3 +28,30 @@ def fashion_mnist():
         pytest.skip(f"Fashion-MNIST is neither in {DATA} nor in {DEBIAN_FOLDER}: run `make data`")
     data.setup("fit")
     return data
+
+
+@pytest.fixture
+def make_problem():
+    """Makes random local problems in float64; the default has more rows than inputs."""
+
+    def make(transfer="identity", n=12, d_in=5, d_out=3, bias=True, lambda_a=0.7, lambda_r=None, seed=0, **arguments):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        rows, weight = draw(n, d_in), draw(d_out, d_in) / d_in**0.5
+        b = draw(d_out) / 2 if bias else None
+        return LocalProblem(
+            rows,
+            torch.nn.functional.linear(rows, weight, b),
+            draw(n, d_out) / 4,
+            weight,
+            b,
+            resolve_transfer(transfer),
+            lambda_a,
+            2.0 if lambda_r is None else lambda_r,
+            **{"name": "layer", **arguments},
+        )
+
+    return make

@@ -4,8 +4,6 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 _DECAY = 0.7
@@ -48,19 +46,18 @@ class FitSummary(Callback):
         """Prints the summary on the first process."""
         if not trainer.is_global_zero or self._smoothed is None or self._raw is None:
             return
-        table = Table(title="Summary", title_justify="left", show_header=False)
-        metrics = trainer.callback_metrics
-        table.add_row("train loss", f"{self._raw.item():.4f} (smoothed {self._smoothed.item():.4f})")
-        for name in sorted(metrics):
+        lines = [("train loss", f"{self._raw.item():.4f} (smoothed {self._smoothed.item():.4f})")]
+        for name, value in sorted(trainer.callback_metrics.items()):
             if name.startswith("val/"):
-                table.add_row(name.replace("val/", "validation "), f"{metrics[name].item():.4f}")
-        table.add_row("steps", str(trainer.global_step))
-        table.add_row("seconds", f"{time.perf_counter() - self._fit_started:.1f}")
-        table.add_row("milliseconds a step", f"{1000 * self._seconds / max(self._steps, 1):.1f}")
+                lines.append((name.replace("val/", "validation "), f"{value.item():.4f}"))
+        lines.append(("steps", str(trainer.global_step)))
+        lines.append(("seconds", f"{time.perf_counter() - self._fit_started:.1f}"))
+        lines.append(("milliseconds a step", f"{1000 * self._seconds / self._steps:.1f}"))
         if trainer.log_dir is not None:
-            table.add_row("logs", trainer.log_dir)
-            table.add_row("see them", f"tensorboard --logdir {trainer.log_dir}")
-        Console(soft_wrap=True).print(table)
+            lines.append(("logs", trainer.log_dir))
+            lines.append(("see them", f"tensorboard --logdir {trainer.log_dir}"))
+        # Plain lines, not a table: a folder that is cut or wrapped could not be copied.
+        print("\nSummary", *(f"  {name:<20} {value}" for name, value in lines), sep="\n")
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"smoothed": self._smoothed, "seconds": self._seconds, "steps": self._steps}

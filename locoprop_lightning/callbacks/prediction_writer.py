@@ -1,16 +1,14 @@
 """Predictions as a file."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(Callback):
     """Writes the predictions of ``locoprop predict`` as one tensor, in the order of the data.
 
     Args:
@@ -18,16 +16,26 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, path: str | None = None) -> None:
-        interval: Literal["epoch"] = "epoch"
-        super().__init__(interval)
         self.path = path
+        self._parts: list[Tensor] = []
 
-    def write_on_epoch_end(
-        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
+        """Keeps the predictions of a batch."""
+        self._parts.append(outputs.cpu())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the batches and writes them."""
-        parts: list[Tensor] = [p.cpu() for p in predictions]
-        path = Path(self.path) if self.path else Path(trainer.log_dir or trainer.default_root_dir) / "predictions.pt"
+        predictions = torch.cat(self._parts)
+        self._parts.clear()
+        path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.pt")
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(torch.cat(parts), path)
-        print(f"{sum(map(len, parts))} predictions written to {path}; read them with torch.load.")
+        torch.save(predictions, path)
+        print(f"{len(predictions)} predictions written to {path}; read them with torch.load.")

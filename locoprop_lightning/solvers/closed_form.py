@@ -18,7 +18,8 @@ class ClosedForm(LocalSolver):
     C is n times a moving average of C/n, bias-corrected, gathered at each refresh; a step from such a C is checked:
     where J rises on a sample of at most 128 rows, the layer is not moved.
 
-    A Cholesky factorisation that fails in float32 is done again in float64.
+    A Cholesky factorisation that fails, as it can where lambda_r is below the rounding of C, is done again in float64
+    with the negative eigenvalues that rounding left in C set to zero.
 
     Args:
         average: Decay of the moving average of C/n, in [0, 1); 0 takes the current batch alone.
@@ -79,6 +80,8 @@ class ClosedForm(LocalSolver):
             state["weight"] = torch.where(finite, self.average * weight + (1 - self.average), weight)
             state["factor"] = _factorize(state["mean"] * (problem.n / state["weight"]), problem.lambda_r)
             state["rows"] = problem.n
+            if not state["factor"].sum().isfinite():  # the next step tries again
+                state["steps"] = -1
         state["steps"] = state.get("steps", 0) + 1
         factor = state["factor"].to(problem.direction.device)
         # The factor is of n' C/n' + lambda_r for the n' rows of its refresh. A batch of n rows wants the same mean C:
@@ -87,11 +90,15 @@ class ClosedForm(LocalSolver):
 
 
 def _factorize(c: Tensor, ridge: "float | Tensor") -> Tensor:
-    """Lower Cholesky factor of ``c + ridge I``; ``c`` is changed. One wait for the device."""
-    c.diagonal().add_(ridge)
-    factor, info = torch.linalg.cholesky_ex(c)
-    if info.item() and c.dtype != torch.float64:
-        factor, info = torch.linalg.cholesky_ex(c.double())
+    """Lower Cholesky factor of ``c + ridge I`` [d, d]. One wait for the device."""
+    damped = c.clone()
+    damped.diagonal().add_(ridge)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if info.item() and c.isfinite().all():
+        values, vectors = torch.linalg.eigh(c.double())
+        damped = (vectors * values.clamp_min(0)) @ vectors.mT
+        damped.diagonal().add_(ridge)
+        factor, info = torch.linalg.cholesky_ex(damped)
     return factor.fill_(torch.nan) if info.item() else factor
 
 

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from locoprop_lightning import LocoPropModule, UserError
+from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor
+from locoprop_lightning.data import Digits
+from locoprop_lightning.networks import MLP
+from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.tasks import Classification
+
+
+def fit(folder, *callbacks, lambda_r=10.0):
+    module = LocoPropModule(
+        MLP(64, 16, 1), Classification(), ClosedForm(), lambda_a=30.0, lambda_r=lambda_r, objective="squared"
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        log_every_n_steps=1,
+        logger=TensorBoardLogger(folder, name=None, version="", default_hp_metric=False),
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, Digits(batch_size=500))
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return trainer, events
+
+
+def test_scalars_of_a_run(tmp_path):
+    _, events = fit(tmp_path, LocalLossMonitor(every_n_steps=2))
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"} <= tags
+    assert [e.step for e in events.Scalars("train/loss")] == [0, 1, 2]
+    for layer in ("1", "3"):
+        first, last, reduction = (events.Scalars(f"local_loss/{layer}/{t}") for t in ("first", "last", "reduction"))
+        assert [e.step for e in first] == [0, 2]
+        for f, k, r in zip(first, last, reduction, strict=True):
+            assert 0 < k.value < f.value
+            assert r.value == pytest.approx(1 - k.value / f.value, rel=1e-5)
+
+
+def test_nothing_is_recorded_when_switched_off(tmp_path):
+    _, events = fit(tmp_path, LocalLossMonitor(every_n_steps=0))
+    assert not any(tag.startswith("local_loss") for tag in events.Tags()["scalars"])
+
+
+def test_summary_smooths_the_raw_losses(tmp_path, capsys):
+    _, events = fit(tmp_path, FitSummary())
+    losses = [e.value for e in events.Scalars("train/loss")]
+    smoothed = losses[0]
+    for loss in losses[1:]:
+        smoothed = 0.7 * smoothed + 0.3 * loss
+    printed = capsys.readouterr().out
+    assert f"{losses[-1]:.4f} (smoothed {smoothed:.4f})" in printed
+    assert f"tensorboard --logdir {tmp_path}" in printed
+
+
+def test_summary_goes_on_over_a_resume():
+    first, second = FitSummary(), FitSummary()
+    for loss in (1.0, 2.0):
+        first.on_train_batch_end(None, None, {"loss": torch.tensor(loss)}, None, 0)
+    second.load_state_dict(first.state_dict())
+    second.on_train_batch_end(None, None, {"loss": torch.tensor(3.0)}, None, 0)
+    assert second.state_dict()["smoothed"].item() == pytest.approx(0.7 * (0.7 * 1 + 0.3 * 2) + 0.3 * 3)
+
+
+def test_arguments():
+    with pytest.raises(UserError, match="every_n_steps=-1"):
+        LocalLossMonitor(every_n_steps=-1)

@@ -1,0 +1,213 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local import discover
+from locoprop_lightning.local.transfer import Softplus
+
+
+class Net(nn.Module):
+    """Two layers and what a test does between them."""
+
+    def __init__(self, between, **modules):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.between = between if isinstance(between, nn.Module) else None
+        self._between = between
+
+    def forward(self, x):
+        return self.last(self._between(self.first(x)))
+
+
+def look(network, inputs=None, **arguments):
+    inputs = torch.randn(2, 4) if inputs is None else inputs
+    return {layer.name: layer for layer in discover(network, inputs, **arguments)}
+
+
+@pytest.mark.parametrize(
+    "tanh",
+    [nn.Tanh(), torch.tanh, F.tanh, lambda a: a.tanh(), lambda a: a.tanh_(), torch.tanh_],
+    ids=["module", "torch", "functional", "method", "method_", "torch_"],
+)
+@pytest.mark.filterwarnings("ignore:nn.functional.tanh is deprecated")
+def test_tanh(tanh):
+    layers = look(Net(tanh))
+    assert layers["first"].local and layers["first"].transfer.name == "tanh"
+    assert layers["last"].transfer.name == "identity" and layers["last"].output
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        (nn.ReLU(), "ReLU()"),
+        (nn.ReLU(inplace=True), "ReLU()"),
+        (lambda a: F.relu(a, inplace=True), "ReLU()"),
+        (lambda a: a.relu_(), "ReLU()"),
+        (nn.LeakyReLU(0.2), "LeakyReLU(0.2)"),
+        (nn.LeakyReLU(0.2, inplace=True), "LeakyReLU(0.2)"),
+        (nn.Sigmoid(), "Sigmoid()"),
+        (torch.sigmoid, "Sigmoid()"),
+        (nn.Softplus(beta=2.0), "Softplus(2.0)"),
+        (nn.Softmax(dim=-1), "Softmax()"),
+        (lambda a: a.softmax(1), "Softmax()"),
+        (nn.Softmax(dim=0), "Identity()"),
+        (nn.GELU(), "Identity()"),
+        (nn.LayerNorm(4), "Identity()"),
+        (lambda a: a + torch.tanh(a), "Identity()"),
+        (lambda a: torch.relu_(a).tanh(), "ReLU()"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_transfers_found(between, expected):
+    layer = look(Net(between))["first"]
+    assert layer.local and repr(layer.transfer) == expected
+    assert bool(layer.reason) == (expected == "Identity()")
+
+
+def test_attributes_are_no_consumers():
+    def between(a):
+        assert a.dim() == 2 and a.shape[1] == 4 and a.dtype == torch.float32
+        return torch.tanh(a)
+
+    assert look(Net(between))["first"].transfer.name == "tanh"
+
+
+def test_residual_sum():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.tanh(x + self.b(torch.relu(self.a(x))))
+
+    layers = look(Residual())
+    assert layers["a"].transfer.name == "relu"
+    assert layers["b"].transfer.name == "identity" and layers["b"].reason and not layers["b"].output
+
+
+def test_dropout_ends_the_match():
+    layer = look(Net(nn.Sequential(nn.Dropout(0.5), nn.Tanh())))["first"]
+    assert layer.local and layer.transfer.name == "identity" and layer.reason
+
+
+def test_output_transfer():
+    layers = look(Net(nn.Tanh()), output_transfer="softmax")
+    assert layers["last"].transfer.name == "softmax" and layers["first"].transfer.name == "tanh"
+    assert look(Net(nn.Tanh()))["last"].transfer.name == "identity"
+
+
+def test_squared_takes_the_identity_everywhere():
+    layers = look(Net(nn.Tanh()), objective="squared", output_transfer="softmax")
+    assert {layer.transfer.name for layer in layers.values()} == {"identity"}
+
+
+def test_skip():
+    layers = look(Net(nn.Tanh()), skip=["fir*"])
+    assert not layers["first"].local and layers["first"].reason == "skipped" and layers["last"].local
+    with pytest.raises(UserError, match=r"skip: 'frist' matches no layer; the layers are first, last\."):
+        look(Net(nn.Tanh()), skip=["frist"])
+
+
+def test_transfers():
+    layers = look(Net(nn.GELU()), transfers={"first": "softplus", "last": Softplus(2.0)})
+    assert repr(layers["first"].transfer) == "Softplus(1.0)" and repr(layers["last"].transfer) == "Softplus(2.0)"
+    with pytest.raises(UserError, match="transfers: 'one' is not a local layer; they are first, last"):
+        look(Net(nn.Tanh()), transfers={"one": "tanh"})
+    with pytest.raises(UserError, match="There is no transfer 'gelu'"):
+        look(Net(nn.Tanh()), transfers={"first": "gelu"})
+
+
+def test_weights_read_directly():
+    network = Net(lambda a: torch.tanh(a) + F.linear(a, network.first.weight))
+    layer = look(network)["first"]
+    assert not layer.local and "read" in layer.reason
+
+
+def test_attention():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.last = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(self.attention(x, x, x)[0])
+
+    layers = look(Attention(), torch.randn(2, 3, 4))
+    assert not layers["attention"].local
+    assert not layers["attention.out_proj"].local and "read" in layers["attention.out_proj"].reason
+    assert layers["last"].local
+
+
+def test_used_twice():
+    class Twice(nn.Module):
+        def __init__(self, second):
+            super().__init__()
+            self.layer, self.second = nn.Linear(4, 4), second
+
+        def forward(self, x):
+            return self.second(self.layer(torch.tanh(self.layer(x)))).sum(-1)
+
+    same = look(Twice(nn.Tanh()))["layer"]
+    assert same.local and same.transfer.name == "tanh"
+    different = look(Twice(nn.ReLU()))["layer"]
+    assert different.local and different.transfer.name == "identity" and "different" in different.reason
+
+
+def test_shared_frozen_and_unused():
+    network = Net(nn.Tanh(), twin=nn.Linear(4, 4), unused=nn.Linear(4, 4))
+    network.twin.weight = network.first.weight
+    network.last.requires_grad_(False)
+    layers = look(network)
+    assert not layers["first"].local and "shared" in layers["first"].reason
+    assert not layers["last"].local and layers["last"].reason == "frozen"
+    assert not layers["unused"].local and "not called" in layers["unused"].reason
+
+
+def test_parametrized():
+    network = Net(nn.Tanh())
+    nn.utils.parametrizations.weight_norm(network.first)
+    layers = look(network)
+    assert "first" not in layers or not layers["first"].local
+    assert layers["last"].local
+
+
+def test_nothing_is_changed():
+    network = Net(nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Tanh()))
+    network.between[1].eval()
+    modes = [m.training for m in network.modules()]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    state = torch.get_rng_state()
+
+    class Noise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.network(x + torch.randn_like(x))
+
+    noise = Noise()
+    layers = look(noise, torch.ones(2, 4))
+    assert layers["network.between.0"].reason == "" and not layers["network.between.0"].local
+    assert torch.equal(torch.get_rng_state(), state) and noise.calls == 0
+    assert [m.training for m in network.modules()] == modes
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in network.named_buffers())
+    assert all(p.grad is None for p in network.parameters())
+    assert not any(m._forward_hooks for m in network.modules())
+
+
+def test_cleans_up_after_an_exception():
+    def fail(a):
+        raise RuntimeError("stop")
+
+    network = Net(fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        look(network)
+    assert network.training and not network.first._forward_hooks

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import nn
+
+from locoprop_lightning.local import Tape
+
+
+def hooks(module):
+    return len(module._forward_hooks)
+
+
+def run(layer, x, activation):
+    """Y, A and G by the tape, and A and G by autograd."""
+    with Tape({"layer": layer}) as tape:
+        activation(layer(x)).square().sum().backward()
+    a = nn.functional.linear(x.detach(), layer.weight, layer.bias).detach().requires_grad_()
+    (g,) = torch.autograd.grad(activation(a.clone()).square().sum(), a)
+    return tape.records["layer"], a.detach(), g
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [torch.tanh, torch.tanh_, torch.relu, lambda a: torch.relu_(a), nn.ReLU(inplace=True), lambda a: a],
+    ids=["tanh", "tanh_", "relu", "relu_", "module", "none"],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_autograd(activation, bias):
+    layer = nn.Linear(4, 3, bias=bias).double()
+    x = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    record, a, g = run(layer, x, activation)
+    got = record.rows()
+    for value, expected in zip(got, (x.detach(), a, g), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    assert all(not value.requires_grad for value in got)
+    torch.testing.assert_close(got[2].T @ got[0], layer.weight.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_leading_dimensions_become_rows():
+    layer = nn.Linear(4, 3).double()
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    record, a, g = run(layer, x, torch.tanh)
+    y, got_a, got_g = record.rows()
+    torch.testing.assert_close(y, x.reshape(10, 4))
+    torch.testing.assert_close(got_a, a.reshape(10, 3))
+    torch.testing.assert_close(got_g, g.reshape(10, 3))
+
+
+def test_called_twice_is_joined():
+    layer = nn.Linear(3, 3).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with Tape({"layer": layer}) as tape:
+        layer(torch.tanh(layer(x))).square().sum().backward()
+    record = tape.records["layer"]
+    y, a, g = record.rows()
+    assert record.calls == 2 and y.shape == (10, 3)
+    torch.testing.assert_close(y[5:], torch.tanh(a[:5]))
+    torch.testing.assert_close(g.T @ y, layer.weight.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(g.sum(0), layer.bias.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_second_call_without_gradient_counts_zero():
+    layer = nn.Linear(3, 3).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with Tape({"layer": layer}) as tape:
+        layer(x)
+        layer(2 * x).sum().backward()
+    _, _, g = tape.records["layer"].rows()
+    assert (g[:5] == 0).all() and (g[5:] == 1).all()
+
+
+def test_hooks_are_removed():
+    layer = nn.Linear(3, 3)
+    with Tape({"layer": layer}):
+        assert hooks(layer) == 1
+    assert hooks(layer) == 0
+    with pytest.raises(RuntimeError, match="stop"), Tape({"layer": layer}):
+        raise RuntimeError("stop")
+    assert hooks(layer) == 0
+
+
+def test_incomplete_without_gradient():
+    layer = nn.Linear(3, 3)
+    with Tape({"layer": layer, "unused": nn.Linear(3, 3)}) as tape, torch.no_grad():
+        layer(torch.randn(2, 3))
+    assert not tape.records["layer"].complete and not tape.records["unused"].complete
+
+
+def test_low_precision_is_raised_to_float32():
+    layer = nn.Linear(3, 2)
+    with Tape({"layer": layer}) as tape, torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(4, 3)).float().sum().backward()
+    record = tape.records["layer"]
+    assert record.autocast
+    assert {x.dtype for x in record.rows()} == {torch.float32}

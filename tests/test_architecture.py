@@ -1,0 +1,80 @@
+import ast
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "locoprop_lightning"
+NAME = PACKAGE.name
+
+
+def imports(path):
+    """Modules that a file imports at run time, by their full names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            # `from package import submodule` names a module too
+            names |= {node.module} | {
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if (PACKAGE.parent / node.module.replace(".", "/") / alias.name).is_dir()
+                or (PACKAGE.parent / node.module.replace(".", "/") / f"{alias.name}.py").is_file()
+            }
+    return names
+
+
+def files(part=None):
+    return sorted((PACKAGE / part if part else PACKAGE).rglob("*.py"))
+
+
+def parts_used(path):
+    """Parts of the package that a file imports: a sub-package, or a module beside them."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith(f"{NAME}.")}
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_local_imports_torch_only():
+    for path in files("local"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            own = name.startswith(f"{NAME}.local") or name == f"{NAME}.errors"
+            assert top == "torch" or top in sys.stdlib_module_names or own, f"{path} imports {name}"
+
+
+def test_package_does_not_import_ray():
+    for path in files():
+        assert not {name for name in imports(path) if name.split(".")[0] in ("ray", "tune")}, path
+
+
+def test_local_oracles_and_solvers_know_nothing_above_them():
+    allowed = {
+        "errors": set(),
+        "local": {"local", "errors"},
+        "oracles": {"oracles", "local", "errors"},
+        "solvers": {"solvers", "local", "errors"},
+    }
+    for part, parts in allowed.items():
+        for path in files(part) or [PACKAGE / f"{part}.py"]:
+            assert parts_used(path) <= parts, f"{path} imports {parts_used(path) - parts}"
+
+
+def test_only_the_command_imports_the_command():
+    for path in files():
+        if part_of(path) not in ("cli", "__main__"):
+            assert "cli" not in parts_used(path), path
+
+
+def test_no_circles():
+    graph = {}
+    for path in files():
+        part = part_of(path)
+        if part != "__init__":
+            graph.setdefault(part, set()).update(parts_used(path) - {part})
+    while graph:
+        leaves = {part for part, used in graph.items() if not used & graph.keys()}
+        assert leaves, f"circle among {sorted(graph)}"
+        graph = {part: used for part, used in graph.items() if part not in leaves}

@@ -1,0 +1,95 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from locoprop_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1"]
+MODEL = [
+    *(
+        "--model",
+        "LocoPropModule",
+        "--model.network",
+        "locoprop_lightning.networks.MLP",
+        "--model.network.in_features",
+        "64",
+    ),
+    *("--model.network.hidden_features", "16", "--model.network.hidden_layers", "1", "--model.task", "Classification"),
+    *("--model.solver", "AndersonAcceleration", "--model.solver.iterations", "10"),
+    *("--model.lambda_a", "100", "--data", "Digits", "--data.batch_size", "100"),
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Runs in an empty folder, without the environment variables that Lightning sets."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["locoprop"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its
+    before = dict(os.environ)
+    yield tmp_path
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
+def arguments(command, *more, lambda_r="1000"):
+    return [command, *MODEL, "--model.lambda_r", lambda_r, *QUIET, *more]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+def test_fit_validate_test_and_predict(folder, capsys):
+    main(arguments("fit", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1"))
+    output = capsys.readouterr().out
+    for text in ("Layers", "tanh", "AndersonAcceleration", "train loss", "validation accuracy"):
+        assert text in output
+    (checkpoint,) = folder.rglob("*.ckpt")
+    assert list(folder.rglob("events.out.tfevents*"))
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    for command in ("validate", "test"):
+        main(arguments(command, "--ckpt_path", str(checkpoint)))
+        assert f"{command[:3] if command == 'validate' else command}/accuracy" in capsys.readouterr().out
+    main(arguments("predict", "--ckpt_path", str(checkpoint), "--predictions.path", "labels.pt"))
+    labels = torch.load(folder / "labels.pt", weights_only=True)
+    assert labels.shape == (297,) and labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model.lambda_r", "-1"], "lambda_r=-1.0: must be above 0."),
+        (["--model.solver.memory", "0"], "AndersonAcceleration(memory=0): must be at least 1."),
+        (["--model.skip", "[frist]"], "skip: 'frist' matches no layer; the layers are 1, 3."),
+        (["--model.network.in_features", "65"], "set in_features to 64."),
+        (["--data.batch_size", "0"], "batch_size=0: must be at least 1."),
+    ],
+)
+def test_mistakes_end_with_one_sentence(capsys, more, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments("fit", "--trainer.max_steps", "1", *more))
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("locoprop: error: ")]
+    assert line.endswith(message)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[str(p.relative_to(ROOT / "configs")) for p in CONFIGS])
+def test_configs_run(path, tmp_path, request):
+    config = yaml.safe_load(path.read_text())
+    options = [
+        *("--trainer.max_steps", "2", "--trainer.default_root_dir", str(tmp_path)),
+        *("--trainer.limit_test_batches", "1", "--data.batch_size", "64"),
+        *("--trainer.logger.init_args.save_dir", str(tmp_path)),
+    ]
+    if "FashionMNIST" in config["data"]["class_path"]:
+        request.getfixturevalue("fashion_mnist")  # skips where the data is missing
+        options += ["--data.root", str(ROOT / "data")]
+    main(["fit", "--config", str(path), *QUIET, *options])
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    assert list(tmp_path.rglob("events.out.tfevents*"))
