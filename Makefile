@@ -1,14 +1,13 @@
 # Everything runs in one virtual environment, made by the first target that needs it.
 PYTHON ?= python3
 VENV ?= .venv
-DATA ?= data
 CONFIG ?= configs/fashion_mnist/locoprop_m_anderson.yaml
 ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh "$(DATA)"
+GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
 .PHONY: help env data train test lint types clean
@@ -16,7 +15,7 @@ GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh "$(DATA)"
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  DATA=$(DATA)"
+	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)"
 	@echo "  CONFIG=$(CONFIG)  ARGS='--trainer.max_epochs 1'  PYTEST_ARGS='-k loader'"
 
 env: $(INSTALLED) ## make the virtual environment and install the package with its development tools
@@ -36,7 +35,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 data: $(INSTALLED) ## get Fashion-MNIST (30 MB) unless it is there already
 	@$(GET_DATA)
 
-train: $(INSTALLED) data ## train with CONFIG (a YAML file) and ARGS (further arguments of `locoprop fit`)
+train: $(INSTALLED) ## train with CONFIG (a YAML file) and ARGS (further arguments of `locoprop fit`)
+	@$(if $(findstring fashion_mnist,$(CONFIG)),$(GET_DATA))
 	$(BIN)/locoprop fit --config $(CONFIG) $(ARGS)
 
 test: lint types ## lint, types, then the tests and the examples in docstrings

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported so that their short names work on the command line.
 from locoprop_lightning import data, networks, oracles, solvers, tasks  # noqa: F401
@@ -45,7 +46,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         LocoPropCLI(args)
     except Exception as error:
-        cause = _user_error(error)
+        known = isinstance(error, MisconfigurationException | FileNotFoundError)
+        cause = error if known else _user_error(error)
         if cause is None:
             raise
         print(f"locoprop: error: {cause}", file=sys.stderr)

@@ -10,12 +10,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer, discover, resolve_transfer
-from locoprop_lightning.local.discovery import candidates, check_patterns
+from locoprop_lightning.local.discovery import candidates, check_names, check_patterns
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.solvers import LocalSolver
 from locoprop_lightning.tasks import Task
@@ -65,7 +66,8 @@ class SupervisedModule(LightningModule):
 
     @property
     def _logs_this_step(self) -> bool:
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def _log_training(self, loss: Tensor, output: Tensor, y: Tensor, rate: float, logs: bool) -> None:
         self.log("train/loss", loss, prog_bar=True)
@@ -192,6 +194,7 @@ class LocoPropModule(SupervisedModule):
         self._candidates = candidates(network, self.skip)
         if not self._candidates:
             raise UserError("LocoPropModule: the network has no linear layer to train locally; use BackpropModule.")
+        check_names("transfers", self.transfers, self._candidates)
         self._settings = self._layer_settings(overrides or {})
         self._local: dict[str, nn.Linear] = {}
         self.problems: dict[str, LocalProblem] = {}
@@ -225,6 +228,8 @@ class LocoPropModule(SupervisedModule):
         for group in rest.param_groups:
             group["initial_lr"] = group["lr"]
         schedules = [] if self._lr_scheduler is None else [self._lr_scheduler(outer)]
+        if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
+            raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
         return [outer, rest], schedules
 
     def on_fit_start(self) -> None:
@@ -252,17 +257,18 @@ class LocoPropModule(SupervisedModule):
         self.network.zero_grad(set_to_none=True)
         with Tape(self._local) as tape:
             output = self(x)
-            loss = self.task.loss(output, y)
-            self.manual_backward(loss)
+        loss = self.task.loss(output, y)
+        self.manual_backward(loss)
         device = loss.device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             self.problems = {n: self._problem(n, record) for n, record in tape.records.items() if record.complete}
         if starting:
             self._announce()
+        self._step_rest(rest)
         rate = outer.param_groups[0]["lr"]
         outer.step()
         self.problems = {}
-        self._step_rest(outer, rest)
+        self._step_schedule(outer, rest)
         self._log_training(loss.detach(), output.detach(), y, rate, logs)
         return {"loss": loss.detach()}
 
@@ -322,10 +328,14 @@ class LocoPropModule(SupervisedModule):
         if bias is not None:
             layer.bias.grad = bias.neg().to(layer.bias.dtype)
 
-    def _step_rest(self, outer: LightningOptimizer, rest: LightningOptimizer) -> None:
-        for layer in self._local.values():  # these are done; without a gradient the rest optimizer passes over them
+    def _step_rest(self, rest: LightningOptimizer) -> None:
+        """Steps the rest, whose gradients are then gone, so that the outer optimizer finds displacements only."""
+        for layer in self._local.values():  # without a gradient the rest optimizer passes over them
             layer.zero_grad(set_to_none=True)
         rest.optimizer.step()  # not the wrapper's, which would count a second global step
+        self.network.zero_grad(set_to_none=True)
+
+    def _step_schedule(self, outer: LightningOptimizer, rest: LightningOptimizer) -> None:
         schedule = self.lr_schedulers()
         if schedule is not None:
             schedule.step()  # type: ignore[union-attr]

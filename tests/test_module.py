@@ -228,3 +228,38 @@ def test_arguments():
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
             locoprop(**arguments)
+
+
+def test_a_layer_read_elsewhere_is_trained_by_its_gradient_alone(tmp_path):
+    """The outer optimizer, of rate 1, knows the layer but must not step it; the rest optimizer does, once."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Linear(64, 8, bias=False)
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.head(self.read(x) + nn.functional.linear(x, self.read.weight))
+
+    net = Twice()
+    before = net.read.weight.detach().clone()
+    module = LocoPropModule(
+        net,
+        Classification(),
+        FixedPointIteration(1),
+        lambda_a=1.0,
+        lambda_r=1.0,
+        rest_optimizer=lambda p: torch.optim.SGD(p, lr=0.01),
+    )
+    data = Digits(batch_size=100, seed=0)
+    data.setup("fit")
+    x, y = next(iter(data.train_dataloader()))
+    weight = before.clone().requires_grad_()
+    output = net.head(2 * nn.functional.linear(x.flatten(1), weight))
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(output, y), weight)
+    fit = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    fit.fit(module, data)
+    assert fit.global_step == 1
+    torch.testing.assert_close(net.read.weight, before - 0.01 * gradient, rtol=1e-5, atol=1e-7)

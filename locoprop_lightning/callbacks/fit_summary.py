@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from locoprop_lightning.module import LocoPropModule
+
 _DECAY = 0.7
 
 
@@ -19,7 +21,7 @@ class FitSummary(Callback):
     def __init__(self) -> None:
         self._smoothed: Tensor | None = None
         self._raw: Tensor | None = None
-        self._seconds = 0.0  # in training batches
+        self._seconds = 0.0  # of training, without validation
         self._steps = 0
         self._started = 0.0
         self._fit_started = 0.0
@@ -27,9 +29,23 @@ class FitSummary(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._fit_started = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Starts the clock of the batch."""
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if not trainer.sanity_checking:
+            self._stop()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._stop()
+
+    def _stop(self) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._started
+        self._started = now
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -39,11 +55,11 @@ class FitSummary(Callback):
         smoothed = self._smoothed
         self._raw = loss
         self._smoothed = loss if smoothed is None else _DECAY * smoothed.to(loss.device) + (1 - _DECAY) * loss
-        self._seconds += time.perf_counter() - self._started
         self._steps += 1
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the summary on the first process."""
+        folder = trainer.log_dir  # asks all processes
         if not trainer.is_global_zero or self._smoothed is None or self._raw is None:
             return
         lines = [("train loss", f"{self._raw.item():.4f} (smoothed {self._smoothed.item():.4f})")]
@@ -53,9 +69,13 @@ class FitSummary(Callback):
         lines.append(("steps", str(trainer.global_step)))
         lines.append(("seconds", f"{time.perf_counter() - self._fit_started:.1f}"))
         lines.append(("milliseconds a step", f"{1000 * self._seconds / self._steps:.1f}"))
-        if trainer.log_dir is not None:
-            lines.append(("logs", trainer.log_dir))
-            lines.append(("see them", f"tensorboard --logdir {trainer.log_dir}"))
+        if isinstance(pl_module, LocoPropModule):
+            for layer, counts in pl_module.solver.counts.items():
+                said = ", ".join(f"{count} {status}" for status, count in counts.items())
+                lines.append((f"layer {layer}", f"{said} of {self._steps} local solutions"))
+        if folder is not None and trainer.loggers:
+            lines.append(("logs", folder))
+            lines.append(("see them", f"tensorboard --logdir {folder}"))
         # Plain lines, not a table: a folder that is cut or wrapped could not be copied.
         print("\nSummary", *(f"  {name:<20} {value}" for name, value in lines), sep="\n")
 

@@ -6,7 +6,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.module import LocoPropModule
-from locoprop_lightning.solvers import Status
 
 
 class LocalLossMonitor(Callback):
@@ -37,17 +36,13 @@ class LocalLossMonitor(Callback):
             return
         values: dict[str, float] = {}
         solver = pl_module.solver
-        for name, outcome in solver.outcomes.items():
-            if outcome.losses is None:
-                continue
-            first, last = outcome.losses[[0, -1]].tolist()
+        for name, losses in solver.losses.items():
+            first, last = losses[[0, -1]].tolist()
             values[f"local_loss/{name}/first"] = first
             values[f"local_loss/{name}/last"] = last
             values[f"local_loss/{name}/reduction"] = 1 - last / first if first else 0.0
-            for status in (Status.NONFINITE, Status.DIVERGED):
-                count = solver.counts.get(name, {}).get(status.value, 0)
-                if count:
-                    values[f"local_loss/{name}/status/{status.value}"] = count
+        for name, counts in solver.counts.items():
+            values |= {f"local_loss/{name}/status/{status}": count for status, count in counts.items()}
         step = trainer.global_step - 1
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)

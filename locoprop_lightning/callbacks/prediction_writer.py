@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from locoprop_lightning.errors import UserError
+
 
 class PredictionWriter(Callback):
     """Writes the predictions of ``locoprop predict`` as one tensor, in the order of the data.
@@ -18,6 +20,15 @@ class PredictionWriter(Callback):
     def __init__(self, path: str | None = None) -> None:
         self.path = path
         self._parts: list[Tensor] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses several processes, whose shares would have to be put in order.
+
+        Raises:
+            UserError: Names the number of processes.
+        """
+        if trainer.world_size > 1:
+            raise UserError(f"trainer.devices: predict writes from one process, not {trainer.world_size}; set it to 1.")
 
     def on_predict_batch_end(
         self,

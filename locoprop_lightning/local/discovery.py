@@ -65,6 +65,7 @@ def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, nn.Lin
         parameters = list(layer.parameters())
         own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
         plain = isinstance(layer.weight, nn.Parameter) and len(parameters) == 1 + (layer.bias is not None)
+        plain = plain and type(layer).forward is nn.Linear.forward
         if own and plain and not any(fnmatchcase(name, pattern) for pattern in skip):
             found[name] = layer
     return found
@@ -80,6 +81,18 @@ def check_patterns(setting: str, patterns: Iterable[str], names: Iterable[str]) 
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"{setting}: {pattern!r} matches no layer; the layers are {', '.join(names) or 'none'}.")
+
+
+def check_names(setting: str, names: Iterable[str], layers: Iterable[str]) -> None:
+    """Refuses a name that is no local layer's.
+
+    Raises:
+        UserError: Names the setting, the name and the layers there are.
+    """
+    layers = list(layers)
+    for name in names:
+        if name not in layers:
+            raise UserError(f"{setting}: {name!r} is not a local layer; they are {', '.join(layers) or 'none'}.")
 
 
 def discover(
@@ -108,9 +121,7 @@ def discover(
     """
     found = candidates(network, skip)
     transfers = dict(transfers or {})
-    for name in transfers:
-        if name not in found:
-            raise UserError(f"transfers: {name!r} is not a local layer; they are {', '.join(found) or 'none'}.")
+    check_names("transfers", transfers, found)
     probe = _probe(network, inputs, found)
     layers = []
     for name, module in network.named_modules():
@@ -118,7 +129,7 @@ def discover(
             continue
         if name not in found:
             layers.append(Layer(name, module, None, _why_not(name, module, skip)))
-        elif probe.reads(name) != probe.calls[name]:
+        elif probe.reads[name] != probe.calls[name]:
             layers.append(Layer(name, module, None, "weights are read outside the layer"))
         elif probe.calls[name] == 0:
             layers.append(Layer(name, module, None, "not called in the forward pass"))
@@ -137,9 +148,13 @@ def discover(
 def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
     if any(fnmatchcase(name, pattern) for pattern in skip):
         return "skipped"
-    if not any(p.requires_grad for p in module.parameters(recurse=False)):
-        return "frozen"
-    return "weights are shared or parametrized" if isinstance(module, nn.Linear) else ""
+    trainable = [p.requires_grad for p in module.parameters(recurse=False)]
+    if not all(trainable):
+        return "partly frozen" if any(trainable) else "frozen"
+    if not isinstance(module, nn.Linear):
+        return ""
+    own_forward = type(module).forward is not nn.Linear.forward
+    return "a forward of its own" if own_forward else "weights are shared or parametrized"
 
 
 def _probe(network: nn.Module, inputs: Tensor, layers: Mapping[str, nn.Linear]) -> "_Probe":
@@ -171,7 +186,7 @@ class _Probe(TorchFunctionMode):
         super().__init__()
         self.calls = dict.fromkeys(layers, 0)
         self._weights = {id(layer.weight): name for name, layer in layers.items()}
-        self._reads = dict.fromkeys(layers, 0)
+        self.reads = dict.fromkeys(layers, 0)
         self._consumers: dict[str, list[Transfer | None]] = {name: [] for name in layers}
         self._outputs: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that no id is used twice
         self._is_output: set[str] = set()
@@ -194,7 +209,7 @@ class _Probe(TorchFunctionMode):
         taken = {id(x): x for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)}
         for key, tensor in taken.items():
             if key in self._weights:
-                self._reads[self._weights[key]] += 1
+                self.reads[self._weights[key]] += 1
             if key in self._outputs and self._outputs[key][1] is tensor:
                 self._consumers[self._outputs[key][0]].append(_transfer_of(func, args, kwargs))
                 if any(x is tensor for x in made):  # in place: what follows consumes the activation
@@ -206,9 +221,6 @@ class _Probe(TorchFunctionMode):
             if id(tensor) in self._outputs:
                 self._is_output.add(self._outputs[id(tensor)][0])
         self._outputs.clear()
-
-    def reads(self, name: str) -> int:
-        return self._reads[name]
 
     def transfer(self, name: str) -> tuple[Transfer, str, bool]:
         consumers = self._consumers[name]

@@ -55,7 +55,9 @@ class Record:
 
 
 class Tape:
-    """Context manager that records the layers for one pass; outside of it nothing is hooked.
+    """Context manager around a forward pass; the gradients come with the backward pass after it.
+
+    Nothing is hooked outside of it, so that a forward pass repeated during the backward pass is not recorded.
 
     Args:
         layers: The layers to record, by name.
@@ -68,7 +70,7 @@ class Tape:
 
     def __enter__(self) -> "Tape":
         for name, layer in self._layers.items():
-            self._handles.append(layer.register_forward_hook(self._hook(self.records[name])))
+            self._handles.append(layer.register_forward_hook(self._hook(self.records[name]), with_kwargs=True))
         return self
 
     def __exit__(
@@ -83,9 +85,9 @@ class Tape:
 
     @staticmethod
     def _hook(record: Record):  # type: ignore[no-untyped-def]
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             if output.requires_grad:
-                record.add(args[0], output)
+                record.add(args[0] if args else kwargs["input"], output)
 
         return hook
 

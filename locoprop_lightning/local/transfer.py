@@ -43,11 +43,12 @@ class Transfer:
             a: Point of linearisation [n, d].
 
         Returns:
-            One non-negative value a row [n].
+            One value a row [n], at least 0 up to rounding in float64: in float32 the difference would cancel.
         """
+        dtype, z, a = z.dtype, z.double(), a.double()
         linear = (self.f(a) * z).sum(-1)
         gap = self.F(a + z) - self.F(a)
-        return (gap if self.rowwise else gap.sum(-1)) - linear
+        return ((gap if self.rowwise else gap.sum(-1)) - linear).to(dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -23,7 +23,7 @@ class AndersonAcceleration(IterativeSolver):
     Args:
         iterations: T, at least 0.
         memory: Number of iterates mixed, at least 1.
-        ridge: Added to the diagonal of the residuals' Gram matrix, relative to its trace over ``memory``.
+        ridge: Added to the diagonal of the residuals' Gram matrix, relative to its mean diagonal entry.
         beta: Mixing, above 0.
         safeguard: Whether to refuse; False is the review's.
     """

@@ -83,7 +83,7 @@ class ClosedForm(LocalSolver):
             if not state["factor"].sum().isfinite():  # the next step tries again
                 state["steps"] = -1
         state["steps"] = state.get("steps", 0) + 1
-        factor = state["factor"].to(problem.direction.device)
+        factor = state["factor"] = state["factor"].to(problem.direction.device)  # a checkpoint's lies on the host
         # The factor is of n' C/n' + lambda_r for the n' rows of its refresh. A batch of n rows wants the same mean C:
         # (n C + lambda_r)^-1 = (n'/n) (n' C + lambda_r n'/n)^-1, which is exact where n = n'.
         return _solve(problem.first_gradient, factor) * (state["rows"] / problem.n)

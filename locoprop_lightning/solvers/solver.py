@@ -1,5 +1,6 @@
 """The solver of local problems: one driver loop, a check of its outcome, and the callback that commits it."""
 
+import logging
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
 
 State = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 class Status(Enum):
@@ -61,8 +63,7 @@ class LocalSolver(Callback):
 
     def __init__(self) -> None:
         self.state: dict[str, State] = {}  # by name of the layer
-        self.outcomes: dict[str, Outcome] = {}  # of the latest step
-        self.statuses: dict[str, Status] = {}
+        self.losses: dict[str, Tensor] = {}  # local-loss curves [T + 1] of the latest step, if it recorded any
         self.counts: dict[str, dict[str, int]] = {}  # steps that ended badly, by layer and status
 
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
@@ -109,17 +110,21 @@ class LocalSolver(Callback):
         record: bool = pl_module.record_losses  # type: ignore[assignment]
         device = next(iter(problems.values())).direction.device.type if problems else "cpu"
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            self.outcomes = {
+            outcomes = {
                 name: self.run(problem, self.state.setdefault(name, {}), record) for name, problem in problems.items()
             }
-            self.statuses = dict(zip(self.outcomes, judge(list(self.outcomes.values())), strict=True))
-            for name, status in self.statuses.items():
+            for (name, outcome), status in zip(outcomes.items(), judge(list(outcomes.values())), strict=True):
                 if status is not Status.SOLVED:
-                    counts = self.counts.setdefault(name, {})
-                    counts[status.value] = counts.get(status.value, 0) + 1
+                    self._count(name, status)
                 applied = status is Status.SOLVED or (status is Status.DIVERGED and not pl_module.guard)
-                v = self.outcomes[name].displacement if applied else None
-                pl_module.commit(name, v)  # type: ignore[operator]
+                pl_module.commit(name, outcome.displacement if applied else None)  # type: ignore[operator]
+        self.losses = {name: outcome.losses for name, outcome in outcomes.items() if outcome.losses is not None}
+
+    def _count(self, name: str, status: Status) -> None:
+        if name not in self.counts:
+            _log.warning("The local solution of layer %r was %s; said once, counted from here.", name, status.value)
+        counts = self.counts.setdefault(name, {})
+        counts[status.value] = counts.get(status.value, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
         """What evolves, by layer; no hyper-parameters, so that an edited configuration holds on resume."""

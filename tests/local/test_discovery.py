@@ -211,3 +211,14 @@ def test_cleans_up_after_an_exception():
     with pytest.raises(RuntimeError, match="stop"):
         look(network)
     assert network.training and not network.first._forward_hooks
+
+
+def test_linear_with_a_forward_of_its_own_is_not_local():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    network = nn.Sequential(Scaled(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    first, last = discover(network, torch.randn(2, 3))
+    assert not first.local and first.reason == "a forward of its own"
+    assert last.local
