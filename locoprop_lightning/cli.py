@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported so that their short names work on the command line.
-from locoprop_lightning import data, networks, oracles, solvers, tasks  # noqa: F401
+from locoprop_lightning import data, networks, optimizers, oracles, solvers, tasks  # noqa: F401
 from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, PredictionWriter
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.module import SupervisedModule

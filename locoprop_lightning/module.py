@@ -17,7 +17,9 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer, discover, resolve_transfer
 from locoprop_lightning.local.discovery import candidates, check_names, check_patterns
+from locoprop_lightning.local.factor import State
 from locoprop_lightning.oracles import GradientOracle, Oracle
+from locoprop_lightning.seed import run_seed
 from locoprop_lightning.solvers import LocalSolver
 from locoprop_lightning.tasks import Task
 
@@ -198,6 +200,7 @@ class LocoPropModule(SupervisedModule):
         self._settings = self._layer_settings(overrides or {})
         self._local: dict[str, nn.Linear] = {}
         self.problems: dict[str, LocalProblem] = {}
+        self.oracle_state: dict[str, State] = {}  # by name of the layer
         self.record_losses = False  # whether this step computes the local-loss curves
 
     def _layer_settings(self, overrides: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -258,10 +261,14 @@ class LocoPropModule(SupervisedModule):
         with Tape(self._local) as tape:
             output = self(x)
         loss = self.task.loss(output, y)
+        sampled = self._sampled(tape, output)
         self.manual_backward(loss)
-        device = loss.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            self.problems = {n: self._problem(n, record) for n, record in tape.records.items() if record.complete}
+        with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
+            self.problems = {
+                name: self._problem(name, record, [gradients[name] for gradients in sampled])
+                for name, record in tape.records.items()
+                if record.complete
+            }
         if starting:
             self._announce()
         self._step_rest(rest)
@@ -287,19 +294,30 @@ class LocoPropModule(SupervisedModule):
         trained |= {name: self.solver.describe(problem) for name, problem in self.problems.items()}
         print_layers(self.trainer, self._layers or [], trained)
 
-    def _problem(self, name: str, record: Record) -> LocalProblem:
+    def _sampled(self, tape: Tape, output: Tensor) -> list[dict[str, Tensor]]:
+        """Gradients of labels drawn from the model's prediction, as often as the oracle asks, from their own seed."""
+        draws = self.oracle.draws({name: self.oracle_state.get(name, {}) for name in self._local})
+        if draws == 0:
+            return []
+        generator = torch.Generator(output.device).manual_seed(run_seed() * 2**32 + self.global_step)
+        labels = [self.task.sample_labels(output.detach(), generator) for _ in range(draws)]
+        return [tape.gradients(self.task.loss(output, label)) for label in labels]
+
+    def _problem(self, name: str, record: Record, sampled: list[Tensor]) -> LocalProblem:
         layer, settings = self._local[name], self._settings[name]
         y, a, g = record.rows()
+        oracle, state = self.oracle, self.oracle_state.setdefault(name, {})
+        oracle.observe(g, sampled, state)
         gradient = None  # lambda_a D^T Y, from the back-propagated G^T Y unless autocast has rounded that
         if not record.autocast and layer.weight.grad is not None and layer.weight.dtype == y.dtype:
             gradient = layer.weight.grad
             if layer.bias is not None and layer.bias.grad is not None:
                 gradient = torch.cat([gradient, layer.bias.grad[:, None]], 1)
-            gradient = self.oracle.weight_direction(gradient) * settings["lambda_a"]
+            gradient = oracle.weight_direction(gradient, y.shape[0], state) * settings["lambda_a"]
         problem = LocalProblem(
             rows=y,
             pre_activation=a,
-            direction=self.oracle.direction(g),
+            direction=lambda: oracle.direction(g, state),
             weight=layer.weight.detach().to(y.dtype),
             bias=None if layer.bias is None else layer.bias.detach().to(y.dtype),
             transfer=self._transfers[name],
@@ -311,6 +329,13 @@ class LocoPropModule(SupervisedModule):
         if self.damping == "relative":
             problem.lambda_r = settings["lambda_r"] * problem.map.trace() / problem.map.width
         return problem
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the oracle has learnt of each layer."""
+        checkpoint["oracle_state"] = self.oracle_state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        self.oracle_state = checkpoint.get("oracle_state", {})
 
     def commit(self, name: str, displacement: Tensor | None) -> None:
         """Puts W0 - W+ where the gradients of a layer are; None leaves the layer alone for this step.

@@ -1,5 +1,6 @@
 """What a network is trained for: loss, link function of the output, metrics."""
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -20,6 +21,15 @@ class Task:
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Loss, scalar, as the task reduces it."""
         raise NotImplementedError
+
+    def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Targets drawn from the model's own prediction, for the Fisher; shaped as the true ones.
+
+        Args:
+            output: Output of the network.
+            generator: Source of the draw, on the device of ``output``.
+        """
+        raise UserError(f"{type(self).__name__} has no sample_labels, which the oracle needs: set its samples=0.")
 
     def metrics(self) -> MetricCollection:
         """New metrics, which are updated with ``predict(output)`` and the target."""
@@ -47,6 +57,10 @@ class Classification(Task):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of logits [n, num_classes] and labels [n], nats."""
         return nn.functional.cross_entropy(output, target)
+
+    def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Labels [n] drawn from softmax of logits [n, num_classes]."""
+        return torch.multinomial(output.float().softmax(-1), 1, generator=generator).squeeze(-1)
 
     def metrics(self) -> MetricCollection:  # noqa: D102
         return MetricCollection({"accuracy": MulticlassAccuracy(self.num_classes, average="micro")})

@@ -1,6 +1,5 @@
 """What the data modules of images have in common: splits, seeds and loaders."""
 
-import os
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from locoprop_lightning.data.loader import TensorLoader
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.seed import run_seed
 
 Samples = tuple[Tensor, Tensor]
 """Images, uint8 [N, 1, H, W], and labels, int64 [N]."""
@@ -114,5 +114,4 @@ class ImageData(LightningDataModule, ABC):
         return TensorLoader(images, labels, self.scale, batch_size, shuffle, self._order_seed(), rank, world_size)
 
     def _order_seed(self) -> int:
-        # Read late: Lightning sets the variable in `seed_everything`, for spawned processes too.
-        return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        return self.seed if self.seed is not None else run_seed()

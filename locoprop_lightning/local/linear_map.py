@@ -30,11 +30,12 @@ class LinearMap:
         """Columns of V: d_in, and one for the bias."""
         return self.rows.shape[1] + self.bias
 
-    def apply(self, v: Tensor, start: Tensor | None = None) -> Tensor:
-        """Y V^T, added to ``start`` if given [n, d_out]."""
-        d = self.rows.shape[1]
+    def apply(self, v: Tensor, start: Tensor | None = None, rows: slice = slice(None)) -> Tensor:
+        """Y V^T on some rows, added to ``start`` if given [n, d_out]."""
+        y = self.rows[rows]
+        d = y.shape[1]
         weight = v[:, :d].t()
-        out = self.rows @ weight if start is None else torch.addmm(start, self.rows, weight)
+        out = y @ weight if start is None else torch.addmm(start, y, weight)
         return out.add_(v[:, d]) if self.bias else out
 
     def adjoint(self, r: Tensor) -> Tensor:
@@ -64,8 +65,3 @@ class LinearMap:
     def trace(self) -> Tensor:
         """The trace of C, scalar."""
         return self.rows.square().sum() + self.n * self.bias
-
-
-def sample_rows(n: int, m: int) -> slice:
-    """At most ``m`` evenly spaced rows of ``n``."""
-    return slice(None, None, -(-n // m))

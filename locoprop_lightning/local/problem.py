@@ -1,8 +1,10 @@
 """The local problem of one layer: a matching loss to the oracle's target plus a proximal term (Proposition 1)."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from locoprop_lightning.local.linear_map import LinearMap, sample_rows
+from locoprop_lightning.local.linear_map import LinearMap
 from locoprop_lightning.local.transfer import Transfer
 
 Scalar = float | Tensor
@@ -17,7 +19,8 @@ class LocalProblem:
     Args:
         rows: Y, inputs of the layer [n, d_in].
         pre_activation: A = Y W0^T + b0 [n, d_out].
-        direction: D, the oracle's direction [n, d_out]; the target is T = f(A) - lambda_a D.
+        direction: D, the oracle's direction [n, d_out], or a function that makes it when something needs it; the target
+            is T = f(A) - lambda_a D.
         weight: W0 [d_out, d_in].
         bias: b0 [d_out], if the layer has one.
         transfer: f.
@@ -25,14 +28,13 @@ class LocalProblem:
         lambda_r: Strength of the proximal term, above 0.
         first_gradient: lambda_a D^T Y [d_out, width], where it is known already.
         name: Name of the layer.
-        row_weight: Factor of every row's loss, other than 1 where the rows are a sample.
     """
 
     def __init__(
         self,
         rows: Tensor,
         pre_activation: Tensor,
-        direction: Tensor,
+        direction: Tensor | Callable[[], Tensor],
         weight: Tensor,
         bias: Tensor | None,
         transfer: Transfer,
@@ -40,20 +42,20 @@ class LocalProblem:
         lambda_r: Scalar,
         first_gradient: Tensor | None = None,
         name: str = "",
-        row_weight: float = 1.0,
     ) -> None:
         self.name = name
         self.map = LinearMap(rows, bias is not None)
         self.pre_activation = pre_activation  # A
-        self.direction = direction  # D
         self.weight = weight  # W0
         self.bias = bias
         self.transfer = transfer  # f
         self.lambda_a = lambda_a
         self.lambda_r = lambda_r
-        self.row_weight = row_weight
-        self._target: Tensor | None = None
+        self._direction = direction  # D
         self._first_gradient = first_gradient
+        self._start: Tensor | None = None  # f(A)
+        self._gram: Tensor | None = None  # C
+        self.uses_gram = False
 
     @property
     def n(self) -> int:
@@ -61,27 +63,65 @@ class LocalProblem:
         return self.map.n
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of V: d_out and width."""
+        return self.pre_activation.shape[1], self.map.width
+
+    @property
     def squared(self) -> bool:
         """Whether f is the identity, LocoProp-S."""
         return self.transfer.name == "identity"
 
     @property
+    def direction(self) -> Tensor:
+        """D [n, d_out]."""
+        if callable(self._direction):
+            self._direction = self._direction()
+        return self._direction
+
+    @property
     def target(self) -> Tensor:
         """T = f(A) - lambda_a D [n, d_out]."""
-        if self._target is None:
-            self._target = self.transfer.f(self.pre_activation) - self.lambda_a * self.direction
-        return self._target
+        return self.transfer.f(self.pre_activation) - self.lambda_a * self.direction
 
     def zeros(self) -> Tensor:
         """The start of the step, V = 0 [d_out, width]."""
-        return self.direction.new_zeros(self.direction.shape[1], self.map.width)
+        return self.pre_activation.new_zeros(self.shape)
 
     @property
     def first_gradient(self) -> Tensor:
         """Grad J(W0) = lambda_a D^T Y [d_out, width]."""
         if self._first_gradient is None:
-            self._first_gradient = self.map.adjoint(self.direction).mul_(self.lambda_a * self.row_weight)
+            self._first_gradient = self.map.adjoint(self.direction).mul_(self.lambda_a)
         return self._first_gradient
+
+    @property
+    def gram(self) -> Tensor:
+        """C = Y^T Y [width, width], made once; not to be changed."""
+        if self._gram is None:
+            self._gram = self.map.gram()
+        return self._gram
+
+    def plan(self, gradients: int) -> float:
+        """Chooses the form of the gradients to come by counting operations.
+
+        On the squared loss grad J(W0 + V) = V C + lambda_a D^T Y + lambda_r V does without the n rows once C is there.
+
+        Args:
+            gradients: How many will be asked for.
+
+        Returns:
+            Floating-point operations of these gradients.
+        """
+        by_gram = self.gram_cost + 2.0 * gradients * self.shape[0] * self.shape[1] ** 2
+        by_rows = 4.0 * gradients * self.n * self.shape[0] * self.shape[1]
+        self.uses_gram = self.squared and by_gram < by_rows
+        return by_gram if self.uses_gram else by_rows
+
+    @property
+    def gram_cost(self) -> float:
+        """Floating-point operations that C still takes."""
+        return 2.0 * self.n * self.shape[1] ** 2 if self._gram is None else 0.0
 
     def gradient(self, v: Tensor, proximal: bool = True) -> Tensor:
         """Grad J(W0 + V) = (f(Y W^T) - T)^T Y + lambda_r V [d_out, width].
@@ -90,20 +130,32 @@ class LocalProblem:
             v: Displacement [d_out, width].
             proximal: Whether the proximal term takes part (the published iteration leaves it out).
         """
-        if self.squared:  # f(Y W^T) - T = Y V^T + lambda_a D
-            residual = self.map.apply(v).add_(self.direction, alpha=self.lambda_a)
+        if self.squared:
+            gradient = self.curvature(v)
         else:
-            residual = self.transfer.f_(self.map.apply(v, start=self.pre_activation)).sub_(self.target)
-        gradient = self.map.adjoint(residual)
-        if self.row_weight != 1.0:
-            gradient *= self.row_weight
+            if self._start is None:
+                self._start = self.transfer.f(self.pre_activation)
+            change = self.transfer.f_(self.map.apply(v, start=self.pre_activation)).sub_(self._start)
+            gradient = self.map.adjoint(change)  # (f(A + Z) - f(A))^T Y
+        gradient.add_(self.first_gradient)
         return gradient.add_(v * self.lambda_r) if proximal else gradient
 
-    def value(self, v: Tensor, proximal: bool = True) -> Tensor:
-        """J(W0 + V) - J(W0), scalar: defined also where a target is out of the range of f."""
-        z = self.map.apply(v)
-        loss = self.transfer.divergence(z, self.pre_activation).sum() + self.lambda_a * (self.direction * z).sum()
-        loss = loss * self.row_weight
+    def curvature(self, v: Tensor) -> Tensor:
+        """V C [d_out, width], what the divergence of the squared loss adds to the gradient."""
+        return v @ self.gram if self.uses_gram else self.map.adjoint(self.map.apply(v))
+
+    def value(self, v: Tensor, proximal: bool = True, rows: int | None = None) -> Tensor:
+        """J(W0 + V) - J(W0), scalar: defined also where a target is out of the range of f.
+
+        Args:
+            v: Displacement [d_out, width].
+            proximal: Whether the proximal term takes part.
+            rows: Estimate the divergence, not the linear term, on at most so many evenly spaced rows.
+        """
+        sample = slice(None, None, 1 if rows is None else -(-self.n // rows))
+        z = self.map.apply(v, rows=sample)
+        divergence = self.transfer.divergence(z, self.pre_activation[sample]).sum() * (self.n / z.shape[0])
+        loss = divergence + (self.first_gradient * v).sum()  # lambda_a <D, Z> = <lambda_a D^T Y, V>
         return loss + self.lambda_r * v.square().sum() / 2 if proximal else loss
 
     def first_loss(self) -> Tensor:
@@ -114,28 +166,11 @@ class LocalProblem:
         """``first_loss`` plus the change of J per sample: for S the local loss itself."""
         return self.first_loss() + self.value(v) / self.n
 
-    def sample(self, m: int) -> "LocalProblem":
-        """The problem on at most ``m`` rows, weighted so that its value estimates this one's."""
-        rows = sample_rows(self.n, m)
-        y = self.map.rows[rows]
-        return LocalProblem(
-            y,
-            self.pre_activation[rows],
-            self.direction[rows],
-            self.weight,
-            self.bias,
-            self.transfer,
-            self.lambda_a,
-            self.lambda_r,
-            name=self.name,
-            row_weight=self.n / y.shape[0],
-        )
-
     def split(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
         """Cuts [W | b] into a weight [d_out, d_in] and a bias [d_out]."""
         d = self.map.rows.shape[1]
         return v[:, :d], v[:, d] if self.map.bias else None
 
     def __repr__(self) -> str:
-        d_out, width = self.direction.shape[1], self.map.width
+        d_out, width = self.shape
         return f"LocalProblem({self.name!r}, n={self.n}, {width}->{d_out}, f={self.transfer.name})"

@@ -1,10 +1,12 @@
 """Records inputs Y, pre-activations A and gradients G of chosen layers in one forward and backward pass."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 
@@ -13,6 +15,7 @@ class Record:
 
     Attributes:
         calls: How often the layer was called.
+        edges: Where the gradient w.r.t. the pre-activation of each call leaves the graph.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -20,6 +23,7 @@ class Record:
         self._inputs: list[Tensor] = []
         self._outputs: list[tuple[Tensor, int]] = []
         self._gradients: dict[int, Tensor] = {}
+        self.edges: list[GradientEdge] = []
         self.autocast = False
 
     def add(self, inputs: Tensor, output: Tensor) -> None:
@@ -28,12 +32,22 @@ class Record:
         self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
         self._inputs.append(inputs.detach())
         self._outputs.append((output.detach(), output._version))
-        # Registered before any in-place activation, so it sees the gradient w.r.t. the pre-activation itself.
+        # Both are taken before any in-place activation, so they stand for the pre-activation itself.
+        self.edges.append(get_gradient_edge(output))
         output.register_hook(lambda gradient: self._gradients.__setitem__(call, gradient))
 
     @property
     def calls(self) -> int:  # noqa: D102
         return len(self._inputs)
+
+    def forget(self) -> None:
+        """Drops the gradients that a backward pass left."""
+        self._gradients.clear()
+
+    def join(self, gradients: Iterable[Tensor | None]) -> Tensor:
+        """Joins the gradients of all calls to G [n, d_out]; None is a gradient of zeros."""
+        pairs = zip(gradients, self._outputs, strict=True)
+        return _join([torch.zeros_like(_matrix(a)) if g is None else _matrix(g) for g, (a, _) in pairs])
 
     @property
     def complete(self) -> bool:
@@ -42,16 +56,13 @@ class Record:
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns Y [n, d_in], A [n, d_out] and G [n, d_out], in float32 at least."""
-        inputs, outputs, gradients = [], [], []
-        for call, (y, (a, version)) in enumerate(zip(self._inputs, self._outputs, strict=True)):
+        inputs, outputs = [], []
+        for y, (a, version) in zip(self._inputs, self._outputs, strict=True):
             y = _matrix(y)
             overwritten = a._version != version  # by an in-place activation
-            a = nn.functional.linear(y, *_values(self._layer)) if overwritten else _matrix(a)
-            g = self._gradients.get(call)
             inputs.append(y)
-            outputs.append(a)
-            gradients.append(torch.zeros_like(a) if g is None else _matrix(g))
-        return _join(inputs), _join(outputs), _join(gradients)
+            outputs.append(nn.functional.linear(y, *_values(self._layer)) if overwritten else _matrix(a))
+        return _join(inputs), _join(outputs), self.join(self._gradients.get(call) for call in range(self.calls))
 
 
 class Tape:
@@ -82,6 +93,14 @@ class Tape:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """G of another loss of the same forward pass, by layer [n, d_out]; to be called before the backward pass."""
+        edges = [edge for record in self.records.values() for edge in record.edges]
+        found = iter(torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True))
+        for record in self.records.values():
+            record.forget()  # what the hooks kept of this pass
+        return {name: record.join(islice(found, record.calls)) for name, record in self.records.items() if record.calls}
 
     @staticmethod
     def _hook(record: Record):  # type: ignore[no-untyped-def]

@@ -2,17 +2,17 @@
 
 from torch import Tensor
 
-from locoprop_lightning.oracles.oracle import Oracle
+from locoprop_lightning.oracles.oracle import Oracle, State
 
 
 class GradientOracle(Oracle):
     """D = G: the target moves along the gradient of the task's loss (review, section 3.1).
 
-    G is the gradient of a batch mean, so lambda_a is n times a learning rate: with 1,024 rows, 1,000 is a usual value.
+    G is the gradient of a batch mean, so lambda_a is n times a learning rate: with 1,024 rows, 300 to 1,000 is usual.
     """
 
-    def direction(self, gradient: Tensor) -> Tensor:  # noqa: D102
+    def direction(self, gradient: Tensor, state: State) -> Tensor:  # noqa: D102
         return gradient
 
-    def weight_direction(self, weight_gradient: Tensor) -> Tensor:  # noqa: D102
+    def weight_direction(self, weight_gradient: Tensor, n: int, state: State) -> Tensor:  # noqa: D102
         return weight_gradient

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.local.problem import Scalar
 from locoprop_lightning.solvers.solver import IterativeSolver
 
 
@@ -20,3 +21,6 @@ class FixedPointIteration(IterativeSolver):
 
     def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: Any) -> Tensor:  # noqa: D102
         return v - gradient / problem.lambda_r
+
+    def affine(self, problem: LocalProblem) -> tuple[Scalar, Scalar]:  # noqa: D102
+        return 1 / problem.lambda_r, 0.0

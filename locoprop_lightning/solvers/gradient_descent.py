@@ -1,12 +1,15 @@
 """Plain inner gradient steps, as the LocoProp paper publishes them and as the review corrects them."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.local.problem import Scalar
 from locoprop_lightning.solvers.solver import IterativeSolver
+
+Schedule = Literal["constant", "published"]
 
 
 class GradientDescent(IterativeSolver):
@@ -17,7 +20,7 @@ class GradientDescent(IterativeSolver):
         rate: eta; 1/lambda_r if not given.
         proximal: Whether the gradient contains the proximal term. False is the published LocoProp (Algorithm 1), where
             lambda_r matters through the default rate alone; True is the review's corrected one (Algorithm 2).
-        decay: Whether to multiply the rate by max(1 - k/T, 0.25) in iteration k, as published.
+        schedule: "constant", or "published" to multiply the rate by max(1 - k/T, 0.25) in iteration k.
     """
 
     def __init__(
@@ -25,17 +28,35 @@ class GradientDescent(IterativeSolver):
         iterations: int = 10,  # T
         rate: float | None = None,  # eta
         proximal: bool = False,
-        decay: bool = False,
+        schedule: Schedule = "constant",
     ) -> None:
         super().__init__(iterations)
         if rate is not None and not rate > 0:
             raise UserError(f"GradientDescent(rate={rate}): must be above 0, or null for 1/lambda_r.")
         self.rate = rate
         self.proximal = proximal
-        self.decay = decay
+        self.schedule = check_schedule(schedule, "GradientDescent")
 
     def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: Any) -> Tensor:  # noqa: D102
-        rate = 1 / problem.lambda_r if self.rate is None else self.rate
-        if self.decay:
-            rate = rate * max(1 - k / self.iterations, 0.25)
-        return v - rate * gradient
+        return v - self._rate(problem) * rate_factor(self.schedule, k, self.iterations) * gradient
+
+    def affine(self, problem: LocalProblem) -> tuple[Scalar, Scalar] | None:  # noqa: D102
+        if self.schedule != "constant":
+            return None
+        rate = self._rate(problem)
+        return rate, 1 - rate * problem.lambda_r if self.proximal else 1.0
+
+    def _rate(self, problem: LocalProblem) -> Scalar:
+        return 1 / problem.lambda_r if self.rate is None else self.rate
+
+
+def check_schedule(schedule: Schedule, owner: str) -> Schedule:
+    """Passes a schedule of the inner rate through, or raises a UserError."""
+    if schedule not in ("constant", "published"):
+        raise UserError(f"{owner}(schedule={schedule!r}): take 'constant' or 'published'.")
+    return schedule
+
+
+def rate_factor(schedule: Schedule, k: int, iterations: int) -> float:
+    """What multiplies the inner rate in iteration k of T."""
+    return max(1 - k / iterations, 0.25) if schedule == "published" else 1.0

@@ -1,6 +1,8 @@
 """The solver of local problems: one driver loop, a check of its outcome, and the callback that commits it."""
 
 import logging
+import math
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.local.factor import State
+from locoprop_lightning.local.powers import power_sum, power_sum_products
+from locoprop_lightning.local.problem import Scalar
 
-State = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
@@ -21,6 +25,7 @@ class Status(Enum):
     SOLVED = "solved"
     NONFINITE = "nonfinite"
     DIVERGED = "diverged"
+    RETRIED = "retried"  # the first attempt failed, the second did not
 
 
 class Solution(NamedTuple):
@@ -76,6 +81,17 @@ class LocalSolver(Callback):
         """
         raise NotImplementedError
 
+    def retry(self, problem: LocalProblem, state: State, status: Status, record: bool = False) -> Outcome | None:
+        """Another attempt at a problem whose solution did not do, or None; also the place to undo what it did to state.
+
+        Args:
+            problem: The problem; not changed.
+            state: What evolves for this layer, as ``run`` left it.
+            status: How the first attempt ended, NONFINITE or DIVERGED.
+            record: Whether to compute the local-loss curve.
+        """
+        return None
+
     def check(self, problem: LocalProblem) -> None:
         """Refuses a problem that the solver cannot solve, with a UserError; called for each layer before training."""
 
@@ -94,34 +110,48 @@ class LocalSolver(Callback):
             The new weights, whatever the status: it says whether a trainer would apply them.
         """
         self.check(problem)
+        outcome, status = self._solve_all({problem.name: problem}, record)[problem.name]
         with torch.no_grad():
-            outcome = self.run(problem, self.state.setdefault(problem.name, {}), record)
             weight, bias = problem.split(outcome.displacement)
             return Solution(
                 problem.weight + weight,
                 None if problem.bias is None or bias is None else problem.bias + bias,
-                judge([outcome])[0],
+                status,
                 outcome.losses,
             )
+
+    @torch.no_grad()
+    def _solve_all(self, problems: Mapping[str, LocalProblem], record: bool) -> dict[str, tuple[Outcome, Status]]:
+        states = {name: self.state.setdefault(name, {}) for name in problems}
+        outcomes = {name: self.run(problem, states[name], record) for name, problem in problems.items()}
+        statuses = dict(zip(outcomes, judge(list(outcomes.values())), strict=True))
+        again = {}
+        for name, status in statuses.items():
+            if status is not Status.SOLVED:
+                outcome = self.retry(problems[name], states[name], status, record)
+                if outcome is not None:
+                    again[name] = outcome
+        for (name, outcome), status in zip(again.items(), judge(list(again.values())), strict=True):
+            outcomes[name] = outcome
+            statuses[name] = Status.RETRIED if status is Status.SOLVED else status
+        return {name: (outcome, statuses[name]) for name, outcome in outcomes.items()}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Solves all layers from this one forward pass, then puts W0 - W+ where their gradients are."""
         problems: dict[str, LocalProblem] = pl_module.problems  # type: ignore[assignment]
         record: bool = pl_module.record_losses  # type: ignore[assignment]
-        device = next(iter(problems.values())).direction.device.type if problems else "cpu"
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            outcomes = {
-                name: self.run(problem, self.state.setdefault(name, {}), record) for name, problem in problems.items()
-            }
-            for (name, outcome), status in zip(outcomes.items(), judge(list(outcomes.values())), strict=True):
-                if status is not Status.SOLVED:
-                    self._count(name, status)
-                applied = status is Status.SOLVED or (status is Status.DIVERGED and not pl_module.guard)
-                pl_module.commit(name, outcome.displacement if applied else None)  # type: ignore[operator]
-        self.losses = {name: outcome.losses for name, outcome in outcomes.items() if outcome.losses is not None}
+        device = next(iter(problems.values())).pre_activation.device.type if problems else "cpu"
+        with torch.autocast(device, enabled=False):
+            results = self._solve_all(problems, record)
+        for name, (outcome, status) in results.items():
+            if status is not Status.SOLVED:
+                self._count(name, status)
+            applied = status in (Status.SOLVED, Status.RETRIED) or (status is Status.DIVERGED and not pl_module.guard)
+            pl_module.commit(name, outcome.displacement if applied else None)  # type: ignore[operator]
+        self.losses = {name: o.losses for name, (o, _) in results.items() if o.losses is not None}
 
     def _count(self, name: str, status: Status) -> None:
-        if name not in self.counts:
+        if name not in self.counts and status is not Status.RETRIED:
             _log.warning("The local solution of layer %r was %s; said once, counted from here.", name, status.value)
         counts = self.counts.setdefault(name, {})
         counts[status.value] = counts.get(status.value, 0) + 1
@@ -150,6 +180,13 @@ class IterativeSolver(LocalSolver):
             raise UserError(f"{type(self).__name__}(iterations={iterations}): must be at least 0.")
         self.iterations = iterations
 
+    def affine(self, problem: LocalProblem) -> tuple[Scalar, Scalar] | None:
+        """Constants (r, s) where every step is V <- s V - r (grad J less its proximal term), else None.
+
+        On the squared loss such steps are powers of one matrix, taken by repeated squaring where that costs less.
+        """
+        return None
+
     def init(self, problem: LocalProblem, state: State) -> Any:
         """Makes what the steps of one solve share; handed to every ``step``."""
         return None
@@ -170,8 +207,24 @@ class IterativeSolver(LocalSolver):
         """Size of the residual, scalar, after the step that used ``gradient``; a solve whose residual grew diverged."""
         return torch.linalg.vector_norm(gradient)
 
+    def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, inner: Any) -> Tensor:
+        """How much worse the solution ``v`` is than the start, scalar; above 0 it diverged.
+
+        Args:
+            problem: The problem.
+            v: The solution [d_out, width].
+            first: Residual of the first iteration.
+            last: Residual of the last.
+            inner: What ``init`` returned.
+        """
+        return last - first
+
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
         """The driver loop."""
+        cost = problem.plan(max(self.iterations - 1, 0))
+        affine = None if record else self.affine(problem)
+        if affine is not None and _squaring_cost(problem, self.iterations) < cost:
+            return self._squared(problem, *affine)
         v = problem.zeros()
         gradient = problem.first_gradient
         first = last = gradient.new_zeros(())
@@ -186,7 +239,27 @@ class IterativeSolver(LocalSolver):
                 first = last
             if losses is not None:
                 losses.append(problem.loss(v))
-        return Outcome(v, last - first, torch.stack(losses) if losses is not None else None)
+        growth = self.growth(problem, v, first, last, inner)
+        return Outcome(v, growth, torch.stack(losses) if losses is not None else None)
+
+    def _squared(self, problem: LocalProblem, rate: Scalar, shrink: Scalar) -> Outcome:
+        """All iterations at once: V <- V M - rate g with M = shrink I - rate C, from V = 0."""
+        m = problem.gram * -rate
+        m.diagonal().add_(shrink)
+        v = power_sum(problem.first_gradient * -rate, m, self.iterations)
+        problem.uses_gram = True
+        first = torch.linalg.vector_norm(problem.first_gradient)
+        last = torch.linalg.vector_norm(problem.gradient(v, self.proximal))
+        return Outcome(v, last - first, None)
+
+
+def _squaring_cost(problem: LocalProblem, iterations: int) -> float:
+    """Floating-point operations of ``IterativeSolver._squared``; infinite where the loss is not squared."""
+    if not problem.squared or iterations < 1:
+        return math.inf
+    products, squarings = power_sum_products(iterations)
+    d_out, width = problem.shape
+    return problem.gram_cost + 2.0 * width**2 * ((products + 1) * d_out + squarings * width)
 
 
 def judge(outcomes: list[Outcome]) -> list[Status]:

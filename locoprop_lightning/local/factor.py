@@ -1,0 +1,125 @@
+"""The damped inverse of a moving second moment, kept from step to step: (scale n M + ridge I)^-1."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locoprop_lightning.errors import UserError
+
+State = dict[str, Any]
+
+
+class Factor:
+    """A schedule of when a second moment is gathered and inverted, and how it is averaged.
+
+    The moment is a mean over rows, so that batches of different size agree; it is gathered and inverted at refreshes
+    only. What evolves lives in a state dictionary of tensors and numbers, which the caller keeps and saves. Damping
+    that fails, as it can where the ridge is below the rounding of the moment, is done again in float64 with the
+    negative eigenvalues that rounding left set to zero.
+
+    Args:
+        average: Decay of the moving average of the moment, bias-corrected, in [0, 1); 0 takes the current batch alone.
+        refresh_every: Steps between refreshes, at least 1.
+        warmup: Steps at the start of training in which every step refreshes, at least 0: moments change fast there.
+        owner: Name of the class whose settings these are, for messages.
+        root: Whether to keep the inverse square root instead of the inverse.
+    """
+
+    def __init__(self, average: float, refresh_every: int, warmup: int, owner: str, root: bool = False) -> None:
+        if not 0 <= average < 1:
+            raise UserError(f"{owner}(average={average}): must be in [0, 1).")
+        if refresh_every < 1:
+            raise UserError(f"{owner}(refresh_every={refresh_every}): must be at least 1.")
+        if warmup < 0:
+            raise UserError(f"{owner}(warmup={warmup}): must be at least 0.")
+        self.average = average
+        self.refresh_every = refresh_every
+        self.warmup = warmup
+        self.root = root
+
+    @property
+    def current(self) -> bool:
+        """Whether every step uses the moment of its own batch and nothing else."""
+        return self.average == 0 and self.refresh_every == 1
+
+    def due(self, state: State) -> bool:
+        """Whether this step refreshes."""
+        steps = state.get("steps", 0)
+        return steps < self.warmup or state.get("age", self.refresh_every) >= self.refresh_every
+
+    def tick(self, state: State) -> None:
+        """Counts a step; to be called once a step, after ``due``."""
+        state["steps"] = state.get("steps", 0) + 1
+        state["age"] = state.get("age", 0) + 1
+
+    def refresh(
+        self,
+        state: State,
+        moment: Tensor,
+        n: int,
+        ridge: "float | Tensor",
+        restart: bool = False,
+        relative: bool = False,
+    ) -> None:
+        """Takes in a moment and inverts the average.
+
+        Args:
+            state: What evolves.
+            moment: M of this batch, a mean over rows [d, d]. Not taken in where it is not finite.
+            n: What the average is multiplied with; number of rows where the inverse is of a sum over rows.
+            ridge: Damping.
+            restart: Whether to forget the average.
+            relative: Whether the ridge is relative to the mean eigenvalue of what is inverted.
+        """
+        mean, weight = torch.zeros_like(moment), moment.new_zeros(())
+        if "mean" in state and not restart:
+            mean, weight = state["mean"].to(moment), state["weight"].to(moment)
+        finite = moment.sum().isfinite()
+        mean = torch.where(finite, self.average * mean + (1 - self.average) * moment, mean)
+        weight = torch.where(finite, self.average * weight + (1 - self.average), weight)  # bias correction
+        scaled = mean * (n / weight)
+        if relative:  # no smaller than what can be inverted, for a moment of zeros
+            ridge = (ridge * scaled.diagonal().mean()).clamp_min(torch.finfo(moment.dtype).tiny)
+        inverse = inverse_root(scaled, ridge) if self.root else invert(scaled, ridge)
+        state |= {"mean": mean, "weight": weight, "inverse": inverse, "n": n, "age": 0}
+
+    def solve(self, state: State, x: Tensor, n: int, left: bool = False) -> Tensor:
+        """X (n M + ridge I)^-1 with the kept inverse, or the inverse times X.
+
+        Args:
+            state: What evolves.
+            x: X [k, d], or [d, k] where ``left``.
+            n: As in ``refresh``. Where it differs from the refresh's n', the ridge stands for ridge n/n'.
+            left: Whether the inverse stands on the left.
+        """
+        inverse = state["inverse"] = state["inverse"].to(x.device)  # a checkpoint's lies on the host
+        wide = x.to(inverse.dtype)
+        out = (inverse @ wide if left else wide @ inverse).to(x.dtype)
+        return out if n == state["n"] else out.mul_(state["n"] / n)
+
+
+def inverse_root(c: Tensor, ridge: "float | Tensor") -> Tensor:
+    """(c + ridge I)^-1/2 [d, d], symmetric; NaN where ``c`` is not finite."""
+    finite = c.sum().isfinite()
+    values, vectors = torch.linalg.eigh(torch.where(finite, c, torch.zeros_like(c)))
+    root = (vectors * (values.clamp_min(0) + ridge).rsqrt()) @ vectors.mT
+    return torch.where(finite, root, torch.nan)
+
+
+def factorize(c: Tensor, ridge: "float | Tensor") -> Tensor:
+    """Lower Cholesky factor of ``c + ridge I`` [d, d]; NaN where ``c`` is not finite. One wait for the device."""
+    damped = c.clone()
+    damped.diagonal().add_(ridge)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if info.item() and c.isfinite().all():
+        values, vectors = torch.linalg.eigh(c.double())
+        damped = (vectors * values.clamp_min(0)) @ vectors.mT
+        damped.diagonal().add_(ridge)
+        factor, info = torch.linalg.cholesky_ex(damped)
+    return factor.fill_(torch.nan) if info.item() else factor
+
+
+def invert(c: Tensor, ridge: "float | Tensor") -> Tensor:
+    """(c + ridge I)^-1 [d, d], in float64 where the dtype of ``c`` did not do."""
+    return torch.cholesky_inverse(factorize(c, ridge))

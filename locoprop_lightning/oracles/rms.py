@@ -1,0 +1,61 @@
+"""An Adam-like oracle: gradients in units of their own size."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.oracles.oracle import Oracle, State
+
+
+class RMSOracle(Oracle):
+    """D = nG / rms(nG): each unit's per-sample gradient over its root mean square, a moving average over batches.
+
+    D has no unit: a target moves by about lambda_a where the gradient has its usual size, whatever the scale of the
+    loss, so lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M). 0.1 usually works,
+    with a rate that decays to zero.
+
+    Args:
+        beta: Decay of the moving average of the squares, bias-corrected, in [0, 1).
+        eps: Added to the root, relative to the root mean square of the whole layer, above 0.
+        per: "unit", or "layer" for one root mean square for all units, which keeps their proportions.
+    """
+
+    def __init__(self, beta: float = 0.9, eps: float = 1e-3, per: Literal["unit", "layer"] = "unit") -> None:
+        if not 0 <= beta < 1:
+            raise UserError(f"RMSOracle(beta={beta}): must be in [0, 1).")
+        if not eps > 0:
+            raise UserError(f"RMSOracle(eps={eps}): must be above 0.")
+        if per not in ("unit", "layer"):
+            raise UserError(f"RMSOracle(per={per!r}): take 'unit' or 'layer'.")
+        self.beta = beta
+        self.eps = eps
+        self.per = per
+
+    def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:  # noqa: D102
+        n = gradient.shape[0]
+        square = torch.linalg.vector_norm(gradient, dim=0).square() * n  # mean over rows of (nG)^2 [d_out]
+        mean, weight = torch.zeros_like(square), square.new_zeros(())
+        if "square" in state:
+            mean, weight = state["square"].to(square), state["weight"].to(square)
+        finite = square.sum().isfinite()
+        state["square"] = torch.where(finite, self.beta * mean + (1 - self.beta) * square, mean)
+        state["weight"] = torch.where(finite, self.beta * weight + (1 - self.beta), weight)
+
+    def _scale(self, n: int, state: State) -> Tensor:
+        """R, diagonal [d_out]."""
+        tiny = torch.finfo(state["square"].dtype).tiny
+        square = state["square"] / state["weight"].clamp_min(tiny)
+        layer = square.mean().sqrt()
+        root = square.sqrt() if self.per == "unit" else layer
+        return (n / (root + self.eps * layer).clamp_min(tiny)).expand_as(square)
+
+    def direction(self, gradient: Tensor, state: State) -> Tensor:  # noqa: D102
+        return gradient * self._scale(gradient.shape[0], state)
+
+    def weight_direction(self, weight_gradient: Tensor, n: int, state: State) -> Tensor:  # noqa: D102
+        return weight_gradient * self._scale(n, state)[:, None]
+
+    def __repr__(self) -> str:
+        return f"RMSOracle(beta={self.beta}, eps={self.eps}, per={self.per!r})"

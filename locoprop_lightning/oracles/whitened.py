@@ -1,0 +1,75 @@
+"""Gradients whitened by their own second moment: K-FAC's oracle, and the full-matrix form of RMSOracle."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.factor import Factor
+from locoprop_lightning.oracles.oracle import Oracle, State
+
+
+class WhitenedOracle(Oracle):
+    """D = nG (S + damping tr(S)/d_out I)^-power.
+
+    S is the moving second moment of per-sample gradients, a mean over rows [d_out, d_out]. G is always the gradient of the true labels. S is of labels sampled from the model's own prediction, which makes it
+    the Fisher's (Martens and Grosse, 2015), or of the true ones, the empirical Fisher's.
+
+    With power 1 and ``ClosedForm`` this is K-FAC: the exact S solution is -lambda_a S^-1 (weight gradient)
+    (C/n + lambda_r/n I)^-1, so lambda_a is K-FAC's learning rate and lambda_r/n its damping of the inputs' factor. The
+    unit of D is that of 1/G: 0.01 usually works.
+
+    With power 0.5 the columns of D are uncorrelated and each has size 1: what ``RMSOracle`` does to each unit alone. D has
+    no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05 usually
+    works, with ``samples=0`` and a rate that decays to zero.
+
+    Args:
+        power: 1 or 0.5.
+        beta: Decay of the moving average of S, bias-corrected, in [0, 1).
+        damping: Relative to the mean eigenvalue of S, above 0.
+        samples: Draws of labels from the model at each refresh of S; 0 for the true labels.
+        refresh_every: Steps between refreshes of S, at least 1. Only then are there second backward passes.
+        warmup: Steps at the start of training in which every step refreshes, at least 0.
+    """
+
+    def __init__(
+        self,
+        power: float = 1.0,
+        beta: float = 0.95,
+        damping: float = 1e-3,
+        samples: int = 1,
+        refresh_every: int = 10,
+        warmup: int = 10,
+    ) -> None:
+        if power not in (0.5, 1.0):
+            raise UserError(f"WhitenedOracle(power={power}): take 1 or 0.5.")
+        if not 0 <= beta < 1:
+            raise UserError(f"WhitenedOracle(beta={beta}): must be in [0, 1).")
+        if not damping > 0:
+            raise UserError(f"WhitenedOracle(damping={damping}): must be above 0.")
+        if samples < 0:
+            raise UserError(f"WhitenedOracle(samples={samples}): must be at least 0; 0 takes the true labels.")
+        self.power = power
+        self.damping = damping
+        self.samples = samples
+        self.factor = Factor(beta, refresh_every, warmup, type(self).__name__, root=power == 0.5)
+
+    def draws(self, states: Mapping[str, State]) -> int:  # noqa: D102
+        return self.samples if any(self.factor.due(state) for state in states.values()) else 0
+
+    def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:  # noqa: D102
+        if self.factor.due(state) and (sampled or self.samples == 0):
+            moments = [g.mT @ g for g in sampled or [gradient]]
+            moment = torch.stack(moments).mean(0) * gradient.shape[0]  # mean over rows of (nG')^T (nG')
+            self.factor.refresh(state, moment, 1, self.damping, relative=True)
+        self.factor.tick(state)
+
+    def direction(self, gradient: Tensor, state: State) -> Tensor:  # noqa: D102
+        return self.factor.solve(state, gradient, 1).mul_(gradient.shape[0])
+
+    def weight_direction(self, weight_gradient: Tensor, n: int, state: State) -> Tensor:  # noqa: D102
+        return self.factor.solve(state, weight_gradient, 1, left=True).mul_(n)
+
+    def __repr__(self) -> str:
+        return f"WhitenedOracle(power={self.power}, damping={self.damping}, samples={self.samples})"

@@ -1,0 +1,59 @@
+"""Conjugate gradients on the squared local loss, without its Gram matrix."""
+
+import torch
+from torch import Tensor
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.local.factor import State
+from locoprop_lightning.solvers.solver import IterativeSolver, Outcome
+
+
+class ConjugateGradient(IterativeSolver):
+    """T steps towards the solution of V (C + lambda_r I) = -lambda_a D^T Y (Hestenes and Stiefel, 1952).
+
+    Each output unit, a row of [W | b], is a system of its own. A product with C is one with Y and one with Y^T, or one
+    with C itself where counting operations says so. J falls with every step, the residual need not.
+
+    Args:
+        iterations: T, at least 0.
+    """
+
+    def check(self, problem: LocalProblem) -> None:
+        """Refuses a matching loss other than the squared one.
+
+        Raises:
+            UserError: Names the layer and its transfer.
+        """
+        if not problem.squared:
+            raise UserError(
+                f"ConjugateGradient solves the squared loss only, but layer {problem.name!r} matches through "
+                f"{problem.transfer.name}: set objective to 'squared', or take another iterative solver."
+            )
+
+    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
+        problem.plan(self.iterations)
+        v = problem.zeros()
+        start = problem.first_gradient
+        residual = -start
+        direction = residual
+        square = _dot(residual, residual)
+        losses = [problem.loss(v)] if record else None
+        for _ in range(self.iterations):
+            product = problem.curvature(direction) + problem.lambda_r * direction
+            curvature = _dot(direction, product)
+            rate = torch.where(curvature > 0, square / curvature, torch.zeros_like(square))
+            v = v + rate * direction
+            residual = residual - rate * product
+            last, square = square, _dot(residual, residual)
+            direction = residual + torch.where(last > 0, square / last, torch.zeros_like(last)) * direction
+            if losses is not None:
+                losses.append(problem.loss(v))
+        # J(W0 + V) - J(W0) = <V, g_0 + g> / 2 with the gradients g_0 at the start and g = -residual at the end
+        change = (v * (start - residual)).sum() / 2
+        return Outcome(v, change, torch.stack(losses) if losses is not None else None)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row [d_out, 1]."""
+    return (a * b).sum(1, keepdim=True)

@@ -1,0 +1,97 @@
+"""Inner steps by any torch optimizer, as the LocoProp paper takes them."""
+
+from copy import deepcopy
+from typing import Any
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.local.factor import State
+from locoprop_lightning.solvers.gradient_descent import Schedule, check_schedule, rate_factor
+from locoprop_lightning.solvers.solver import IterativeSolver, Outcome, Status
+
+
+class InnerOptimizer(IterativeSolver):
+    """T steps of a torch optimizer on the local loss (Amid et al., 2022, with T = 10 and RMSProp).
+
+    The optimizer sees one matrix a layer, the displacement [W | b] - [W0 | b0], which starts each batch at zero; decay
+    of weights therefore pulls to W0. With ``persistent`` its state (momenta, second moments) goes on from batch to
+    batch, and is saved with the checkpoint; a solve that is refused leaves it as it was. For the published numbers
+    take ``locoprop_lightning.optimizers.TensorFlowRMSprop``: torch's RMSprop has its epsilon outside the root, starts
+    its mean square at zero and multiplies the rate after the momentum.
+
+    Args:
+        optimizer: Makes the optimizer from the displacement.
+        iterations: T, at least 0.
+        proximal: Whether the gradient contains the proximal term; False as published.
+        persistent: Whether the optimizer's state is kept across batches.
+        schedule: "constant", or "published" to multiply the rate by max(1 - k/T, 0.25) in iteration k.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        iterations: int = 10,  # T
+        proximal: bool = False,
+        persistent: bool = True,
+        schedule: Schedule = "constant",
+    ) -> None:
+        super().__init__(iterations)
+        self.optimizer = optimizer
+        self.proximal = proximal
+        self.persistent = persistent
+        self.schedule = check_schedule(schedule, "InnerOptimizer")
+        self._optimizers: dict[str, Optimizer] = {}
+        self._rates: dict[str, list[float]] = {}
+        self._backups: dict[str, Any] = {}
+
+    def init(self, problem: LocalProblem, state: State) -> tuple[Optimizer, list[float]]:
+        """The layer's optimizer at zero displacement, and its rates."""
+        name, zeros = problem.name, problem.zeros()
+        made = self._optimizers.get(name)
+        if made is not None and self.persistent:
+            (parameter,) = made.param_groups[0]["params"]
+            if (parameter.shape, parameter.dtype, parameter.device) == (zeros.shape, zeros.dtype, zeros.device):
+                parameter.zero_()
+                return made, self._rates[name]
+        made = self._optimizers[name] = self.optimizer([nn.Parameter(zeros)])
+        if isinstance(made, LBFGS):
+            raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
+        self._rates[name] = [group["lr"] for group in made.param_groups]
+        if "optimizer" in state:  # rates and the like stay those of the configuration
+            made.load_state_dict({**made.state_dict(), "state": state["optimizer"]})
+        return made, self._rates[name]
+
+    def step(  # noqa: D102
+        self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: tuple[Optimizer, list[float]]
+    ) -> Tensor:
+        optimizer, rates = inner
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * rate_factor(self.schedule, k, self.iterations)
+        (parameter,) = optimizer.param_groups[0]["params"]
+        parameter.grad = gradient.clone() if k == 0 else gradient
+        optimizer.step()
+        return parameter.detach().clone()
+
+    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
+        self._backups[problem.name] = deepcopy(state.get("optimizer"))
+        outcome = super().run(problem, state, record)
+        if self.persistent and self.iterations > 0:
+            state["optimizer"] = self._optimizers[problem.name].state_dict()["state"]
+        return outcome
+
+    def retry(self, problem: LocalProblem, state: State, status: Status, record: bool = False) -> None:
+        """Puts the optimizer's state back to what it was before the refused solve."""
+        self._optimizers.pop(problem.name)
+        backup = self._backups[problem.name]
+        if backup is None:
+            state.pop("optimizer", None)
+        else:
+            state["optimizer"] = backup
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        super().load_state_dict(state_dict)
+        self._optimizers.clear()
