@@ -1,7 +1,7 @@
 # Everything runs in one virtual environment, made by the first target that needs it.
 PYTHON ?= python3
 VENV ?= .venv
-CONFIG ?= configs/fashion_mnist/locoprop_m_anderson.yaml
+CONFIG ?= configs/fashion_mnist/locoprop_s_whitened.yaml
 ARGS ?=
 PYTEST_ARGS ?=
 

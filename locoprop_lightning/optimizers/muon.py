@@ -60,7 +60,7 @@ class FullPrecisionMuon(Optimizer):
                 )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all matrices that have a gradient."""
         loss = None
         if closure is not None:

@@ -13,16 +13,17 @@ from locoprop_lightning.oracles.oracle import Oracle, State
 class WhitenedOracle(Oracle):
     """D = nG (S + damping tr(S)/d_out I)^-power.
 
-    S is the moving second moment of per-sample gradients, a mean over rows [d_out, d_out]. G is always the gradient of the true labels. S is of labels sampled from the model's own prediction, which makes it
-    the Fisher's (Martens and Grosse, 2015), or of the true ones, the empirical Fisher's.
+    S is the moving second moment of per-sample gradients, a mean over rows [d_out, d_out]. G is always the gradient of
+    the true labels. S is of labels sampled from the model's own prediction, which makes it the Fisher's (Martens and
+    Grosse, 2015), or of the true ones, the empirical Fisher's.
 
     With power 1 and ``ClosedForm`` this is K-FAC: the exact S solution is -lambda_a S^-1 (weight gradient)
     (C/n + lambda_r/n I)^-1, so lambda_a is K-FAC's learning rate and lambda_r/n its damping of the inputs' factor. The
     unit of D is that of 1/G: 0.01 usually works.
 
-    With power 0.5 the columns of D are uncorrelated and each has size 1: what ``RMSOracle`` does to each unit alone. D has
-    no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05 usually
-    works, with ``samples=0`` and a rate that decays to zero.
+    With power 0.5 the columns of D are uncorrelated and each has size 1: what ``RMSOracle`` does to each unit alone.
+    D has no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05
+    usually works, with ``samples=0`` and a rate that decays to zero.
 
     Args:
         power: 1 or 0.5.

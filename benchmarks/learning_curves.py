@@ -1,0 +1,386 @@
+"""Learning curves of configurations, from training runs to a Markdown table and a figure.
+
+    python benchmarks/learning_curves.py run configs/fashion_mnist/*.yaml --seeds 0 1 2
+    python benchmarks/learning_curves.py time configs/fashion_mnist/*.yaml --json ms.json
+    python benchmarks/learning_curves.py table --ms ms.json
+    python benchmarks/learning_curves.py figure --ms ms.json --x seconds curves.svg
+
+Steps are counted from 0, as in TensorBoard: the loss at step k is that of the batch before its update. Losses are
+smoothed by s = 0.7 s + 0.3 x over the raw loss of every batch, from the first on. Seconds are those of training since
+the fit began, without construction and validation; each step is waited for, on a GPU too.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import math
+import statistics
+import sys
+import time
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from torch import Tensor
+
+from locoprop_lightning.cli import LocoPropCLI
+from locoprop_lightning.module import SupervisedModule
+
+STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
+EVERY = 59  # steps between two progress lines: an epoch of Fashion-MNIST in batches of 1024
+FORCED = ("logger=false", "enable_checkpointing=false", "enable_progress_bar=false", "num_sanity_val_steps=0")
+# Okabe and Ito's colours without yellow, which is faint on white; 7 colours and 5 dashes make 35 pairs.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+
+
+class NonFinite(Exception):
+    """Ends a fit whose loss is no longer finite."""
+
+
+class Recorder(Callback):
+    """Takes down losses, seconds and metrics; with a name it reports progress and stops where a loss is not finite."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+        self.losses: list[Tensor] = []
+        self.seconds: list[float] = []
+        self.metrics: dict[str, list[float | None]] = {}
+        self._passed = self._started = 0.0
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer, pl_module):
+        self._passed += time.perf_counter() - self._started
+
+    def on_validation_end(self, trainer, pl_module):
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith("val/"):
+                self.metrics.setdefault(name.removeprefix("val/"), []).append(finite(value.item()))
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self._passed += time.perf_counter() - self._started
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].detach())
+        ended = not self.losses[-1].isfinite()  # waits for the device
+        self.seconds.append(self._passed + time.perf_counter() - self._started)
+        if self.name is None:
+            return
+        if len(self.losses) % EVERY == 0:
+            said = f"smoothed loss {smooth(self.raw())[-1]:.4f}, {self.seconds[-1]:.1f} s"
+            print(f"{self.name}: {len(self.losses)} steps, {said}", flush=True)
+        if ended:
+            raise NonFinite
+
+    def raw(self) -> list[float]:
+        return torch.stack(self.losses).tolist()
+
+
+class Run(NamedTuple):
+    """A recorded run; `seconds` is empty where the pace is not known, losses are inf where they are not finite."""
+
+    record: dict[str, Any]
+    raw: list[float]
+    smoothed: list[float]
+    seconds: list[float]
+
+    @property
+    def over(self) -> float | None:
+        """What is read off beyond the end."""
+        return None if self.record["nonfinite_step"] is None else math.inf
+
+    def at(self, step: int) -> float | None:
+        """Smoothed loss at a step, None where the run was over."""
+        return self.smoothed[step] if step < len(self.smoothed) else self.over
+
+    def after(self, seconds: float) -> float | None:
+        """Smoothed loss of the last step that had ended by then, None where the run was over."""
+        steps = bisect_right(self.seconds, seconds)
+        if steps == 0:
+            return None
+        return self.at(steps - 1 if seconds <= self.seconds[-1] else steps)
+
+    def highest(self) -> float | None:
+        """Highest raw loss once training has settled."""
+        return self.over or max(self.raw[SETTLED + 1 :], default=None)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON, a line for each key."""
+    path.write_text("{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()) + "\n}\n")
+
+
+def finite(value: float) -> float | None:
+    """What JSON can hold."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def smooth(raw: Sequence[float]) -> list[float]:
+    smoothed = [raw[0]]
+    for loss in raw[1:]:
+        smoothed.append(0.7 * smoothed[-1] + 0.3 * loss)
+    return smoothed
+
+
+def build(config: Path, seed: int, settings: dict[str, str]) -> tuple[Trainer, SupervisedModule, LightningDataModule]:
+    """What `locoprop fit --config CONFIG` would train, without logs, checkpoints and progress bar."""
+    arguments = [f"--config={config}", f"--seed_everything={seed}"]
+    arguments += [f"--{key}={value}" for key, value in settings.items()] + [f"--trainer.{forced}" for forced in FORCED]
+    cli = LocoPropCLI(arguments, run=False)
+    # Without a logger it would write config.yaml into the working directory.
+    cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, SaveConfigCallback)]
+    return cli.trainer, cli.model, cli.datamodule
+
+
+def run(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        for config in options.configs:
+            method = options.label or config.stem
+            path = options.out / f"{method}-seed{seed}.json"
+            if path.exists() and not options.force:
+                print(f"{path.stem}: exists, skipped (--force runs it again)", flush=True)
+                continue
+            print(f"{path.stem}: {config}", flush=True)
+            recorder, record = train(config, seed, options)
+            path.unlink(missing_ok=True)  # it is written last: where it is, the run is complete
+            with path.with_suffix(".csv").open("w", newline="") as stream:
+                rows = csv.writer(stream, lineterminator="\n")
+                rows.writerow(["step", "loss", "seconds"])
+                for step, (loss, passed) in enumerate(zip(recorder.raw(), recorder.seconds, strict=True)):
+                    rows.writerow([step, f"{loss:.5g}", f"{passed:.3f}"])
+            write(path, {"method": method, "seed": seed, **record})
+
+
+def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorder, dict[str, Any]]:
+    settings = options.set | ({} if options.max_steps is None else {"trainer.max_steps": str(options.max_steps)})
+    trainer, module, data = build(config, seed, settings)
+    split = "val" if getattr(data, "validation", 0) else "test"  # what validation looks at
+    if split == "test" and options.no_test:
+        trainer.limit_val_batches = 0
+    recorder = Recorder(f"{options.label or config.stem}-seed{seed}")
+    trainer.callbacks.append(recorder)
+    nonfinite_step = None
+    try:
+        trainer.fit(module, data)
+    except NonFinite:
+        nonfinite_step = len(recorder.losses) - 1
+        print(f"{recorder.name}: the loss of step {nonfinite_step} is not finite, stopped", flush=True)
+    metrics: dict[str, list[float | None]] = {"test_accuracy": [], "test_loss": []}
+    metrics |= {f"{split}_{name}": values for name, values in recorder.metrics.items()}
+    if split == "val" and not options.no_test and nonfinite_step is None:
+        (tested,) = trainer.test(module, data, verbose=False)
+        metrics |= {name.replace("/", "_"): [finite(value)] for name, value in tested.items()}
+    paces = [1000 * (b - a) for a, b in zip([0.0, *recorder.seconds], recorder.seconds, strict=False)]
+    return recorder, {
+        "settings": settings,
+        "steps": len(recorder.losses),
+        "nonfinite_step": nonfinite_step,
+        **metrics,
+        "last_test_accuracy": metrics["test_accuracy"][-1] if metrics["test_accuracy"] else None,
+        "ms_per_step": round(statistics.median(paces), 3),
+        "refused": getattr(getattr(module, "solver", None), "counts", {}),
+        "threads": torch.get_num_threads(),
+        "device": recorder.losses[0].device.type,
+        "torch": torch.__version__,
+    }
+
+
+def load(folder: Path, paces: dict[str, float] | None) -> dict[str, list[Run]]:
+    """The runs of a folder by method, the lowest final loss first."""
+    methods: dict[str, list[Run]] = {}
+    for path in sorted(folder.glob("*-seed*.json")):
+        record = json.loads(path.read_text())
+        with path.with_suffix(".csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        raw = [value if math.isfinite(value) else math.inf for value in (float(row["loss"]) for row in rows)]
+        seconds = [float(row["seconds"]) for row in rows]
+        if paces is not None:
+            record["ms_per_step"] = pace = paces.get(record["method"])
+            seconds = [] if pace is None else [pace * step / 1000 for step in range(1, len(rows) + 1)]
+        methods.setdefault(record["method"], []).append(Run(record, raw, smooth(raw), seconds))
+    if not methods:
+        raise SystemExit(f"{folder} holds no runs: make some with the subcommand 'run'.")
+    return dict(sorted(methods.items(), key=lambda item: statistics.median(run.smoothed[-1] for run in item[1])))
+
+
+def cell(values: Iterable[float | None], form: str) -> str:
+    """Median, and the range of several values; '-' without any."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return "-"
+    middle, low, high = (
+        format(value, form if value < 1e5 else ".3g") if math.isfinite(value) else "non-finite"
+        for value in (statistics.median(known), known[0], known[-1])
+    )
+    return middle if len(known) == 1 or low == high else f"{middle} ({low}..{high})"
+
+
+def table(options: argparse.Namespace) -> None:
+    methods = load(options.out, options.ms)
+    ends = {len(run.raw) - 1 for runs in methods.values() for run in runs if run.over is None}
+    columns = [(f"step {step}", ".3f", partial(Run.at, step=step)) for step in STEPS if step <= max(ends, default=0)]
+    if not ends <= set(STEPS) or not ends:
+        columns.append(("last step", ".3f", lambda run: run.smoothed[-1]))
+    columns += [(f"{seconds} s", ".3f", partial(Run.after, seconds=seconds)) for seconds in SECONDS]
+    columns.append((f"highest after step {SETTLED}", ".3f", Run.highest))
+    columns.append(("test accuracy", ".4f", lambda run: run.record["last_test_accuracy"]))
+    columns.append(("ms a step", ".1f", lambda run: run.record["ms_per_step"]))
+    rows = {
+        title: [cell((value(run) for run in runs), form) for runs in methods.values()] for title, form, value in columns
+    }
+    rows = {title: cells for title, cells in rows.items() if set(cells) != {"-"}}
+    print("| method | seeds |", *(f"{title} |" for title in rows))
+    print("|---|---:|" + "---:|" * len(rows))
+    for index, (method, runs) in enumerate(methods.items()):
+        print(f"| {method} | {len(runs)} |", *(f"{cells[index]} |" for cells in rows.values()))
+
+
+def figure(options: argparse.Namespace) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    methods = load(options.out, options.ms)
+    start = max(run.raw[0] for runs in methods.values() for run in runs)
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "learning_curves"}):
+        drawing, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+        for index, (method, runs) in enumerate(methods.items()):
+            whole = [run for run in runs if run.record["nonfinite_step"] is None]
+            length = min((len(run.raw) for run in whole), default=max(len(run.raw) for run in runs))
+            losses = np.array([[run.at(step) for step in range(length)] for run in runs], dtype=float)
+            x = np.arange(length, dtype=float)
+            if options.x == "seconds":
+                clocks = [run.seconds[:length] for run in runs if len(run.seconds) >= length]
+                if not clocks:
+                    print(f"{method}: left out, its pace is not in --ms", file=sys.stderr)
+                    continue
+                x = np.median(clocks, axis=0)
+            style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+            middle = np.median(losses, axis=0)
+            label = method if math.isfinite(middle[-1]) else f"{method} (non-finite)"
+            axes.plot(x, middle, label=label, linewidth=1.4, **style)
+            if len(runs) > 1:
+                band = losses.min(axis=0), losses.max(axis=0)
+                axes.fill_between(x, *band, color=style["color"], alpha=0.15, linewidth=0)
+        axes.set_yscale("log")
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * start))  # a diverging run leaves the frame
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("training step" if options.x == "step" else "seconds of training")
+        axes.set_ylabel("train loss, smoothed by 0.7")
+        axes.grid(alpha=0.3)
+        drawing.legend(loc="outside right upper", handlelength=4, fontsize="small")
+        options.file.parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(options.file, metadata={"Date": None})
+        plt.close(drawing)
+
+
+def measure(options: argparse.Namespace) -> None:
+    steps = {"trainer.max_epochs": "-1", "trainer.max_steps": str(options.skip + options.steps)}
+    times: dict[str, list[float]] = {config.stem: [] for config in options.configs}
+    for turn in range(options.rounds):
+        for config in options.configs:
+            recorder = Recorder()
+            with contextlib.redirect_stdout(io.StringIO()):  # the table of layers and the summary
+                trainer, module, data = build(config, 0, options.set | steps | {"trainer.limit_val_batches": "0"})
+                trainer.callbacks.append(recorder)
+                trainer.fit(module, data)
+            begun = recorder.seconds[options.skip - 1] if options.skip else 0.0
+            mean = 1000 * (recorder.seconds[-1] - begun) / options.steps
+            times[config.stem].append(mean)
+            print(f"round {turn + 1}, {config.stem}: {mean:.1f} ms a step", file=sys.stderr, flush=True)
+    paces = {stem: statistics.median(values) for stem, values in times.items()}
+    adam = paces.get("adam")
+    print(f"| method | ms a step |{' x adam |' if adam else ''}\n|---|---:|{'---:|' if adam else ''}")
+    for stem, pace in sorted(paces.items(), key=lambda item: item[1]):
+        print(f"| {stem} | {cell(times[stem], '.1f')} |" + (f" {pace / adam:.2f} |" if adam else ""))
+    if options.json:
+        write(options.json, {stem: round(pace, 3) for stem, pace in paces.items()})
+
+
+def make_parser() -> argparse.ArgumentParser:
+    configs, folder, pace = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    text = "YAML file as for `locoprop fit --config`; its stem names the method"
+    configs.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help=text)
+    text = "settings to override, named as on the command line: model.lambda_a=100"
+    configs.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
+    text = "folder of the results (default: %(default)s)"
+    folder.add_argument("--out", type=Path, default=Path("docs/results/fashion_mnist"), metavar="DIR", help=text)
+    text = "the --json of 'time': its pace replaces the recorded one, as runs may have shared the machine"
+    pace.add_argument("--ms", type=lambda path: json.loads(Path(path).read_text()), metavar="FILE.json", help=text)
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function, name: str, text: str, more: str, *parents: argparse.ArgumentParser):
+        described = f"{text[0].upper()}{text[1:]}. {more}"
+        sub = commands.add_parser(name, help=text, description=described, parents=parents)
+        sub.set_defaults(function=function)
+        return sub.add_argument
+
+    more = (
+        "Writes NAME-seedK.csv (step, loss, seconds) and NAME-seedK.json a run. A run whose json exists is skipped, so "
+    )
+    more += "that a stopped batch of runs goes on. A run whose loss is not finite is recorded and stops there."
+    add = command(run, "run", "train configurations and record their curves", more, configs, folder)
+    add("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="seeds of each configuration (default: 0)")
+    add("--max-steps", type=int, metavar="N", help="stop after N steps, or earlier where the epochs end")
+    add("--label", metavar="NAME", help="name of the method, for a single configuration (default: its stem)")
+    text = "never look at the test images, for choosing settings: no test at the end, and no validation each epoch "
+    add("--no-test", action="store_true", help=f"{text} unless data.validation holds training images out")
+    add("--force", action="store_true", help="replace results that exist")
+    more = "A cell is the median over the seeds and, with several, their range. The lowest final loss comes first."
+    command(table, "table", "print a Markdown table of the recorded runs, a row a method", more, folder, pace)
+    more = "The line is the median over the seeds; a band shows the range of several."
+    add = command(figure, "figure", "draw the smoothed train losses, a line a method", more, folder, pace)
+    add("file", type=Path, metavar="FILE.svg", help="file to write")
+    add("--x", choices=("step", "seconds"), default="step", help="horizontal axis (default: step)")
+    more = (
+        "The configurations take turns in one process, on their own data, without validation, with seed 0. A turn is a "
+    )
+    more += (
+        "fresh fit whose first --skip steps are left out. Of the next --steps the MEAN is taken: some methods refresh "
+    )
+    more += "their factors at every step at first and at every tenth later, so that 40 steps hold whole periods, while "
+    more += "a median would miss the refreshes. The result is the median over the rounds."
+    add = command(measure, "time", "measure milliseconds a step, on an otherwise idle machine", more, configs)
+    add("--steps", type=int, default=40, metavar="N", help="measured steps of a turn (default: 40)")
+    add("--rounds", type=int, default=3, metavar="N", help="turns of each configuration (default: 3)")
+    add("--skip", type=int, default=45, metavar="N", help="steps before those (default: 45)")
+    add("--json", type=Path, metavar="FILE.json", help="file to write {stem: milliseconds a step} to, for --ms")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if "configs" in options:
+        if not all("=" in setting for setting in options.set):
+            parser.error("--set takes KEY=VALUE")
+        options.set = dict(setting.split("=", 1) for setting in options.set)
+        if getattr(options, "label", None) and len(options.configs) > 1:
+            parser.error("--label names a single configuration")
+        if len({config.stem for config in options.configs}) < len(options.configs):
+            parser.error("two configurations have the same stem")
+    warnings.filterwarnings("ignore")
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()

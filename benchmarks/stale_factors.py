@@ -1,0 +1,136 @@
+"""Whether factors that are refreshed every 10 steps stay safe: training on three networks, with and without protection.
+
+    python benchmarks/stale_factors.py [--steps 120] [--seeds 0 1 2] [--warmup 40]
+
+Exact LocoProp-S with the RMS oracle on Fashion-MNIST, batch 1024, lambda_a 0.1, lambda_r 100, a constant rate. The
+networks: the review's tanh MLP; the deep autoencoder 784-1000-500-250-30-250-500-1000-784 (tanh, linear code, binary
+cross-entropy summed over pixels); a residual network of linear layers with layer normalisation. For each the table
+shows the train loss of the first and last batch, its highest value in the second half, and how many of the layers'
+solves were done again with a fresh factor.
+"""
+
+import argparse
+import logging
+import warnings
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+from torchmetrics import MeanSquaredError, MetricCollection
+
+from locoprop_lightning import LocoPropModule
+from locoprop_lightning.data import FashionMNIST
+from locoprop_lightning.networks import MLP
+from locoprop_lightning.oracles import RMSOracle
+from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.tasks import Classification, Task
+
+
+class Pixels(Task):
+    """Binary cross-entropy, summed over the pixels."""
+
+    def loss(self, output, target):
+        return nn.functional.binary_cross_entropy_with_logits(output, target, reduction="sum") / len(output)
+
+    def metrics(self):
+        return MetricCollection({"mse": MeanSquaredError()})
+
+
+class Images(FashionMNIST):
+    """Images as their own targets."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0], batch[0].flatten(1)
+
+
+def autoencoder():
+    widths = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
+    layers = [nn.Flatten()]
+    for i in range(8):
+        layers += [nn.Linear(widths[i], widths[i + 1])] + ([] if i in (3, 7) else [nn.Tanh()])
+    return nn.Sequential(*layers)
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.second(torch.relu(self.first(self.norm(x))))
+
+
+def residual():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 256), *[Block(256) for _ in range(4)], nn.Linear(256, 10))
+
+
+NETWORKS = {
+    "mlp": (MLP, Classification, FashionMNIST),
+    "autoencoder": (autoencoder, Pixels, Images),
+    "residual": (residual, Classification, FashionMNIST),
+}
+
+
+class Unprotected(ClosedForm):
+    """Applies whatever a kept factor gives."""
+
+    def rise(self, problem, v, exact):
+        return v.new_zeros(())
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(float(outputs["loss"]))
+
+
+def train(name, solver, seed, steps):
+    seed_everything(seed, verbose=False)
+    network, task, data = NETWORKS[name]
+    module = LocoPropModule(
+        network(), task(), solver, lambda_a=0.1, lambda_r=100, objective="squared", oracle=RMSOracle()
+    )
+    losses = Losses()
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[losses],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, data(batch_size=1024))
+    solves = steps * len(module._local)
+    return losses.values, sum(c.get("retried", 0) for c in solver.counts.values()), solves
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--warmup", type=int, default=40, help="steps with a refresh each, at first")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    rows = ["| network | seed | protection | first loss | last | highest in the second half | solved again |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for name in options.networks:
+        for seed in options.seeds:
+            for solver in (ClosedForm, Unprotected):
+                made = solver(refresh_every=10, warmup=options.warmup)
+                values, again, solves = train(name, made, seed, options.steps)
+                high, said = max(values[len(values) // 2 :]), "no" if solver is Unprotected else "yes"
+                row = f"| {name} | {seed} | {said} | {values[0]:.4g} | {values[-1]:.4g} | {high:.4g} |"
+                rows.append(f"{row} {again} of {solves} |")
+                print(rows[-1], flush=True)
+    print("\n" + "\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

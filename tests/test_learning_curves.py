@@ -1,0 +1,109 @@
+"""The script behind the learning curves: smoothing, folding of seeds, real runs."""
+
+import csv
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("learning_curves", ROOT / "benchmarks" / "learning_curves.py")
+curves = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(curves)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Runs in an empty folder, without the environment variables that Lightning sets."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["learning_curves.py"])
+    before = dict(os.environ)
+    yield tmp_path
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
+def made_up(folder, method, seed, losses, pace, nonfinite_step=None, accuracy=None):
+    record = {"method": method, "seed": seed, "nonfinite_step": nonfinite_step, "ms_per_step": 1000 * pace}
+    path = folder / f"{method}-seed{seed}.json"
+    path.write_text(json.dumps(record | {"last_test_accuracy": accuracy}))
+    rows = [f"{step},{loss},{pace * (step + 1)}" for step, loss in enumerate(losses)]
+    path.with_suffix(".csv").write_text("\n".join(["step,loss,seconds", *rows]))
+
+
+def rows_of(output):
+    """The table as dictionaries, by method."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines()]
+    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+
+
+def test_smoothing():
+    assert curves.smooth([2.0]) == [2.0]
+    assert curves.smooth([2.0, 1.0, 0.0]) == pytest.approx([2.0, 1.7, 1.19])
+
+
+def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):
+    for seed, loss in enumerate((0.5, 0.4, 0.9)):
+        made_up(folder, "slow", seed, [loss] * 237, 0.5, accuracy=loss)
+    made_up(folder, "fast", 0, [0.3] * 110 + [0.7] + [0.3] * 126, 0.2, accuracy=0.8)
+    made_up(folder, "broken", 0, [1.0] * 99 + [math.nan], 0.1, nonfinite_step=99)
+    (folder / "ms.json").write_text(json.dumps({"slow": 1000, "fast": 200}))
+    curves.main(["table", "--out", str(folder)])
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows) == ["fast", "slow", "broken"]
+    slow, fast, broken = rows["slow"], rows["fast"], rows["broken"]
+    for column in ("step 118", "step 236", "30 s", "highest after step 100"):
+        assert slow[column] == "0.500 (0.400..0.900)"
+    assert slow["test accuracy"] == "0.5000 (0.4000..0.9000)" and slow["seeds"] == "3" and slow["ms a step"] == "500.0"
+    assert "step 472" not in slow  # no run got that far
+    assert fast["30 s"] == "0.300" and fast["60 s"] == "-"  # over after 47.4 s
+    assert fast["highest after step 100"] == "0.700" and fast["step 118"] == "0.307"
+    assert broken["step 118"] == broken["30 s"] == broken["highest after step 100"] == "non-finite"
+    curves.main(["table", "--out", str(folder), "--ms", "ms.json"])
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["slow"]["ms a step"] == "1000.0" and rows["broken"]["30 s"] == rows["broken"]["ms a step"] == "-"
+
+
+def test_seconds_are_read_at_the_measured_pace(folder):
+    made_up(folder, "a", 0, range(10, 0, -1), 5.0)
+    (run,) = curves.load(folder, {"a": 100.0})["a"]
+    assert run.after(0.05) is None and run.after(0.35) == run.smoothed[2]
+    assert run.after(1.0) == run.smoothed[9] and run.after(1.1) is None
+
+
+def test_real_runs(folder, capsys):
+    configs = [str(ROOT / "configs" / "digits" / f"{name}.yaml") for name in ("adam", "foof")]
+    command = ["run", *configs, "--out", "results", "--max-steps", "3", "--set", "trainer.accelerator=cpu"]
+    curves.main([*command, "data.batch_size=750"])
+    assert {path.name for path in folder.iterdir()} == {"results"}  # neither logs, checkpoints nor config.yaml
+    losses = {}
+    for name in ("adam", "foof"):
+        record = json.loads((folder / "results" / f"{name}-seed0.json").read_text())
+        assert record["steps"] == 3 and record["settings"]["data.batch_size"] == "750" and record["refused"] == {}
+        assert len(record["test_accuracy"]) == len(record["test_loss"]) == 1  # an epoch has 2 steps
+        assert record["last_test_accuracy"] == record["test_accuracy"][0] > 0
+        with (folder / "results" / f"{name}-seed0.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["step"] for row in rows] == ["0", "1", "2"]
+        losses[name] = [float(row["loss"]) for row in rows]
+        seconds = [float(row["seconds"]) for row in rows]
+        assert seconds == sorted(seconds)
+    assert losses["adam"][0] == losses["foof"][0] and losses["foof"][2] < losses["foof"][0]  # same seed, same start
+    capsys.readouterr()
+    curves.main(command)
+    assert capsys.readouterr().out.count("skipped") == 2
+    for file in ("a.svg", "b.svg"):
+        curves.main(["figure", "--out", "results", file])
+    drawn = (folder / "a.svg").read_text()
+    assert drawn == (folder / "b.svg").read_text() and ">foof</text>" in drawn
+
+
+def test_a_run_that_is_not_finite_stops(folder):
+    config = str(ROOT / "configs" / "digits" / "sgd.yaml")
+    curves.main(["run", config, "--label", "wild", "--out", ".", "--no-test", "--set", "model.optimizer.lr=1e38"])
+    record = json.loads((folder / "wild-seed0.json").read_text())
+    assert record["nonfinite_step"] == record["steps"] - 1 < 20 and record["last_test_accuracy"] is None
+    assert curves.load(folder, None)["wild"][0].raw[-1] == math.inf
