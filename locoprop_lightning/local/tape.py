@@ -34,7 +34,9 @@ class Record:
         self._outputs.append((output.detach(), output._version))
         # Both are taken before any in-place activation, so they stand for the pre-activation itself.
         self.edges.append(get_gradient_edge(output))
-        output.register_hook(lambda gradient: self._gradients.__setitem__(call, gradient))
+        # The hook must not know this record, whose edges know the hook: nothing could free such a circle.
+        gradients = self._gradients
+        output.register_hook(lambda gradient: gradients.__setitem__(call, gradient))
 
     @property
     def calls(self) -> int:  # noqa: D102

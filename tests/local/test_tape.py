@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -92,3 +95,19 @@ def test_low_precision_is_raised_to_float32():
     record = tape.records["layer"]
     assert record.autocast
     assert {x.dtype for x in record.rows()} == {torch.float32}
+
+
+def test_a_record_is_freed_without_the_collector():
+    """A circle through the graph would keep every batch: the collector does not see into it."""
+    layer = nn.Linear(4, 3)
+    gc.disable()
+    try:
+        with Tape({"layer": layer}) as tape:
+            output = layer(torch.randn(5, 4))
+        tape.gradients(output.square().sum())
+        output.sum().backward()
+        record = weakref.ref(tape.records["layer"])
+        del tape, output
+        assert record() is None
+    finally:
+        gc.enable()
