@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+from zlib import crc32
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -299,7 +300,7 @@ class LocoPropModule(SupervisedModule):
         draws = self.oracle.draws({name: self.oracle_state.get(name, {}) for name in self._local})
         if draws == 0:
             return []
-        generator = torch.Generator(output.device).manual_seed(run_seed() * 2**32 + self.global_step)
+        generator = torch.Generator(output.device).manual_seed(crc32(f"{run_seed()} {self.global_step}".encode()))
         labels = [self.task.sample_labels(output.detach(), generator) for _ in range(draws)]
         return [tape.gradients(self.task.loss(output, label)) for label in labels]
 

@@ -60,7 +60,8 @@ class Classification(Task):
 
     def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Labels [n] drawn from softmax of logits [n, num_classes]."""
-        return torch.multinomial(output.float().softmax(-1), 1, generator=generator).squeeze(-1)
+        probabilities = output.float().softmax(-1).nan_to_num(1.0)  # a diverged network must not end the run here
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
     def metrics(self) -> MetricCollection:  # noqa: D102
         return MetricCollection({"accuracy": MulticlassAccuracy(self.num_classes, average="micro")})

@@ -32,15 +32,27 @@ def fashion_mnist():
 
 @pytest.fixture
 def make_problem():
-    """Makes random local problems in float64; the default has more rows than inputs."""
+    """Makes random local problems; the default has more rows than inputs. ``scale`` multiplies the rows."""
 
-    def make(transfer="identity", n=12, d_in=5, d_out=3, bias=True, lambda_a=0.7, lambda_r=None, seed=0, **arguments):
+    def make(
+        transfer="identity",
+        n=12,
+        d_in=5,
+        d_out=3,
+        bias=True,
+        lambda_a=0.7,
+        lambda_r=None,
+        seed=0,
+        dtype=torch.float64,
+        scale=1.0,
+        **arguments,
+    ):
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape):
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-        rows, weight = draw(n, d_in), draw(d_out, d_in) / d_in**0.5
+        rows, weight = scale * draw(n, d_in), draw(d_out, d_in) / d_in**0.5
         b = draw(d_out) / 2 if bias else None
         return LocalProblem(
             rows,

@@ -8,7 +8,15 @@ from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.data import Digits
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
-from locoprop_lightning.solvers import AndersonAcceleration, ClosedForm, FixedPointIteration
+from locoprop_lightning.oracles import RMSOracle, WhitenedOracle
+from locoprop_lightning.solvers import (
+    AndersonAcceleration,
+    ClosedForm,
+    ConjugateGradient,
+    FixedPointIteration,
+    InnerOptimizer,
+    Majorization,
+)
 from locoprop_lightning.tasks import Classification
 
 STEPS = 3  # in an epoch: 1,500 digits by 500
@@ -52,9 +60,26 @@ def digits():
     return Digits(batch_size=500, seed=0)
 
 
+def rms(solver=None, **arguments):
+    return locoprop(solver, **(dict(lambda_a=0.1, lambda_r=100.0, oracle=RMSOracle()) | arguments))
+
+
+def kfac(solver=None, oracle=None, **arguments):
+    oracle = WhitenedOracle(refresh_every=2, warmup=1) if oracle is None else oracle
+    options = dict(lambda_a=0.01, lambda_r=100.0, objective="squared", oracle=oracle) | arguments
+    return locoprop(ClosedForm(average=0.9, refresh_every=4, warmup=1) if solver is None else solver, **options)
+
+
 METHODS = {
     "closed_form": lambda: locoprop(ClosedForm(average=0.9, refresh_every=3), objective="squared"),
     "anderson": lambda: locoprop(AndersonAcceleration(4)),
+    "rms_majorization": lambda: rms(Majorization(3, average=0.9, refresh_every=4, warmup=1)),
+    "rms_nesterov": lambda: rms(Majorization(3, "nesterov", refresh_every=2, warmup=0)),
+    "rms_closed_form": lambda: rms(ClosedForm(average=0.9), oracle=RMSOracle(per="layer"), objective="squared"),
+    "kfac": kfac,
+    "empirical_kfac": lambda: kfac(oracle=WhitenedOracle(samples=0, refresh_every=4, warmup=0)),
+    "whitened_conjugate_gradient": lambda: kfac(ConjugateGradient(3)),
+    "inner_optimizer": lambda: locoprop(InnerOptimizer(lambda p: torch.optim.Adam(p, lr=1e-4), 4), lambda_a=500.0),
     "adam": lambda: BackpropModule(network(), Classification(), lambda p: torch.optim.Adam(p)),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
@@ -99,6 +124,36 @@ def test_resume_is_exact(tmp_path, make):
     fit.fit(resumed, digits(), ckpt_path=checkpoint.last_model_path, weights_only=True)
     assert fit.global_step == 4 * STEPS
     assert equal(weights(whole), weights(resumed))
+    if isinstance(whole, LocoPropModule):
+        assert whole.solver.counts == resumed.solver.counts
+        assert same(whole.solver.state, resumed.solver.state) and same(whole.oracle_state, resumed.oracle_state)
+
+
+def flat(state, path=""):
+    """Tensors and numbers of a state, by their path."""
+    if not isinstance(state, dict):
+        return {path: torch.as_tensor(state)}
+    return {key: x for name, value in state.items() for key, x in flat(value, f"{path}/{name}").items()}
+
+
+def same(a, b):
+    a, b = flat(a), flat(b)
+    return a.keys() == b.keys() and equal(a, b)
+
+
+@pytest.mark.parametrize("make", [rms, kfac], ids=["rms", "kfac"])
+def test_what_the_oracle_has_learnt_is_saved(tmp_path, make):
+    module, checkpoint = make(), ModelCheckpoint(tmp_path, save_last=True)
+    trainer(tmp_path, [checkpoint]).fit(module, digits())
+    saved = torch.load(checkpoint.last_model_path, weights_only=True)["oracle_state"]
+    assert saved.keys() == {"1", "3"} and all(saved.values())
+    assert same(saved, module.oracle_state)
+
+
+def test_a_checkpoint_from_before_the_oracles_loads(tmp_path):
+    module = rms()
+    module.on_load_checkpoint({})
+    assert module.oracle_state == {}
 
 
 def test_rest_parameters_are_trained(tmp_path):
@@ -263,3 +318,142 @@ def test_a_layer_read_elsewhere_is_trained_by_its_gradient_alone(tmp_path):
     fit.fit(module, data)
     assert fit.global_step == 1
     torch.testing.assert_close(net.read.weight, before - 0.01 * gradient, rtol=1e-5, atol=1e-7)
+
+
+class Look(Callback):
+    """Calls a function of the problems of each step, before they are solved."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.function(pl_module)
+
+
+ORACLES = {
+    "gradient": lambda: None,
+    "rms": RMSOracle,
+    "rms_layer": lambda: RMSOracle(per="layer"),
+    "whitened": lambda: WhitenedOracle(refresh_every=2, warmup=0),
+    "empirical": lambda: WhitenedOracle(samples=0),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("oracle", ORACLES.values(), ids=ORACLES)
+def test_first_gradient_from_back_propagation(tmp_path, oracle, bias):
+    """It equals lambda_a D^T Y, and no product over the rows is made for it."""
+    seen = []
+
+    def look(module):
+        for problem in module.problems.values():
+            assert problem._first_gradient is not None
+            y = problem.map.rows
+            y = torch.cat([y, torch.ones_like(y[:, :1])], 1) if bias else y
+            expected = problem.lambda_a * problem.direction.T @ y
+            torch.testing.assert_close(problem.first_gradient, expected, rtol=1e-9, atol=1e-9)
+            seen.append(problem.name)
+
+    net = MLP(64, 16, 1, bias=bias)
+    module = locoprop(FixedPointIteration(1), net, oracle=oracle(), lambda_a=0.01, lambda_r=1000.0)
+    trainer(tmp_path, [Look(look)], precision="64-true", max_steps=3).fit(module, digits())
+    assert seen == ["1", "3"] * 3
+
+
+class Drawing(Classification):
+    """Keeps the labels that are drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def sample_labels(self, output, generator):
+        self.drawn.append(super().sample_labels(output, generator))
+        return self.drawn[-1]
+
+
+def drawing(task, **arguments):
+    oracle = WhitenedOracle(**arguments)
+    return LocoPropModule(
+        network(), task, ClosedForm(), lambda_a=0.01, lambda_r=100.0, objective="squared", oracle=oracle
+    )
+
+
+def test_second_backward_passes_happen_at_refreshes_alone(tmp_path):
+    class Steps(Callback):
+        def __init__(self):
+            self.steps = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.steps += [trainer.global_step - 1] * (len(task.drawn) - len(self.steps))
+
+    task, steps = Drawing(), Steps()
+    module = drawing(task, samples=2, refresh_every=4, warmup=3)
+    trainer(tmp_path, [steps], max_epochs=4).fit(module, digits())
+    assert steps.steps == [0, 0, 1, 1, 2, 2, 6, 6, 10, 10]
+    assert all(labels.shape == (500,) for labels in task.drawn)
+    task = Drawing()
+    trainer(tmp_path).fit(drawing(task, samples=0), digits())
+    assert not task.drawn
+
+
+def test_draws_depend_on_seed_and_step_alone(tmp_path, monkeypatch):
+    class RandomState(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.before = torch.get_rng_state()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert torch.equal(torch.get_rng_state(), self.before)
+
+    def draw(seed, global_seed, **arguments):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        task = Drawing()
+        module = drawing(task, **(dict(samples=1, warmup=100) | arguments))
+        torch.manual_seed(global_seed)
+        trainer(tmp_path, [RandomState()]).fit(module, digits())
+        return task.drawn
+
+    first, again, other = draw(1, 0), draw(1, 5), draw(2, 0)
+    assert len(first) == STEPS
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])  # the same network and images
+    two = draw(1, 0, samples=2)
+    assert torch.equal(two[0], first[0]) and not torch.equal(two[0], two[1])
+
+
+SPOILT = {
+    "gradient": lambda: locoprop(Majorization()),
+    "rms": lambda: rms(Majorization(average=0.9)),
+    "empirical_kfac": lambda: kfac(oracle=WhitenedOracle(samples=0)),
+    "kfac": lambda: kfac(oracle=WhitenedOracle(warmup=100)),
+    "inner_optimizer": lambda: locoprop(InnerOptimizer(lambda p: torch.optim.Adam(p, lr=1e-4), 4), lambda_a=500.0),
+}
+
+
+@pytest.mark.parametrize("make", SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("when", [0, 1])
+def test_a_nonfinite_batch_is_counted_and_forgotten(tmp_path, make, when):
+    """The layers stay, nothing enters a state, and the next batch trains."""
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.before = weights(pl_module)
+            if trainer.global_step == when:
+                batch[0].fill_(torch.nan)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            spoilt = trainer.global_step == when + 1
+            assert all(torch.equal(w, self.before[name]) == spoilt for name, w in weights(pl_module).items())
+            if spoilt:
+                assert finite(pl_module.oracle_state) and finite(pl_module.solver.state)
+
+    module = make()
+    trainer(tmp_path, [Spoil()]).fit(module, digits())
+    for counts in module.solver.counts.values():
+        assert counts["nonfinite"] == 1 and "diverged" not in counts
+    assert module.solver.counts.keys() == {"1", "3"}
+    assert finite(module.oracle_state) and finite(module.solver.state)
+
+
+def finite(state):
+    return all(x.isfinite().all() for x in flat(state).values())

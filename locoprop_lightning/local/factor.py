@@ -78,10 +78,14 @@ class Factor:
         finite = moment.sum().isfinite()
         mean = torch.where(finite, self.average * mean + (1 - self.average) * moment, mean)
         weight = torch.where(finite, self.average * weight + (1 - self.average), weight)  # bias correction
-        scaled = mean * (n / weight)
-        if relative:  # no smaller than what can be inverted, for a moment of zeros
-            ridge = (ridge * scaled.diagonal().mean()).clamp_min(torch.finfo(moment.dtype).tiny)
+        scaled = mean * (n / torch.where(weight > 0, weight, 1.0))
+        known: bool | Tensor = True
+        if relative:  # a moment of zeros has no inverse, and says nothing: its inverse shall be zero
+            size = scaled.diagonal().mean()
+            known = size > 0
+            ridge = torch.where(known, ridge * size, 1.0)
         inverse = inverse_root(scaled, ridge) if self.root else invert(scaled, ridge)
+        inverse = inverse * known
         state |= {"mean": mean, "weight": weight, "inverse": inverse, "n": n, "age": 0}
 
     def solve(self, state: State, x: Tensor, n: int, left: bool = False) -> Tensor:

@@ -45,11 +45,10 @@ class RMSOracle(Oracle):
 
     def _scale(self, n: int, state: State) -> Tensor:
         """R, diagonal [d_out]."""
-        tiny = torch.finfo(state["square"].dtype).tiny
-        square = state["square"] / state["weight"].clamp_min(tiny)
+        square = state["square"] / torch.where(state["weight"] > 0, state["weight"], 1.0)
         layer = square.mean().sqrt()
-        root = square.sqrt() if self.per == "unit" else layer
-        return (n / (root + self.eps * layer).clamp_min(tiny)).expand_as(square)
+        root = square.sqrt() if self.per == "unit" else layer.expand_as(square)
+        return torch.where(layer > 0, n / (root + self.eps * layer), 0.0)  # no gradient yet: no direction
 
     def direction(self, gradient: Tensor, state: State) -> Tensor:  # noqa: D102
         return gradient * self._scale(gradient.shape[0], state)

@@ -38,15 +38,16 @@ class ConjugateGradient(IterativeSolver):
         residual = -start
         direction = residual
         square = _dot(residual, residual)
+        solved = square * torch.finfo(square.dtype).eps ** 2  # beyond, there is rounding only
         losses = [problem.loss(v)] if record else None
         for _ in range(self.iterations):
             product = problem.curvature(direction) + problem.lambda_r * direction
             curvature = _dot(direction, product)
-            rate = torch.where(curvature > 0, square / curvature, torch.zeros_like(square))
+            rate = torch.where(square > solved, square / curvature, torch.zeros_like(square))
             v = v + rate * direction
             residual = residual - rate * product
             last, square = square, _dot(residual, residual)
-            direction = residual + torch.where(last > 0, square / last, torch.zeros_like(last)) * direction
+            direction = residual + torch.where(last > solved, square / last, torch.zeros_like(last)) * direction
             if losses is not None:
                 losses.append(problem.loss(v))
         # J(W0 + V) - J(W0) = <V, g_0 + g> / 2 with the gradients g_0 at the start and g = -residual at the end

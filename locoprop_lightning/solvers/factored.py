@@ -22,7 +22,7 @@ class FactoredSolver(LocalSolver):
     at most 128 rows, or where the kept inverse is not finite, the inverse is made anew from the current batch alone,
     which the average restarts from, and the layer is solved again in the same step.
 
-    Layers with at least twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
+    Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
     Y Y^T [n, n] of the current batch.
 
     Args:
@@ -65,7 +65,9 @@ class FactoredSolver(LocalSolver):
         if refreshed:
             moment = problem.gram * (bound / problem.n)
             self.factor.refresh(state, moment, problem.n, problem.lambda_r, restart)
-        if not restart:
+        if restart:  # in a step that has been counted
+            state["age"] = 1
+        else:
             self.factor.tick(state)
         exact = restart or (refreshed and self.factor.average == 0)
         return lambda x: self.factor.solve(state, x, problem.n), exact

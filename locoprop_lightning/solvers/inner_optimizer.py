@@ -19,7 +19,7 @@ class InnerOptimizer(IterativeSolver):
 
     The optimizer sees one matrix a layer, the displacement [W | b] - [W0 | b0], which starts each batch at zero; decay
     of weights therefore pulls to W0. With ``persistent`` its state (momenta, second moments) goes on from batch to
-    batch, and is saved with the checkpoint; a solve that is refused leaves it as it was. For the published numbers
+    batch, and is saved with the checkpoint; a solve that ends non-finite leaves it as it was. For the published numbers
     take ``locoprop_lightning.optimizers.TensorFlowRMSprop``: torch's RMSprop has its epsilon outside the root, starts
     its mean square at zero and multiplies the rate after the momentum.
 
@@ -57,11 +57,12 @@ class InnerOptimizer(IterativeSolver):
             if (parameter.shape, parameter.dtype, parameter.device) == (zeros.shape, zeros.dtype, zeros.device):
                 parameter.zero_()
                 return made, self._rates[name]
-        made = self._optimizers[name] = self.optimizer([nn.Parameter(zeros)])
+        made = self.optimizer([nn.Parameter(zeros)])
         if isinstance(made, LBFGS):
             raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
+        self._optimizers[name] = made
         self._rates[name] = [group["lr"] for group in made.param_groups]
-        if "optimizer" in state:  # rates and the like stay those of the configuration
+        if self.persistent and "optimizer" in state:  # rates and the like stay those of the configuration
             made.load_state_dict({**made.state_dict(), "state": state["optimizer"]})
         return made, self._rates[name]
 
@@ -84,7 +85,9 @@ class InnerOptimizer(IterativeSolver):
         return outcome
 
     def retry(self, problem: LocalProblem, state: State, status: Status, record: bool = False) -> None:
-        """Puts the optimizer's state back to what it was before the refused solve."""
+        """Puts the optimizer's state back where something non-finite entered it."""
+        if status is not Status.NONFINITE:
+            return
         self._optimizers.pop(problem.name)
         backup = self._backups[problem.name]
         if backup is None:

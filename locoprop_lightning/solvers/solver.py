@@ -151,9 +151,9 @@ class LocalSolver(Callback):
         self.losses = {name: o.losses for name, (o, _) in results.items() if o.losses is not None}
 
     def _count(self, name: str, status: Status) -> None:
-        if name not in self.counts and status is not Status.RETRIED:
-            _log.warning("The local solution of layer %r was %s; said once, counted from here.", name, status.value)
         counts = self.counts.setdefault(name, {})
+        if status is not Status.RETRIED and not counts.keys() - {Status.RETRIED.value}:
+            _log.warning("The local solution of layer %r was %s; said once, counted from here.", name, status.value)
         counts[status.value] = counts.get(status.value, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,18 +246,18 @@ class IterativeSolver(LocalSolver):
         """All iterations at once: V <- V M - rate g with M = shrink I - rate C, from V = 0."""
         m = problem.gram * -rate
         m.diagonal().add_(shrink)
-        v = power_sum(problem.first_gradient * -rate, m, self.iterations)
-        problem.uses_gram = True
+        v = power_sum(problem.first_gradient * -rate, m, self.iterations - 1)
+        gradient = torch.addmm(problem.first_gradient, v, problem.gram)  # of the last step, less its proximal term
         first = torch.linalg.vector_norm(problem.first_gradient)
-        last = torch.linalg.vector_norm(problem.gradient(v, self.proximal))
-        return Outcome(v, last - first, None)
+        last = torch.linalg.vector_norm(gradient + v * problem.lambda_r if self.proximal else gradient)
+        return Outcome(shrink * v - rate * gradient, last - first, None)
 
 
 def _squaring_cost(problem: LocalProblem, iterations: int) -> float:
     """Floating-point operations of ``IterativeSolver._squared``; infinite where the loss is not squared."""
-    if not problem.squared or iterations < 1:
+    if not problem.squared or iterations < 2:
         return math.inf
-    products, squarings = power_sum_products(iterations)
+    products, squarings = power_sum_products(iterations - 1)
     d_out, width = problem.shape
     return problem.gram_cost + 2.0 * width**2 * ((products + 1) * d_out + squarings * width)
 

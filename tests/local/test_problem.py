@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.transfer import LeakyReLU, Softplus
 
 TRANSFERS = ["identity", "relu", LeakyReLU(0.1), "tanh", "sigmoid", "softplus", Softplus(2.0), "softmax"]
@@ -102,27 +104,114 @@ def test_target_out_of_range_has_a_value(make_problem):
     assert problem.value(displacement(problem)).isfinite()
 
 
-def test_sample(make_problem):
-    problem = make_problem("tanh", n=12)
+@every_transfer
+@pytest.mark.parametrize("proximal", [True, False])
+def test_value_on_a_sample_of_rows(make_problem, transfer, proximal):
+    problem = make_problem(transfer, n=11)
     v = displacement(problem)
-    close(problem.sample(12).value(v), problem.value(v))
-    close(problem.sample(100).value(v), problem.value(v))
-    part = problem.sample(5)
-    assert part.n <= 5 and part.row_weight == 12 / part.n
-    doubled = make_problem("tanh", n=12)
-    doubled.map.rows = doubled.map.rows[:4].repeat_interleave(3, 0)
-    doubled.pre_activation = doubled.pre_activation[:4].repeat_interleave(3, 0)
-    doubled.direction = doubled.direction[:4].repeat_interleave(3, 0)
-    sample = doubled.sample(4)
-    close(sample.value(v), doubled.value(v))
-    close(sample.gradient(v), doubled.gradient(v))
-    close(sample.first_gradient, doubled.first_gradient)
+    for rows in (11, 100):
+        close(problem.value(v, proximal, rows=rows), problem.value(v, proximal))
+    y, _ = augmented(problem)
+    part = slice(None, None, 3)  # 4 of 11 rows: every third
+    divergence = problem.transfer.divergence(y[part] @ v.T, problem.pre_activation[part]).sum() * 11 / 4
+    expected = divergence + problem.lambda_a * (problem.direction * (y @ v.T)).sum()
+    if proximal:
+        expected = expected + problem.lambda_r / 2 * v.square().sum()
+    close(problem.value(v, proximal, rows=4), expected)
+    close(problem.value(v, proximal, rows=5), expected)
+
+
+def test_value_on_a_sample_of_repeated_rows_is_exact(make_problem):
+    problem = make_problem("tanh", n=12)
+    problem.map.rows = problem.map.rows[:4].repeat_interleave(3, 0)
+    problem.pre_activation = problem.pre_activation[:4].repeat_interleave(3, 0)
+    v = displacement(problem)
+    close(problem.value(v, rows=4), problem.value(v))
+
+
+def test_direction_is_made_once_and_when_needed(make_problem):
+    made, known = make_problem(), []
+
+    def direction():
+        known.append(1)
+        return made.direction
+
+    lazy = LocalProblem(
+        made.map.rows,
+        made.pre_activation,
+        direction,
+        made.weight,
+        made.bias,
+        made.transfer,
+        made.lambda_a,
+        made.lambda_r,
+        first_gradient=made.first_gradient,
+    )
+    v = displacement(made)
+    close(lazy.gradient(v), made.gradient(v))
+    close(lazy.value(v), made.value(v))
+    assert not known
+    close(lazy.target, made.target)
+    close(lazy.first_loss(), made.first_loss())
+    assert known == [1]
+
+
+@both_biases
+@pytest.mark.parametrize("proximal", [True, False])
+def test_gram_form_of_the_gradient(make_problem, bias, proximal):
+    problem = make_problem(bias=bias)
+    y, _ = augmented(problem)
+    v = displacement(problem)
+    by_rows = problem.gradient(v, proximal)
+    close(problem.curvature(v), v @ (y.T @ y))
+    problem.uses_gram = True
+    close(problem.gradient(v, proximal), by_rows)
+    close(problem.curvature(v), v @ (y.T @ y))
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["gram_to_make", "gram_known"])
+def test_plan_counts_operations(make_problem, known):
+    """Against torch's own count of what the gradients take; without a bias, whose sums are not counted."""
+    forms = set()
+    for n in (3, 6, 12, 24):
+        for d_in in (4, 7, 13):
+            for gradients in (0, 1, 2, 9):
+                costs = {}
+                for uses_gram in (True, False):
+                    problem = make_problem(n=n, d_in=d_in, bias=False)
+                    v, _ = displacement(problem), problem.first_gradient
+                    if known:
+                        problem.gram  # noqa: B018
+                    problem.uses_gram = uses_gram
+                    with FlopCounterMode(display=False) as counter:
+                        for _ in range(gradients):
+                            problem.gradient(v)
+                    costs[uses_gram] = counter.get_total_flops()
+                problem = make_problem(n=n, d_in=d_in, bias=False)
+                if known:
+                    problem.gram  # noqa: B018
+                cost = problem.plan(gradients)
+                assert problem.uses_gram == (costs[True] < costs[False])
+                assert cost == costs[problem.uses_gram]
+                if known and gradients:
+                    assert problem.uses_gram == (d_in < 2 * n)
+                forms.add(problem.uses_gram)
+    assert forms == {True, False}
+
+
+def test_plan_of_a_matching_loss_is_by_rows(make_problem):
+    problem = make_problem("tanh", n=100, d_in=2)
+    problem.plan(50)
+    assert not problem.uses_gram
+    problem = make_problem(n=100, d_in=2)
+    problem.plan(50)
+    assert problem.uses_gram
 
 
 @every_transfer
 def test_zero_direction_gives_exactly_zero(make_problem, transfer):
     problem = make_problem(transfer)
-    problem.direction = torch.zeros_like(problem.direction)
+    problem.direction.zero_()
     assert (problem.first_gradient == 0).all()
     assert (problem.value(problem.zeros()) == 0).all()
     assert problem.loss(problem.zeros()) == 0

@@ -97,6 +97,41 @@ def test_low_precision_is_raised_to_float32():
     assert {x.dtype for x in record.rows()} == {torch.float32}
 
 
+@pytest.mark.parametrize("inplace", [True, False])
+def test_gradients_of_another_loss(inplace):
+    """As autograd has them, for layers called once, twice, to no effect and never; the true ones come after."""
+    layers = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("once", "twice", "no_effect", "never")}).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    outputs = []
+
+    def call(name, y):
+        outputs.append(layers[name](y))
+        return nn.functional.relu(outputs[-1] + 0 if not inplace else outputs[-1], inplace=inplace)
+
+    def forward():
+        outputs.clear()
+        y = call("twice", call("twice", call("once", x)))
+        call("no_effect", x)
+        return y
+
+    with Tape(dict(layers.items())) as tape:
+        y = forward()
+    found = tape.gradients(y.square().sum())
+    assert found.keys() == {"once", "twice", "no_effect"}
+    assert not any(record.complete for record in tape.records.values())
+    y.exp().sum().backward()
+    inplace = False
+    for loss, by_tape in (
+        (lambda y: y.square().sum(), found),
+        (lambda y: y.exp().sum(), {name: tape.records[name].rows()[2] for name in ("once", "twice")}),
+    ):
+        y = forward()
+        once, first, second = torch.autograd.grad(loss(y), outputs[:3])
+        torch.testing.assert_close(by_tape["once"], once, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(by_tape["twice"], torch.cat([first, second]), rtol=1e-12, atol=1e-12)
+    assert (found["no_effect"] == 0).all() and found["no_effect"].shape == (6, 4)
+
+
 def test_a_record_is_freed_without_the_collector():
     """A circle through the graph would keep every batch: the collector does not see into it."""
     layer = nn.Linear(4, 3)

@@ -17,7 +17,7 @@ ITERATIVE = [
     AndersonAcceleration,
     lambda t: AndersonAcceleration(t, safeguard=False),
     GradientDescent,
-    lambda t: GradientDescent(t, proximal=True, decay=True),
+    lambda t: GradientDescent(t, proximal=True, schedule="published"),
 ]
 IDS = ["fpi", "anderson", "anderson_plain", "published", "corrected"]
 iterative = pytest.mark.parametrize("make", ITERATIVE, ids=IDS)
@@ -134,7 +134,7 @@ def test_inner_schedule(make_problem):
     v = problem.zeros()
     for k in range(6):
         v = v - 0.01 * max(1 - k / 6, 0.25) * problem.gradient(v, proximal=False)
-    close(joined(GradientDescent(6, rate=0.01, decay=True).solve(problem), problem), v, 1e-12)
+    close(joined(GradientDescent(6, rate=0.01, schedule="published").solve(problem), problem), v, 1e-12)
 
 
 @iterative
@@ -168,7 +168,7 @@ def test_losses_of_s_are_the_local_loss(make_problem, make):
 @every_solver
 def test_zero_gradient_leaves_the_weights(make_problem, make):
     problem = make_problem()
-    problem.direction = torch.zeros_like(problem.direction)
+    problem.direction.zero_()
     solution = make(10).solve(problem)
     assert solution.status is Status.SOLVED
     assert torch.equal(solution.weight, problem.weight) and torch.equal(solution.bias, problem.bias)
@@ -178,7 +178,7 @@ def test_zero_gradient_leaves_the_weights(make_problem, make):
 @pytest.mark.parametrize("transfer", ["tanh", "softmax"])
 def test_zero_gradient_leaves_the_weights_of_m(make_problem, make, transfer):
     problem = make_problem(transfer)
-    problem.direction = torch.zeros_like(problem.direction)
+    problem.direction.zero_()
     solution = make(10).solve(problem)
     assert solution.status is Status.SOLVED
     assert torch.equal(solution.weight, problem.weight) and torch.equal(solution.bias, problem.bias)
@@ -224,16 +224,19 @@ def test_rows_of_anderson_are_independent(make_problem):
     close(AndersonAcceleration(6).solve(one).weight, whole.weight[:1], 1e-12)
 
 
+class Module:
+    """What a solver needs of a Lightning module."""
+
+    record_losses, guard = False, True
+
+    def __init__(self, problems):
+        self.problems, self.committed = problems, {}
+
+    def commit(self, name, v):
+        self.committed[name] = v
+
+
 def test_order_of_layers(make_problem):
-    class Module:
-        record_losses, guard = False, True
-
-        def __init__(self, problems):
-            self.problems, self.committed = problems, {}
-
-        def commit(self, name, v):
-            self.committed[name] = v
-
     names = ["a", "b", "c"]
     for make in (lambda: AndersonAcceleration(5), lambda: ClosedForm(average=0.9, refresh_every=2)):
         results = []
@@ -244,6 +247,37 @@ def test_order_of_layers(make_problem):
                 solver.on_before_optimizer_step(None, module, None)
             results.append(module.committed)
         assert all(torch.equal(results[0][n], results[1][n]) for n in names)
+
+
+def test_second_attempts_are_applied_and_counted(make_problem, caplog):
+    solver, module = ClosedForm(refresh_every=10, warmup=0), Module({"layer": make_problem(lambda_r=0.5, scale=0.1)})
+    solver.on_before_optimizer_step(None, module, None)
+    assert solver.counts == {}
+    grown = make_problem(lambda_r=0.5, scale=3.0, seed=1)
+    module.problems = {"layer": grown}
+    solver.on_before_optimizer_step(None, module, None)
+    assert solver.counts == {"layer": {"retried": 1}} and not caplog.records
+    close(module.committed["layer"], joined(ClosedForm().solve(grown), grown), 1e-10)
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_a_refused_layer_is_said_once(make_problem, caplog, retried):
+    """Whether or not a second attempt was counted before."""
+    solver, module = ClosedForm(refresh_every=10, warmup=0), Module({"layer": make_problem(lambda_r=0.5, scale=0.1)})
+    solver.on_before_optimizer_step(None, module, None)
+    if retried:
+        module.problems = {"layer": make_problem(lambda_r=0.5, scale=3.0, seed=1)}
+        solver.on_before_optimizer_step(None, module, None)
+    bad = make_problem()
+    bad.direction[0, 0] = torch.nan
+    module.problems = {"layer": bad}
+    for _ in range(2):
+        solver.on_before_optimizer_step(None, module, None)
+    assert module.committed["layer"] is None
+    assert solver.counts["layer"]["nonfinite"] == 2
+    assert [r.getMessage() for r in caplog.records] == [
+        "The local solution of layer 'layer' was nonfinite; said once, counted from here."
+    ]
 
 
 def test_closed_form_refuses_a_matching_loss(make_problem):

@@ -1,0 +1,155 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.factor import Factor, factorize, invert
+
+
+def moment(seed=0, d=4, n=9):
+    """A mean over rows of outer products [d, d]."""
+    y = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return y.T @ y / n
+
+
+def finite(state):
+    return all(x.isfinite().all() for x in state.values() if isinstance(x, torch.Tensor))
+
+
+def close(a, b, tolerance=1e-10):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("refresh_every", "warmup", "expected"),
+    [
+        (1, 0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        (4, 0, [0, 4, 8]),
+        (4, 1, [0, 4, 8]),
+        (4, 3, [0, 1, 2, 6, 10]),
+        (100, 0, [0]),
+        (100, 5, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_steps_that_refresh(refresh_every, warmup, expected):
+    factor, state, due = Factor(0.9, refresh_every, warmup, "Test"), {}, []
+    for step in range(12):
+        if factor.due(state):
+            due.append(step)
+            factor.refresh(state, moment(step), 1, 0.1)
+        factor.tick(state)
+    assert due == expected
+
+
+@pytest.mark.parametrize("average", [0.0, 0.7])
+def test_inverse_of_the_average(average):
+    factor, state = Factor(average, 1, 0, "Test"), {}
+    mean, weight, n, ridge = np.zeros((4, 4)), 0.0, 7, 0.3
+    for batch in range(4):
+        m = moment(batch)
+        mean = average * mean + (1 - average) * m.numpy()
+        weight = 1 - average ** (batch + 1)
+        factor.refresh(state, m, n, ridge)
+        factor.tick(state)
+        expected = np.linalg.inv(n * mean / weight + ridge * np.eye(4))
+        np.testing.assert_allclose(state["inverse"].numpy(), expected, rtol=1e-10, atol=1e-10)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    close(factor.solve(state, x, n), x @ torch.from_numpy(expected))
+    close(factor.solve(state, x.T, n, left=True), torch.from_numpy(expected) @ x.T)
+
+
+def test_another_number_of_rows_scales_the_ridge_too():
+    factor, state = Factor(0.5, 3, 0, "Test"), {}
+    factor.refresh(state, moment(), 8, 0.3)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    expected = x @ torch.linalg.inv(6 * moment() + 0.3 * 6 / 8 * torch.eye(4, dtype=torch.float64))
+    close(factor.solve(state, x, 6), expected)
+
+
+def test_relative_ridge():
+    factor, state = Factor(0.0, 1, 0, "Test"), {}
+    factor.refresh(state, moment(), 5, 0.2, relative=True)
+    c = 5 * moment()
+    close(state["inverse"], torch.linalg.inv(c + 0.2 * c.trace() / 4 * torch.eye(4, dtype=torch.float64)))
+    factor.refresh(state, torch.zeros(4, 4, dtype=torch.float64), 5, 0.2, relative=True)
+    assert finite(state)
+
+
+def test_restart_forgets_the_average():
+    factor, state, fresh = Factor(0.9, 1, 0, "Test"), {}, {}
+    factor.refresh(state, 100 * moment(1), 5, 0.2)
+    factor.refresh(state, moment(2), 5, 0.2, restart=True)
+    factor.refresh(fresh, moment(2), 5, 0.2)
+    assert all(torch.equal(state[key], fresh[key]) for key in ("mean", "weight", "inverse"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_nonfinite_moment_is_not_taken_in(value):
+    factor, state = Factor(0.9, 1, 0, "Test"), {}
+    factor.refresh(state, moment(), 5, 0.2)
+    before = {key: x.clone() for key, x in state.items() if isinstance(x, torch.Tensor)}
+    bad = moment(1)
+    bad[1, 2] = value
+    factor.refresh(state, bad, 5, 0.2)
+    for key in ("mean", "weight"):
+        assert torch.equal(state[key], before[key])
+    close(state["inverse"], before["inverse"], 1e-14)
+
+
+def test_a_nonfinite_first_moment_leaves_no_nonfinite_state():
+    factor, state = Factor(0.9, 1, 0, "Test"), {}
+    factor.refresh(state, torch.full((4, 4), torch.nan, dtype=torch.float64), 5, 0.2)
+    assert finite(state)
+    factor.refresh(state, moment(), 5, 0.2)
+    close(state["inverse"], torch.linalg.inv(5 * moment() + 0.2 * torch.eye(4, dtype=torch.float64)))
+
+
+def test_state_loads_without_running_code():
+    factor, state = Factor(0.9, 2, 1, "Test"), {}
+    factor.refresh(state, moment(), 5, 0.2)
+    factor.tick(state)
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    for s in (state, loaded):
+        factor.refresh(s, moment(1), 5, 0.2)
+        factor.tick(s)
+    assert state.keys() == loaded.keys()
+    assert all(torch.equal(torch.as_tensor(state[key]), torch.as_tensor(loaded[key])) for key in state)
+
+
+def test_cholesky_factor():
+    c = moment()
+    factor = factorize(c, 0.1)
+    close(factor @ factor.T, c + 0.1 * torch.eye(4, dtype=torch.float64))
+    assert torch.equal(c, moment())
+    close(invert(c, 0.1), torch.linalg.inv(c + 0.1 * torch.eye(4, dtype=torch.float64)))
+    assert factorize(torch.full((2, 2), torch.nan), 0.1).isnan().all()
+
+
+def test_a_factorisation_that_rounding_breaks_is_done_in_float64():
+    y = torch.rand(40, 1) + 1e-4 * torch.rand(40, 8)
+    c = y.T @ y
+    damped = c + 1e-7 * torch.eye(8)
+    assert torch.linalg.cholesky_ex(damped).info > 0
+    values, vectors = torch.linalg.eigh(c.double())
+    expected = (vectors / (values.clamp_min(0) + 1e-7)) @ vectors.T
+    inverse = invert(c, 1e-7)
+    assert inverse.dtype == torch.float64
+    torch.testing.assert_close(inverse, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+def test_arguments():
+    for arguments, message in [
+        ((1.0, 1, 0), r"Test\(average=1.0\): must be in \[0, 1\)"),
+        ((-0.1, 1, 0), r"Test\(average=-0.1\)"),
+        ((0.9, 0, 0), r"Test\(refresh_every=0\): must be at least 1"),
+        ((0.9, 1, -1), r"Test\(warmup=-1\): must be at least 0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Factor(*arguments, "Test")
+    assert Factor(0.0, 1, 40, "Test").current
+    assert not Factor(0.0, 2, 40, "Test").current and not Factor(0.5, 1, 40, "Test").current

@@ -1,0 +1,122 @@
+"""ClosedForm with WhitenedOracle against an independent K-FAC, curvlinops.
+
+Its factors are means over rows, of inputs with a constant one and of gradients of single samples, as ours are. Its
+damping adds one number to each factor, so ours is handed to it layer by layer: lambda_r / n to the factor of the
+inputs, damping tr(S) / d_out to that of the gradients.
+"""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from locoprop_lightning import LocoPropModule
+from locoprop_lightning.networks import MLP
+from locoprop_lightning.oracles import WhitenedOracle
+from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.tasks import Classification
+
+curvlinops = pytest.importorskip("curvlinops", reason="pip install -e '.[dev]'")
+
+N, INPUTS, HIDDEN, CLASSES = 24, 5, 7, 3
+LAMBDA_A, LAMBDA_R, DAMPING = 0.3, 2.0, 0.1
+LAYERS = {"1": (INPUTS, HIDDEN), "3": (HIDDEN, CLASSES)}
+
+
+class Keep(Callback):
+    """Keeps C/n of each layer."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.inputs = {name: p.gram.clone() / p.n for name, p in pl_module.problems.items()}
+
+
+@pytest.fixture(params=[True, False], ids=["bias", "no_bias"])
+def step(request):
+    """One step: the network before it, the data, our factors, and the displacement of each parameter."""
+    network = MLP(INPUTS, HIDDEN, 1, CLASSES, bias=request.param).double()
+    before = MLP(INPUTS, HIDDEN, 1, CLASSES, bias=request.param).double()
+    before.load_state_dict(network.state_dict())
+    x, labels = torch.randn(N, INPUTS, dtype=torch.float64), torch.arange(N) % CLASSES
+    oracle = WhitenedOracle(beta=0.0, damping=DAMPING, samples=0, refresh_every=1)
+    module = LocoPropModule(
+        network, Classification(CLASSES), ClosedForm(), LAMBDA_A, LAMBDA_R, objective="squared", oracle=oracle
+    )
+    keep = Keep()
+    trainer = Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        precision="64-true",
+        callbacks=[keep],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(list(zip(x, labels, strict=True)), N))
+    gradients = {name: state["mean"] / state["weight"] for name, state in module.oracle_state.items()}
+    moved = {name: p.detach() - before.get_parameter(name).detach() for name, p in network.named_parameters()}
+    return before, (x, labels), keep.inputs, gradients, moved
+
+
+def operator(network, data, layers):
+    return curvlinops.KFACLinearOperator(
+        network,
+        nn.CrossEntropyLoss(),
+        [p for name in layers for p in network.get_submodule(name).parameters()],
+        [data],
+        fisher_type="empirical",
+        separate_weight_and_bias=False,
+        check_deterministic=False,
+    )
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+
+
+def test_factors(step):
+    network, data, inputs, gradients, _ = step
+    kfac = operator(network, data, LAYERS)
+    kfac.compute_kronecker_factors()
+    for name, (d_in, d_out) in LAYERS.items():
+        assert inputs[name].shape[0] == d_in + (network.get_submodule(name).bias is not None)
+        assert gradients[name].shape[0] == d_out
+        close(inputs[name], kfac._input_covariances[name])
+        close(gradients[name], kfac._gradient_covariances[name])
+
+
+def test_weight_step(step):
+    network, data, _, gradients, moved = step
+    x, labels = data
+    loss = nn.functional.cross_entropy(network(x), labels)
+    for name, (_, d_out) in LAYERS.items():
+        parameters = dict(network.get_submodule(name).named_parameters())
+        gradient = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+        damping = (LAMBDA_R / N, DAMPING * gradients[name].trace().item() / d_out)
+        inverse = curvlinops.KFACInverseLinearOperator(operator(network, data, [name]), damping=damping)
+        expected = inverse @ list(gradient)
+        for parameter, direction in zip(parameters, expected, strict=True):
+            close(moved[f"{name}.{parameter}"], -LAMBDA_A * direction)
+
+
+def test_weight_step_by_dense_inverses(step):
+    """The same without curvlinops' damping."""
+    network, data, inputs, gradients, moved = step
+    x, labels = data
+    loss = nn.functional.cross_entropy(network(x), labels)
+    for name in LAYERS:
+        parameters = dict(network.get_submodule(name).named_parameters())
+        gradient = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+        joined = torch.cat([g.reshape(len(g), -1) for g in gradient], 1)
+        s, c = gradients[name], inputs[name]
+        s = s + DAMPING * s.trace() / len(s) * torch.eye(len(s), dtype=s.dtype)
+        c = c + LAMBDA_R / N * torch.eye(len(c), dtype=c.dtype)
+        expected = -LAMBDA_A * torch.linalg.inv(s) @ joined @ torch.linalg.inv(c)
+        close(torch.cat([moved[f"{name}.{p}"].reshape(len(s), -1) for p in parameters], 1), expected)
