@@ -1,6 +1,6 @@
 """The two Lightning modules: local solves (manual optimisation) and plain back-propagation for the baselines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 from zlib import crc32
@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
@@ -19,6 +19,7 @@ from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer, discover, resolve_transfer
 from locoprop_lightning.local.discovery import candidates, check_names, check_patterns
 from locoprop_lightning.local.factor import State
+from locoprop_lightning.optimizers import LinearDecay
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.seed import run_seed
 from locoprop_lightning.solvers import LocalSolver
@@ -66,6 +67,16 @@ class SupervisedModule(LightningModule):
         metrics.update(self.task.predict(output), y)
         self.log(f"{stage}/loss", self.task.loss(output, y), batch_size=len(x), prog_bar=stage == "val", sync_dist=True)
         self.log_dict(metrics, batch_size=len(x), prog_bar=stage == "val")
+
+    def _schedule(self, make: LRSchedulerCallable, optimizer: Optimizer) -> Any:
+        """Makes a schedule, and tells it the length of the run if it asks."""
+        schedule = _make("lr_scheduler", make, optimizer)
+        if isinstance(schedule, LinearDecay) and schedule.total_steps is None:
+            total = self.trainer.estimated_stepping_batches
+            if total == float("inf"):
+                raise UserError("lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps.")
+            schedule.total_steps = int(total)
+        return schedule
 
     @property
     def _logs_this_step(self) -> bool:
@@ -119,12 +130,12 @@ class BackpropModule(SupervisedModule):
         return loss
 
     def configure_optimizers(self) -> Any:  # noqa: D102
-        optimizer = self._optimizer(p for p in self.network.parameters() if p.requires_grad)
+        optimizer = _make("optimizer", self._optimizer, [p for p in self.network.parameters() if p.requires_grad])
         if self._lr_scheduler is None:
             return optimizer
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+            "lr_scheduler": {"scheduler": self._schedule(self._lr_scheduler, optimizer), "interval": "step"},
         }
 
 
@@ -227,11 +238,12 @@ class LocoPropModule(SupervisedModule):
         optimizers pass over those without a gradient.
         """
         local = [p for layer in self._candidates.values() for p in layer.parameters()]
-        outer = self._optimizer(local)
-        rest = self._rest_optimizer(p for p in self.network.parameters() if p.requires_grad)
+        outer = _make("optimizer", self._optimizer, local)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        rest = _make("rest_optimizer", self._rest_optimizer, trained)
         for group in rest.param_groups:
             group["initial_lr"] = group["lr"]
-        schedules = [] if self._lr_scheduler is None else [self._lr_scheduler(outer)]
+        schedules = [] if self._lr_scheduler is None else [self._schedule(self._lr_scheduler, outer)]
         if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
             raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
         return [outer, rest], schedules
@@ -297,7 +309,7 @@ class LocoPropModule(SupervisedModule):
 
     def _sampled(self, tape: Tape, output: Tensor) -> list[dict[str, Tensor]]:
         """Gradients of labels drawn from the model's prediction, as often as the oracle asks, from their own seed."""
-        draws = self.oracle.draws({name: self.oracle_state.get(name, {}) for name in self._local})
+        draws = self.oracle.draws(self.oracle_state or {name: {} for name in tape.records})
         if draws == 0:
             return []
         generator = torch.Generator(output.device).manual_seed(crc32(f"{run_seed()} {self.global_step}".encode()))
@@ -368,6 +380,17 @@ class LocoPropModule(SupervisedModule):
             group = outer.param_groups[0]
             for other in rest.param_groups:
                 other["lr"] = other["initial_lr"] * group["lr"] / group["initial_lr"]
+
+
+def _make(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
+    """Calls a factory that the user chose; what it refuses is the user's to mend."""
+    try:
+        return factory(argument)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        hint = "; SplitOptimizer gives matrices one rule and the rest another" if "2D" in str(error) else ""
+        raise UserError(f"{setting}: {error}{hint}.") from error
 
 
 def _choice(setting: str, value: str, allowed: Sequence[str]) -> None:

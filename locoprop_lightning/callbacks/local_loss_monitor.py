@@ -9,7 +9,9 @@ from locoprop_lightning.module import LocoPropModule
 
 
 class LocalLossMonitor(Callback):
-    """Logs ``local_loss/<layer>/first``, ``/last`` and ``/reduction``, and ``/status/<name>`` counts of refused solves.
+    """Logs ``local_loss/<layer>/first``, ``/last`` and ``/reduction``, and ``/status/<name>`` counts.
+
+    Counted are solves that failed, and those that failed at first (``retried``).
 
     The curves are computed on the logged steps alone, where they cost about as much as the solve itself.
 

@@ -46,7 +46,9 @@ class Factor:
     def due(self, state: State) -> bool:
         """Whether this step refreshes."""
         steps = state.get("steps", 0)
-        return steps < self.warmup or state.get("age", self.refresh_every) >= self.refresh_every
+        return (
+            "inverse" not in state or steps < self.warmup or state.get("age", self.refresh_every) >= self.refresh_every
+        )
 
     def tick(self, state: State) -> None:
         """Counts a step; to be called once a step, after ``due``."""
@@ -116,12 +118,14 @@ def factorize(c: Tensor, ridge: "float | Tensor") -> Tensor:
     damped = c.clone()
     damped.diagonal().add_(ridge)
     factor, info = torch.linalg.cholesky_ex(damped)
-    if info.item() and c.isfinite().all():
+    failed = bool(info)
+    if failed and c.isfinite().all():
         values, vectors = torch.linalg.eigh(c.double())
         damped = (vectors * values.clamp_min(0)) @ vectors.mT
         damped.diagonal().add_(ridge)
         factor, info = torch.linalg.cholesky_ex(damped)
-    return factor.fill_(torch.nan) if info.item() else factor
+        failed = bool(info)
+    return factor.fill_(torch.nan) if failed else factor
 
 
 def invert(c: Tensor, ridge: "float | Tensor") -> Tensor:

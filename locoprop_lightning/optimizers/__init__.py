@@ -1,7 +1,8 @@
-"""Optimizers that torch lacks, for the baselines and for parameters without a local problem."""
+"""Optimizers that torch lacks, for the outer step and the baselines, and a schedule."""
 
 from locoprop_lightning.optimizers.muon import FullPrecisionMuon
 from locoprop_lightning.optimizers.rmsprop import TensorFlowRMSprop
+from locoprop_lightning.optimizers.schedule import LinearDecay
 from locoprop_lightning.optimizers.split import SplitOptimizer
 
-__all__ = ["FullPrecisionMuon", "SplitOptimizer", "TensorFlowRMSprop"]
+__all__ = ["FullPrecisionMuon", "LinearDecay", "SplitOptimizer", "TensorFlowRMSprop"]

@@ -9,6 +9,8 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.local.factor import Factor
 from locoprop_lightning.oracles.oracle import Oracle, State
 
+_STALE = 4.0  # growth of the size of D at which S is stale
+
 
 class WhitenedOracle(Oracle):
     """D = nG (S + damping tr(S)/d_out I)^-power.
@@ -24,6 +26,12 @@ class WhitenedOracle(Oracle):
     With power 0.5 the columns of D are uncorrelated and each has size 1: what ``RMSOracle`` does to each unit alone.
     D has no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05
     usually works, with ``samples=0`` and a rate that decays to zero.
+
+    A kept S is checked at each step: where whitened gradients have grown to more than 4 times their usual second moment
+    (on at most 64 rows), D is scaled back to that and S is made anew in the next step.
+
+    n is the number of rows: K-FAC's scale holds where each term of the loss has one row, not where a layer sees several
+    rows (tokens) of a sample whose loss is one term; power 0.5 has no such scale.
 
     Args:
         power: 1 or 0.5.
@@ -57,20 +65,41 @@ class WhitenedOracle(Oracle):
         self.factor = Factor(beta, refresh_every, warmup, type(self).__name__, root=power == 0.5)
 
     def draws(self, states: Mapping[str, State]) -> int:  # noqa: D102
-        return self.samples if any(self.factor.due(state) for state in states.values()) else 0
+        return self.samples if any(self._due(state) for state in states.values()) else 0
+
+    def _due(self, state: State) -> bool:
+        settings = [self.power, self.damping]
+        # The flag is of the step before, so that reading it waits for nothing.
+        return self.factor.due(state) or state.get("settings") != settings or bool(state["stale"])
 
     def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:  # noqa: D102
-        if self.factor.due(state) and (sampled or self.samples == 0):
+        n = gradient.shape[0]
+        refreshes = self._due(state) and (bool(sampled) or self.samples == 0 or "inverse" not in state)
+        if refreshes:
             moments = [g.mT @ g for g in sampled or [gradient]]
-            moment = torch.stack(moments).mean(0) * gradient.shape[0]  # mean over rows of (nG')^T (nG')
+            moment = torch.stack(moments).mean(0) * n  # mean over rows of (nG')^T (nG')
             self.factor.refresh(state, moment, 1, self.damping, relative=True)
+            state["settings"] = [self.power, self.damping]
         self.factor.tick(state)
+        size = self._size(gradient, state)
+        if refreshes:
+            state["usual"] = torch.where(size.isfinite(), size.clamp_min(1), 1.0)
+        limit = _STALE * state["usual"].to(size)
+        state["stale"] = size > limit
+        state["shrink"] = torch.where(state["stale"], (limit / size).sqrt(), 1.0)
+
+    def _size(self, gradient: Tensor, state: State) -> Tensor:
+        """tr(S^-1 (nG)^T nG / n) / d_out on at most 64 rows, scalar: about 1 where S is not stale."""
+        n = gradient.shape[0]
+        rows = gradient[:: -(-n // 64)]
+        whitened = self.factor.solve(state, rows, 1)
+        return (whitened * (rows if self.power == 1 else whitened)).mean() * n**2
 
     def direction(self, gradient: Tensor, state: State) -> Tensor:  # noqa: D102
-        return self.factor.solve(state, gradient, 1).mul_(gradient.shape[0])
+        return self.factor.solve(state, gradient, 1).mul_(gradient.shape[0] * state["shrink"].to(gradient))
 
     def weight_direction(self, weight_gradient: Tensor, n: int, state: State) -> Tensor:  # noqa: D102
-        return self.factor.solve(state, weight_gradient, 1, left=True).mul_(n)
+        return self.factor.solve(state, weight_gradient, 1, left=True).mul_(n * state["shrink"].to(weight_gradient))
 
     def __repr__(self) -> str:
         return f"WhitenedOracle(power={self.power}, damping={self.damping}, samples={self.samples})"

@@ -48,7 +48,11 @@ class FactoredSolver(LocalSolver):
 
         To be called once a step.
         """
+        width = problem.map.width
+        if "inverse" in state and len(state["inverse"]) != width:
+            state.clear()  # another layer of the same name
         if self.uses_kernel(problem):
+            self.factor.tick(state)
             wide = LinearMap(problem.map.rows.double(), problem.map.bias)  # float64, since the difference cancels
             kernel = invert(bound * wide.kernel(), problem.lambda_r)
 
@@ -60,8 +64,11 @@ class FactoredSolver(LocalSolver):
         if self.factor.current:
             inverse = invert(bound * problem.gram, problem.lambda_r)
             return lambda x: (x.to(inverse.dtype) @ inverse).to(x.dtype), True
+        ridge = problem.lambda_r if isinstance(problem.lambda_r, float | int) else 0.0
+        settings = [float(ridge), float(bound)]
         restart = state.pop("restart", False)
-        refreshed = restart or self.factor.due(state)
+        refreshed = restart or self.factor.due(state) or state.get("settings", settings) != settings
+        state["settings"] = settings
         if refreshed:
             moment = problem.gram * (bound / problem.n)
             self.factor.refresh(state, moment, problem.n, problem.lambda_r, restart)

@@ -44,27 +44,19 @@ class InnerOptimizer(IterativeSolver):
         self.proximal = proximal
         self.persistent = persistent
         self.schedule = check_schedule(schedule, "InnerOptimizer")
-        self._optimizers: dict[str, Optimizer] = {}
-        self._rates: dict[str, list[float]] = {}
-        self._backups: dict[str, Any] = {}
+        self._previous: dict[str, Any] = {}  # state of the optimizer before the latest solve, by layer
 
     def init(self, problem: LocalProblem, state: State) -> tuple[Optimizer, list[float]]:
         """The layer's optimizer at zero displacement, and its rates."""
-        name, zeros = problem.name, problem.zeros()
-        made = self._optimizers.get(name)
-        if made is not None and self.persistent:
-            (parameter,) = made.param_groups[0]["params"]
-            if (parameter.shape, parameter.dtype, parameter.device) == (zeros.shape, zeros.dtype, zeros.device):
-                parameter.zero_()
-                return made, self._rates[name]
-        made = self.optimizer([nn.Parameter(zeros)])
+        parameter = nn.Parameter(problem.zeros())
+        made = self._latest = self.optimizer([parameter])
         if isinstance(made, LBFGS):
             raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
-        self._optimizers[name] = made
-        self._rates[name] = [group["lr"] for group in made.param_groups]
-        if self.persistent and "optimizer" in state:  # rates and the like stay those of the configuration
-            made.load_state_dict({**made.state_dict(), "state": state["optimizer"]})
-        return made, self._rates[name]
+        rates = [group["lr"] for group in made.param_groups]
+        if self.persistent and state.get("shape") == list(parameter.shape):
+            # A copy, so that the state stays what it was. Rates and the like are those of the configuration.
+            made.load_state_dict({**made.state_dict(), "state": deepcopy(state["optimizer"])})
+        return made, rates
 
     def step(  # noqa: D102
         self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: tuple[Optimizer, list[float]]
@@ -75,26 +67,21 @@ class InnerOptimizer(IterativeSolver):
         (parameter,) = optimizer.param_groups[0]["params"]
         parameter.grad = gradient.clone() if k == 0 else gradient
         optimizer.step()
-        return parameter.detach().clone()
+        return parameter.detach()
+
+    def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, inner: Any) -> Tensor:
+        """Zero: such an optimizer promises no fall of the residual, and is judged by finiteness alone."""
+        return last.new_zeros(())
 
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
-        self._backups[problem.name] = deepcopy(state.get("optimizer"))
+        self._previous[problem.name] = dict(state)
         outcome = super().run(problem, state, record)
         if self.persistent and self.iterations > 0:
-            state["optimizer"] = self._optimizers[problem.name].state_dict()["state"]
+            learnt = self._latest.state_dict()["state"]
+            state |= {"optimizer": learnt, "shape": list(outcome.displacement.shape)}
         return outcome
 
     def retry(self, problem: LocalProblem, state: State, status: Status, record: bool = False) -> None:
-        """Puts the optimizer's state back where something non-finite entered it."""
-        if status is not Status.NONFINITE:
-            return
-        self._optimizers.pop(problem.name)
-        backup = self._backups[problem.name]
-        if backup is None:
-            state.pop("optimizer", None)
-        else:
-            state["optimizer"] = backup
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
-        super().load_state_dict(state_dict)
-        self._optimizers.clear()
+        """Puts the optimizer's state back, where something non-finite entered it."""
+        state.clear()
+        state |= self._previous[problem.name]

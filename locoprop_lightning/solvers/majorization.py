@@ -62,13 +62,18 @@ class Majorization(FactoredSolver, IterativeSolver):
         inner.last = new
         return new if k == self.iterations - 1 else new + moved * ((t - 1) / inner.t)
 
+    def iterate(self, v: Tensor, inner: "_Inner") -> Tensor:
+        """The point before extrapolation."""
+        return v if self.acceleration is None else inner.last
+
     def residual(self, problem: LocalProblem, gradient: Tensor, inner: "_Inner") -> Tensor:
         """Squared norm of the gradient in the metric of the step, which plain steps never let grow."""
         return inner.size
 
     def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, inner: "_Inner") -> Tensor:
-        """The growth of the residual where C is the batch's own, the change of J else."""
-        return last - first if inner.exact else self.rise(problem, v, inner.exact)
+        """The growth of the residual where nothing lets J rise, the change of J else."""
+        monotone = inner.exact and self.acceleration is None
+        return last - first if monotone else self.rise(problem, v, exact=False)
 
 
 class _Inner:

@@ -69,7 +69,7 @@ class LocalSolver(Callback):
     def __init__(self) -> None:
         self.state: dict[str, State] = {}  # by name of the layer
         self.losses: dict[str, Tensor] = {}  # local-loss curves [T + 1] of the latest step, if it recorded any
-        self.counts: dict[str, dict[str, int]] = {}  # steps that ended badly, by layer and status
+        self.counts: dict[str, dict[str, int]] = {}  # solves that failed at first, by layer and status
 
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
         """Solves one problem without waiting for the device.
@@ -203,6 +203,10 @@ class IterativeSolver(LocalSolver):
         """
         raise NotImplementedError
 
+    def iterate(self, v: Tensor, inner: Any) -> Tensor:
+        """The solution that the solver would return now, where that is not the point ``v`` of the next gradient."""
+        return v
+
     def residual(self, problem: LocalProblem, gradient: Tensor, inner: Any) -> Tensor:
         """Size of the residual, scalar, after the step that used ``gradient``; a solve whose residual grew diverged."""
         return torch.linalg.vector_norm(gradient)
@@ -221,15 +225,23 @@ class IterativeSolver(LocalSolver):
 
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
         """The driver loop."""
+        inner = self.init(problem, state)
         cost = problem.plan(max(self.iterations - 1, 0))
-        affine = None if record else self.affine(problem)
-        if affine is not None and _squaring_cost(problem, self.iterations) < cost:
-            return self._squared(problem, *affine)
+        affine = self.affine(problem)
+        squares = affine is not None and _squaring_cost(problem, self.iterations) < cost
+        outcome = None
+        if record or not squares:
+            outcome = self._loop(problem, inner, record)
+        if affine is not None and squares:  # the same numbers whether recorded or not
+            outcome = self._squared(problem, *affine, None if outcome is None else outcome.losses)
+        assert outcome is not None
+        return outcome
+
+    def _loop(self, problem: LocalProblem, inner: Any, record: bool) -> Outcome:
         v = problem.zeros()
         gradient = problem.first_gradient
         first = last = gradient.new_zeros(())
         losses = [problem.loss(v)] if record else None
-        inner = self.init(problem, state)
         for k in range(self.iterations):
             if k > 0:
                 gradient = problem.gradient(v, self.proximal)
@@ -238,11 +250,11 @@ class IterativeSolver(LocalSolver):
             if k == 0:
                 first = last
             if losses is not None:
-                losses.append(problem.loss(v))
+                losses.append(problem.loss(self.iterate(v, inner)))
         growth = self.growth(problem, v, first, last, inner)
         return Outcome(v, growth, torch.stack(losses) if losses is not None else None)
 
-    def _squared(self, problem: LocalProblem, rate: Scalar, shrink: Scalar) -> Outcome:
+    def _squared(self, problem: LocalProblem, rate: Scalar, shrink: Scalar, losses: Tensor | None) -> Outcome:
         """All iterations at once: V <- V M - rate g with M = shrink I - rate C, from V = 0."""
         m = problem.gram * -rate
         m.diagonal().add_(shrink)
@@ -250,7 +262,7 @@ class IterativeSolver(LocalSolver):
         gradient = torch.addmm(problem.first_gradient, v, problem.gram)  # of the last step, less its proximal term
         first = torch.linalg.vector_norm(problem.first_gradient)
         last = torch.linalg.vector_norm(gradient + v * problem.lambda_r if self.proximal else gradient)
-        return Outcome(shrink * v - rate * gradient, last - first, None)
+        return Outcome(shrink * v - rate * gradient, last - first, losses)
 
 
 def _squaring_cost(problem: LocalProblem, iterations: int) -> float:
@@ -267,10 +279,8 @@ def judge(outcomes: list[Outcome]) -> list[Status]:
     if not outcomes:
         return []
     norms = [torch.linalg.vector_norm(o.displacement) for o in outcomes]
-    flags = torch.stack([torch.stack((norm, o.growth)) for norm, o in zip(norms, outcomes, strict=True)])
-    finite = flags.isfinite().all(1).tolist()
-    grown = (flags[:, 1] > 0).tolist()
+    flags = torch.stack([torch.stack((norm, o.growth)) for norm, o in zip(norms, outcomes, strict=True)]).tolist()
     return [
-        Status.NONFINITE if not ok else Status.DIVERGED if worse else Status.SOLVED
-        for ok, worse in zip(finite, grown, strict=True)
+        Status.NONFINITE if not math.isfinite(norm + growth) else Status.DIVERGED if growth > 0 else Status.SOLVED
+        for norm, growth in flags
     ]

@@ -201,7 +201,7 @@ def test_whitened_takes_sampled_gradients_into_s_alone():
 
 def test_whitened_by_the_identity_is_foof(make_problem):
     problem = make_problem()
-    g, n = problem.direction, problem.n
+    g, n = problem.direction / 10, problem.n  # smaller than S says, so that S does not count as stale
     oracle = WhitenedOracle(beta=0.0, damping=1e-12, samples=0, refresh_every=100, warmup=0)
     state = {}
     orthonormal = torch.linalg.qr(torch.randn(n, 3, dtype=torch.float64))[0]
@@ -215,7 +215,7 @@ def test_whitened_by_the_identity_is_foof(make_problem):
         problem.weight,
         problem.bias,
         problem.transfer,
-        problem.lambda_a / n,  # D = nG
+        10 * problem.lambda_a / n,  # D = nG
         problem.lambda_r,
     )
     close(ClosedForm().solve(whitened).weight, ClosedForm().solve(problem).weight, 1e-9)

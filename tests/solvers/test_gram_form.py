@@ -83,13 +83,15 @@ def test_repeated_squaring_equals_the_loop(make_problem, monkeypatch, make, iter
     problem = problem_of(make_problem, (60, 5, 40), bias)
     solver = make(iterations)
     squared = count_squared(monkeypatch, solver)
-    looped = solver.solve(problem, record=True)
+    looped = solver._loop(problem, None, record=True)
     assert not squared
     monkeypatch.setattr(problem, "plan", lambda gradients: float("inf"))  # squaring always costs less
-    solution = solver.solve(problem)
+    solution, recorded = solver.solve(problem), solver.solve(problem, record=True)
     assert squared
-    close(joined(solution, problem), joined(looped, problem))
-    assert solution.status is looped.status is Status.SOLVED and solution.losses is None
+    close(joined(solution, problem), looped.displacement)
+    assert solution.status is Status.SOLVED and solution.losses is None
+    assert torch.equal(solution.weight, recorded.weight)  # logging must not change the weights
+    close(recorded.losses, looped.losses)
 
 
 @affine
@@ -121,7 +123,7 @@ def test_divergence_is_noticed_in_both_forms(make_problem, monkeypatch, factor):
     problem.lambda_r *= factor
     solver = FixedPointIteration(33)
     squared = count_squared(monkeypatch, solver)
-    assert solver.solve(problem, record=True).status is Status.DIVERGED and not squared
+    assert solver._loop(problem, None, record=True).growth > 0 and not squared
     assert solver.solve(problem).status is Status.DIVERGED and squared
 
 

@@ -185,13 +185,11 @@ def test_a_refused_problem_leaves_the_state(make_problem, optimizer, seen):
         assert got.status is Status.SOLVED and torch.equal(got.weight, expected.weight)
 
 
-def test_a_large_momentum_decays_while_solves_are_refused(make_problem):
-    """With its state put back, one large batch would have every later one refused."""
+def test_is_judged_by_finiteness_alone(make_problem):
+    """A large momentum would have the guard refuse every later batch, and never decay."""
     solver = InnerOptimizer(lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.5), 3)
     assert solver.solve(make_problem(lambda_a=20000.0)).status is Status.SOLVED
-    small = make_problem(lambda_a=1.0)
-    statuses = [solver.solve(small).status for _ in range(20)]
-    assert statuses[0] is Status.DIVERGED and statuses[-1] is Status.SOLVED
+    assert solver.solve(make_problem(lambda_a=1.0)).status is Status.SOLVED
 
 
 def test_layers_have_their_own_state(make_problem):
