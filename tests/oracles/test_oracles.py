@@ -339,3 +339,28 @@ def test_arguments():
     ]:
         with pytest.raises(UserError, match=message):
             make()
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_a_stale_second_moment_is_scaled_back_and_made_anew(power):
+    oracle, state = WhitenedOracle(power=power, beta=0.0, samples=0, refresh_every=100, warmup=0), {}
+    small, large = batch(seed=0), batch(seed=1) * 100
+    oracle.observe(small, [], state)
+    usual = oracle.direction(small, state).norm()
+    kept = state["inverse"]
+    oracle.observe(large, [], state)
+    assert state["stale"] and state["inverse"] is kept
+    assert oracle.direction(large, state).norm() < 5 * usual  # and not 100 times
+    close(oracle.weight_direction(large.mT @ large, len(large), state), oracle.direction(large, state).mT @ large, 1e-9)
+    oracle.observe(large, [], state)
+    assert state["inverse"] is not kept and not state["stale"]
+
+
+def test_an_edited_power_or_damping_holds_on_resume():
+    state = {}
+    WhitenedOracle(power=1.0, samples=0, refresh_every=100, warmup=0).observe(batch(seed=0), [], state)
+    edited = WhitenedOracle(power=0.5, samples=0, refresh_every=100, warmup=0, beta=0.0)
+    edited.observe(batch(seed=1), [], state)
+    fresh = {}
+    edited.observe(batch(seed=1), [], fresh)
+    close(edited.direction(batch(seed=1), state), edited.direction(batch(seed=1), fresh))

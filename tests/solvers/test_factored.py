@@ -60,3 +60,19 @@ def test_stale_factors_do_not_diverge(seed, tmp_path):
 
 def test_without_protection_they_do(tmp_path):
     assert max(train(Unprotected(refresh_every=10, warmup=0), 0, tmp_path)) > 10
+
+
+def test_an_edited_lambda_r_holds_on_resume(make_problem):
+    before, after = make_problem(lambda_r=1.0), make_problem(lambda_r=1000.0)
+    solver, resumed = (ClosedForm(refresh_every=100, warmup=0) for _ in range(2))
+    solver.solve(before)
+    resumed.load_state_dict(solver.state_dict())
+    expected = ClosedForm().solve(after).weight
+    assert (resumed.solve(after).weight - expected).abs().max() < 1e-12
+
+
+def test_another_width_under_the_same_name_starts_anew(make_problem):
+    solver = ClosedForm(refresh_every=100, warmup=0)
+    solver.solve(make_problem(d_in=5))
+    wider = make_problem(d_in=7, n=20)
+    assert (solver.solve(wider).weight - ClosedForm().solve(wider).weight).abs().max() < 1e-12

@@ -1,0 +1,65 @@
+"""The schedule that knows the length of the run."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LinearLR
+
+from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning.data import Digits
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.networks import MLP
+from locoprop_lightning.optimizers import LinearDecay
+from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.tasks import Classification
+
+
+def optimizer():
+    return SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+
+
+def test_equals_torch_linear_schedule():
+    ours, theirs = optimizer(), optimizer()
+    schedule, reference = LinearDecay(ours, 0.1, total_steps=7), LinearLR(theirs, 1.0, 0.1, 7)
+    for _ in range(10):
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
+        for stepped in (ours, theirs, schedule, reference):
+            stepped.step()
+
+
+def test_an_edited_length_holds_on_resume():
+    schedule = LinearDecay(optimizer(), total_steps=10)
+    schedule.optimizer.step()
+    schedule.step()
+    resumed = LinearDecay(optimizer(), total_steps=20)
+    resumed.load_state_dict(schedule.state_dict())
+    assert (resumed.last_epoch, resumed.total_steps) == (1, 20)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_modules_tell_it_the_length_of_the_run(local, tmp_path):
+    network, task = MLP(in_features=64, hidden_features=8, hidden_layers=1), Classification()
+    if local:
+        module = LocoPropModule(
+            network, task, ClosedForm(), lambda_a=1, lambda_r=1, objective="squared", lr_scheduler=LinearDecay
+        )
+    else:
+        module = BackpropModule(network, task, lambda p: SGD(p, lr=0.1), lr_scheduler=LinearDecay)
+    options = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(max_epochs=1, enable_model_summary=False, default_root_dir=tmp_path, **options)
+    trainer.fit(module, Digits(batch_size=256))
+    start = 1.0 if local else 0.1
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.02 * start)
+    endless = Trainer(max_epochs=-1, enable_model_summary=False, default_root_dir=tmp_path, **options)
+    with pytest.raises(UserError, match="max_epochs"):
+        endless.fit(module, Digits(batch_size=256))
+
+
+def test_a_refused_optimizer_is_named(tmp_path):
+    module = BackpropModule(
+        MLP(in_features=64, hidden_features=8, hidden_layers=1), Classification(), lambda p: torch.optim.Muon(p)
+    )
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError, match="optimizer: .*SplitOptimizer"):
+        trainer.fit(module, Digits(batch_size=256))
