@@ -9,7 +9,7 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.local.factor import Factor
 from locoprop_lightning.oracles.oracle import Oracle, State
 
-_STALE = 4.0  # growth of the size of D at which S is stale
+_GROWTH = 4.0  # of whitened gradients since S was made, at which D is scaled back
 
 
 class WhitenedOracle(Oracle):
@@ -24,11 +24,11 @@ class WhitenedOracle(Oracle):
     unit of D is that of 1/G: 0.01 usually works.
 
     With power 0.5 the columns of D are uncorrelated and each has size 1: what ``RMSOracle`` does to each unit alone.
-    D has no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05
-    usually works, with ``samples=0`` and a rate that decays to zero.
+    D has no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05 to
+    0.1 usually works, with ``samples=0`` and a rate that decays to zero.
 
-    A kept S is checked at each step: where whitened gradients have grown to more than 4 times their usual second moment
-    (on at most 64 rows), D is scaled back to that and S is made anew in the next step.
+    A kept S is checked at each step: where whitened gradients (on at most 64 rows) have grown to more than 4 times their
+    size at the refresh, D is scaled back to that.
 
     n is the number of rows: K-FAC's scale holds where each term of the loss has one row, not where a layer sees several
     rows (tokens) of a sample whose loss is one term; power 0.5 has no such scale.
@@ -68,9 +68,7 @@ class WhitenedOracle(Oracle):
         return self.samples if any(self._due(state) for state in states.values()) else 0
 
     def _due(self, state: State) -> bool:
-        settings = [self.power, self.damping]
-        # The flag is of the step before, so that reading it waits for nothing.
-        return self.factor.due(state) or state.get("settings") != settings or bool(state["stale"])
+        return self.factor.due(state) or state.get("settings") != [self.power, self.damping]
 
     def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:  # noqa: D102
         n = gradient.shape[0]
@@ -84,9 +82,8 @@ class WhitenedOracle(Oracle):
         size = self._size(gradient, state)
         if refreshes:
             state["usual"] = torch.where(size.isfinite(), size.clamp_min(1), 1.0)
-        limit = _STALE * state["usual"].to(size)
-        state["stale"] = size > limit
-        state["shrink"] = torch.where(state["stale"], (limit / size).sqrt(), 1.0)
+        limit = _GROWTH**2 * state["usual"].to(size)
+        state["shrink"] = torch.where(size > limit, (limit / size).sqrt(), 1.0)
 
     def _size(self, gradient: Tensor, state: State) -> Tensor:
         """tr(S^-1 (nG)^T nG / n) / d_out on at most 64 rows, scalar: about 1 where S is not stale."""

@@ -342,18 +342,16 @@ def test_arguments():
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
-def test_a_stale_second_moment_is_scaled_back_and_made_anew(power):
+def test_a_stale_second_moment_is_scaled_back(power):
     oracle, state = WhitenedOracle(power=power, beta=0.0, samples=0, refresh_every=100, warmup=0), {}
     small, large = batch(seed=0), batch(seed=1) * 100
     oracle.observe(small, [], state)
     usual = oracle.direction(small, state).norm()
-    kept = state["inverse"]
     oracle.observe(large, [], state)
-    assert state["stale"] and state["inverse"] is kept
-    assert oracle.direction(large, state).norm() < 5 * usual  # and not 100 times
+    assert oracle.direction(large, state).norm() < 10 * usual  # and not 100 times
     close(oracle.weight_direction(large.mT @ large, len(large), state), oracle.direction(large, state).mT @ large, 1e-9)
-    oracle.observe(large, [], state)
-    assert state["inverse"] is not kept and not state["stale"]
+    oracle.observe(small, [], state)
+    close(oracle.direction(small, state).norm(), usual)
 
 
 def test_an_edited_power_or_damping_holds_on_resume():
