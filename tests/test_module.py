@@ -397,6 +397,28 @@ def test_second_backward_passes_happen_at_refreshes_alone(tmp_path):
     assert not task.drawn
 
 
+class Headed(nn.Module):
+    """A network with a head that is called, and reaches no loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.extra = network(), nn.Linear(64, 3)
+
+    def forward(self, x):
+        self.extra(x.flatten(1))
+        return self.body(x)
+
+
+def test_a_layer_without_a_gradient_asks_for_no_draws(tmp_path):
+    task = Drawing()
+    module = drawing(task, refresh_every=4, warmup=0)
+    module = LocoPropModule(
+        Headed(), task, ClosedForm(), lambda_a=0.01, lambda_r=100.0, objective="squared", oracle=module.oracle
+    )
+    trainer(tmp_path, max_epochs=2).fit(module, digits())
+    assert len(task.drawn) == 2 and "extra" not in module.oracle_state  # 6 steps
+
+
 def test_draws_depend_on_seed_and_step_alone(tmp_path, monkeypatch):
     class RandomState(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

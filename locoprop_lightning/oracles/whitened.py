@@ -27,8 +27,8 @@ class WhitenedOracle(Oracle):
     D has no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05 to
     0.1 usually works, with ``samples=0`` and a rate that decays to zero.
 
-    A kept S is checked at each step: where whitened gradients (on at most 64 rows) have grown to more than 4 times their
-    size at the refresh, D is scaled back to that.
+    A kept S is checked at each step: where whitened gradients (on at most 64 rows) have grown to more than 4 times
+    their size at the refresh, D is scaled back to that.
 
     n is the number of rows: K-FAC's scale holds where each term of the loss has one row, not where a layer sees several
     rows (tokens) of a sample whose loss is one term; power 0.5 has no such scale.
