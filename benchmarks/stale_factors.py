@@ -37,6 +37,9 @@ class Pixels(Task):
     def metrics(self):
         return MetricCollection({"mse": MeanSquaredError()})
 
+    def predict(self, output):
+        return output.sigmoid()
+
 
 class Images(FashionMNIST):
     """Images as their own targets."""

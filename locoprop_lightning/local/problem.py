@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from locoprop_lightning.local.linear_map import LinearMap
@@ -155,8 +156,8 @@ class LocalProblem:
         sample = slice(None, None, 1 if rows is None else -(-self.n // rows))
         z = self.map.apply(v, rows=sample)
         divergence = self.transfer.divergence(z, self.pre_activation[sample]).sum() * (self.n / z.shape[0])
-        loss = divergence + (self.first_gradient * v).sum()  # lambda_a <D, Z> = <lambda_a D^T Y, V>
-        return loss + self.lambda_r * v.square().sum() / 2 if proximal else loss
+        loss = divergence + _dot(self.first_gradient, v)  # lambda_a <D, Z> = <lambda_a D^T Y, V>
+        return loss + self.lambda_r * _dot(v, v) / 2 if proximal else loss
 
     def first_loss(self) -> Tensor:
         """lambda_a^2 ||D||^2 / (2 n), the yardstick of the local-loss curves, per sample."""
@@ -174,3 +175,8 @@ class LocalProblem:
     def __repr__(self) -> str:
         d_out, width = self.shape
         return f"LocalProblem({self.name!r}, n={self.n}, {width}->{d_out}, f={self.transfer.name})"
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """<A, B>, scalar, in one pass and without a temporary."""
+    return torch.dot(a.reshape(-1), b.reshape(-1))
