@@ -82,7 +82,7 @@ def test_real_runs(folder, capsys):
     losses = {}
     for name in ("adam", "foof"):
         record = json.loads((folder / "results" / f"{name}-seed0.json").read_text())
-        assert record["steps"] == 3 and record["settings"]["data.batch_size"] == "750" and record["refused"] == {}
+        assert record["steps"] == 3 and record["settings"]["data.batch_size"] == "750" and record["status"] == {}
         assert len(record["test_accuracy"]) == len(record["test_loss"]) == 1  # an epoch has 2 steps
         assert record["last_test_accuracy"] == record["test_accuracy"][0] > 0
         with (folder / "results" / f"{name}-seed0.csv").open() as stream:
