@@ -5,10 +5,10 @@
 
 Exact LocoProp-S on Fashion-MNIST, batch 1024, a constant rate: lambda_a 0.1 and lambda_r 100 with the RMS oracle, 0.05
 and 200 with the whitened one, 0.03 and 1000 with K-FAC's (true labels). The networks: the review's tanh MLP; the deep
-autoencoder 784-1000-500-250-30-250-500-1000-784 (tanh, linear code, binary
-cross-entropy summed over pixels); a residual network of linear layers with layer normalisation. For each the table
-shows the train loss of the first and last batch, its highest value in the second half, and how many of the layers'
-solves were done again with a fresh factor.
+autoencoder 784-1000-500-250-30-250-500-1000-784 (tanh, linear code, binary cross-entropy summed over pixels); a
+residual network of linear layers with layer normalisation. For each the table shows the train loss of the first and
+last batch, its highest value in the second half, and how many of the layers' solves were done again with a fresh
+factor.
 """
 
 import argparse
@@ -76,7 +76,6 @@ NETWORKS = {
     "residual": (residual, Classification, FashionMNIST),
 }
 
-
 ORACLES = {  # with lambda_a and lambda_r
     "rms": (RMSOracle, 0.1, 100),
     "whitened": (lambda: WhitenedOracle(power=0.5, beta=0.9, samples=0), 0.05, 200),
@@ -99,13 +98,8 @@ class Losses(Callback):
         self.values.append(float(outputs["loss"]))
 
 
-def train(name, solver, oracle, seed, steps):
-    seed_everything(seed, verbose=False)
-    network, task, data = NETWORKS[name]
-    make, lambda_a, lambda_r = ORACLES[oracle]
-    module = LocoPropModule(
-        network(), task(), solver, lambda_a=lambda_a, lambda_r=lambda_r, objective="squared", oracle=make()
-    )
+def fit(module, data, steps):
+    """The loss of every batch."""
     losses = Losses()
     trainer = Trainer(
         max_steps=steps,
@@ -117,9 +111,19 @@ def train(name, solver, oracle, seed, steps):
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    trainer.fit(module, data(batch_size=1024))
-    solves = steps * len(module._local)
-    return losses.values, sum(c.get("retried", 0) for c in solver.counts.values()), solves
+    trainer.fit(module, data)
+    return losses.values
+
+
+def train(name, solver, oracle, seed, steps):
+    seed_everything(seed, verbose=False)
+    network, task, data = NETWORKS[name]
+    make, lambda_a, lambda_r = ORACLES[oracle]
+    module = LocoPropModule(
+        network(), task(), solver, lambda_a=lambda_a, lambda_r=lambda_r, objective="squared", oracle=make()
+    )
+    values = fit(module, data(batch_size=1024), steps)
+    return values, sum(c.get("retried", 0) for c in solver.counts.values()), steps * len(module._local)
 
 
 def main():

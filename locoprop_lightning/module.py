@@ -326,9 +326,7 @@ class LocoPropModule(SupervisedModule):
             gradient = layer.weight.grad
             if layer.bias is not None and layer.bias.grad is not None:
                 gradient = torch.cat([gradient, layer.bias.grad[:, None]], 1)
-            rotated = oracle.weight_direction(gradient, y.shape[0], state)
-            own = rotated is not gradient  # memory that may be written over
-            gradient = rotated.mul_(settings["lambda_a"]) if own else rotated * settings["lambda_a"]
+            gradient = oracle.weight_direction(gradient, y.shape[0], state) * settings["lambda_a"]
         problem = LocalProblem(
             rows=y,
             pre_activation=a,

@@ -1,7 +1,6 @@
 """The script behind the learning curves: smoothing, folding of seeds, real runs."""
 
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import benchmark
+
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("learning_curves", ROOT / "benchmarks" / "learning_curves.py")
-curves = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(curves)
+curves = benchmark("learning_curves")
 
 
 @pytest.fixture(autouse=True)

@@ -74,21 +74,17 @@ class Factor:
             restart: Whether to forget the average.
             relative: Whether the ridge is relative to the mean eigenvalue of what is inverted.
         """
-        mean, weight = torch.zeros_like(moment), moment.new_zeros(())
-        if "mean" in state and not restart:
-            mean, weight = state["mean"].to(moment), state["weight"].to(moment)
-        finite = moment.sum().isfinite()
-        mean = torch.where(finite, self.average * mean + (1 - self.average) * moment, mean)
-        weight = torch.where(finite, self.average * weight + (1 - self.average), weight)  # bias correction
-        scaled = mean * (n / torch.where(weight > 0, weight, 1.0))
-        known: bool | Tensor = True
-        if relative:  # a moment of zeros has no inverse, and says nothing: its inverse shall be zero
-            size = scaled.diagonal().mean()
-            known = size > 0
-            ridge = torch.where(known, ridge * size, 1.0)
+        if restart:
+            state.pop("mean", None)
+        update_average(state, "mean", moment, self.average)
+        scaled = average_of(state, "mean") * n
+        size = scaled.diagonal().mean()
+        if relative:
+            ridge = torch.where(size > 0, ridge * size, 1.0)
         inverse = inverse_root(scaled, ridge) if self.root else invert(scaled, ridge)
-        inverse = inverse * known
-        state |= {"mean": mean, "weight": weight, "inverse": inverse, "n": n, "age": 0}
+        if relative:  # a moment of zeros has no inverse, and says nothing: its inverse shall be zero
+            inverse = inverse * (size > 0)
+        state |= {"inverse": inverse, "n": n, "age": 0}
 
     def solve(self, state: State, x: Tensor, n: int, left: bool = False) -> Tensor:
         """X (n M + ridge I)^-1 with the kept inverse, or the inverse times X.
@@ -103,6 +99,31 @@ class Factor:
         wide = x.to(inverse.dtype)
         out = (inverse @ wide if left else wide @ inverse).to(x.dtype)
         return out if n == state["n"] else out.mul_(state["n"] / n)
+
+
+def update_average(state: State, key: str, value: Tensor, decay: float) -> None:
+    """Takes a value into the moving average ``state[key]``, and into ``state["weight"]`` for the bias correction.
+
+    Without ``state[key]`` the average starts anew. A value that is not finite is not taken in.
+
+    Args:
+        state: What evolves.
+        key: Name of the average.
+        value: The value.
+        decay: In [0, 1); 0 keeps the latest value alone.
+    """
+    mean, weight = torch.zeros_like(value), value.new_zeros(())
+    if key in state:
+        mean, weight = state[key].to(value), state["weight"].to(value)  # a checkpoint's lies on the host
+    finite = value.sum().isfinite()
+    state[key] = torch.where(finite, decay * mean + (1 - decay) * value, mean)
+    state["weight"] = torch.where(finite, decay * weight + (1 - decay), weight)
+
+
+def average_of(state: State, key: str) -> Tensor:
+    """The moving average ``state[key]``, bias-corrected; zeros before the first finite value."""
+    average: Tensor = state[key] / torch.where(state["weight"] > 0, state["weight"], 1.0)
+    return average
 
 
 def inverse_root(c: Tensor, ridge: "float | Tensor") -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.factor import average_of, update_average
 from locoprop_lightning.oracles.oracle import Oracle, State
 
 
@@ -36,16 +37,11 @@ class RMSOracle(Oracle):
     def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:  # noqa: D102
         n = gradient.shape[0]
         square = gradient.square().sum(0) * n  # mean over rows of (nG)^2 [d_out]
-        mean, weight = torch.zeros_like(square), square.new_zeros(())
-        if "square" in state:
-            mean, weight = state["square"].to(square), state["weight"].to(square)
-        finite = square.sum().isfinite()
-        state["square"] = torch.where(finite, self.beta * mean + (1 - self.beta) * square, mean)
-        state["weight"] = torch.where(finite, self.beta * weight + (1 - self.beta), weight)
+        update_average(state, "square", square, self.beta)
 
     def _scale(self, n: int, state: State) -> Tensor:
         """R, diagonal [d_out]."""
-        square = state["square"] / torch.where(state["weight"] > 0, state["weight"], 1.0)
+        square = average_of(state, "square")
         layer = square.mean().sqrt()
         root = square.sqrt() if self.per == "unit" else layer.expand_as(square)
         return torch.where(layer > 0, n / (root + self.eps * layer), 0.0)  # no gradient yet: no direction

@@ -2,7 +2,6 @@
 
 import torch
 
-from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.factor import State, factorize
 from locoprop_lightning.solvers.factored import FactoredSolver
@@ -17,17 +16,7 @@ class ClosedForm(FactoredSolver):
     K-FAC.
     """
 
-    def check(self, problem: LocalProblem) -> None:
-        """Refuses a matching loss other than the squared one.
-
-        Raises:
-            UserError: Names the layer and its transfer.
-        """
-        if not problem.squared:
-            raise UserError(
-                f"ClosedForm solves the squared loss only, but layer {problem.name!r} matches through "
-                f"{problem.transfer.name}: set objective to 'squared', or take an iterative solver."
-            )
+    squared_only = True
 
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
         if self.uses_kernel(problem):

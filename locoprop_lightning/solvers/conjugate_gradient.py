@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.factor import State
 from locoprop_lightning.solvers.solver import IterativeSolver, Outcome
@@ -19,17 +18,7 @@ class ConjugateGradient(IterativeSolver):
         iterations: T, at least 0.
     """
 
-    def check(self, problem: LocalProblem) -> None:
-        """Refuses a matching loss other than the squared one.
-
-        Raises:
-            UserError: Names the layer and its transfer.
-        """
-        if not problem.squared:
-            raise UserError(
-                f"ConjugateGradient solves the squared loss only, but layer {problem.name!r} matches through "
-                f"{problem.transfer.name}: set objective to 'squared', or take another iterative solver."
-            )
+    squared_only = True
 
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
         problem.plan(self.iterations)

@@ -66,6 +66,8 @@ class LocalSolver(Callback):
     numbers and strings. Hyper-parameters are attributes and are not saved.
     """
 
+    squared_only = False  # whether the solver takes the squared loss alone
+
     def __init__(self) -> None:
         self.state: dict[str, State] = {}  # by name of the layer
         self.losses: dict[str, Tensor] = {}  # local-loss curves [T + 1] of the latest step, if it recorded any
@@ -93,7 +95,16 @@ class LocalSolver(Callback):
         return None
 
     def check(self, problem: LocalProblem) -> None:
-        """Refuses a problem that the solver cannot solve, with a UserError; called for each layer before training."""
+        """Refuses a problem that the solver cannot solve; called for each layer before training.
+
+        Raises:
+            UserError: Names the layer and its transfer.
+        """
+        if self.squared_only and not problem.squared:
+            raise UserError(
+                f"{type(self).__name__} solves the squared loss only, but layer {problem.name!r} matches through "
+                f"{problem.transfer.name}: set objective to 'squared', or take another solver."
+            )
 
     def describe(self, problem: LocalProblem) -> str:
         """Who trains the layer, for the table of layers."""
@@ -228,14 +239,10 @@ class IterativeSolver(LocalSolver):
         inner = self.init(problem, state)
         cost = problem.plan(max(self.iterations - 1, 0))
         affine = self.affine(problem)
-        squares = affine is not None and _squaring_cost(problem, self.iterations) < cost
-        outcome = None
-        if record or not squares:
-            outcome = self._loop(problem, inner, record)
-        if affine is not None and squares:  # the same numbers whether recorded or not
-            outcome = self._squared(problem, *affine, None if outcome is None else outcome.losses)
-        assert outcome is not None
-        return outcome
+        if affine is None or _squaring_cost(problem, self.iterations) >= cost:
+            return self._loop(problem, inner, record)
+        losses = self._loop(problem, inner, record).losses if record else None  # the same V whether recorded or not
+        return self._squared(problem, *affine, losses)
 
     def _loop(self, problem: LocalProblem, inner: Any, record: bool) -> Outcome:
         v = problem.zeros()

@@ -3,18 +3,10 @@ import torch
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.solvers import ConjugateGradient, Status
+from tests.support import close, joined
 
 both_biases = pytest.mark.parametrize("bias", [True, False])
 both_sides = pytest.mark.parametrize("n", [4, 12], ids=["wide", "tall"])
-
-
-def close(a, b, tolerance):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def joined(solution, problem):
-    v = solution.weight - problem.weight
-    return v if problem.bias is None else torch.cat([v, (solution.bias - problem.bias)[:, None]], 1)
 
 
 def exact(problem):

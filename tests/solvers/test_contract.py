@@ -23,6 +23,7 @@ from locoprop_lightning.solvers import (
     Majorization,
     Status,
 )
+from tests.support import joined
 
 KEPT = dict(average=0.9, refresh_every=3, warmup=1)
 ITERATIVE = {
@@ -95,11 +96,6 @@ def test_a_matching_loss_is_refused_by_name(make_problem, name):
     for kind in MATCHING:
         with pytest.raises(UserError, match="'layer'"):
             make().solve(make_problem(**PROBLEMS[kind]))
-
-
-def joined(solution, problem):
-    v = solution.weight - problem.weight
-    return v if problem.bias is None else torch.cat([v, (solution.bias - problem.bias)[:, None]], 1)
 
 
 def unchanged(solution, problem):

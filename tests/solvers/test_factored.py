@@ -1,7 +1,7 @@
 """Kept factors in training: the protection is needed, and it holds."""
 
 import pytest
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.data import Digits
@@ -9,57 +9,33 @@ from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import RMSOracle
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Classification
+from tests.support import benchmark
+
+stale_factors = benchmark("stale_factors")
 
 
-class Unprotected(ClosedForm):
-    """Applies whatever a kept factor gives."""
-
-    def rise(self, problem, v, exact):
-        return v.new_zeros(())
-
-
-class Losses(Callback):
-    def __init__(self):
-        self.values = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.values.append(float(outputs["loss"]))
-
-
-def train(solver, seed, tmp_path):
+def train(solver, seed):
+    """Losses of the 24 batches of two epochs."""
     seed_everything(seed)
     network = MLP(in_features=64, hidden_features=64, hidden_layers=4)
     module = LocoPropModule(
         network, Classification(), solver, lambda_a=0.1, lambda_r=10, objective="squared", oracle=RMSOracle()
     )
-    losses = Losses()
-    trainer = Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[losses],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, Digits(batch_size=128))
-    return losses.values
+    return stale_factors.fit(module, Digits(batch_size=128), steps=24)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_stale_factors_do_not_diverge(seed, tmp_path):
+def test_stale_factors_do_not_diverge(seed):
     """Refreshed every 10 steps from the first step on, where every layer's inputs change fast."""
     solver = ClosedForm(refresh_every=10, warmup=0)
-    losses = train(solver, seed, tmp_path)
+    losses = train(solver, seed)
     assert max(losses) == losses[0] and losses[-1] < 0.3
     assert sum(counts["retried"] for counts in solver.counts.values()) > 5
     assert all(set(counts) == {"retried"} for counts in solver.counts.values())
 
 
-def test_without_protection_they_do(tmp_path):
-    assert max(train(Unprotected(refresh_every=10, warmup=0), 0, tmp_path)) > 10
+def test_without_protection_they_do():
+    assert max(train(stale_factors.Unprotected(refresh_every=10, warmup=0), 0)) > 10
 
 
 def test_an_edited_lambda_r_holds_on_resume(make_problem):

@@ -11,6 +11,7 @@ from locoprop_lightning.solvers import (
     Majorization,
     Status,
 )
+from tests.support import joined
 
 SOLVERS = {
     "fpi": FixedPointIteration,
@@ -32,11 +33,6 @@ SHAPES = [(4, 9, 2), (12, 5, 3), (60, 5, 40)]  # n, d_in, d_out
 
 def close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
-def joined(solution, problem):
-    v = solution.weight - problem.weight
-    return v if problem.bias is None else torch.cat([v, (solution.bias - problem.bias)[:, None]], 1)
 
 
 def problem_of(make_problem, shape, bias=True, **arguments):

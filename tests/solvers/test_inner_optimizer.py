@@ -8,6 +8,7 @@ from torch import nn
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.optimizers import TensorFlowRMSprop
 from locoprop_lightning.solvers import GradientDescent, InnerOptimizer, Status
+from tests.support import close, joined
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
@@ -20,15 +21,6 @@ every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=
 both_losses = pytest.mark.parametrize("transfer", ["identity", "tanh"])
 both_gradients = pytest.mark.parametrize("proximal", [True, False])
 both_schedules = pytest.mark.parametrize("schedule", ["constant", "published"])
-
-
-def close(a, b, tolerance):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def joined(solution, problem):
-    v = solution.weight - problem.weight
-    return v if problem.bias is None else torch.cat([v, (solution.bias - problem.bias)[:, None]], 1)
 
 
 def batches(make_problem, transfer, number=3):

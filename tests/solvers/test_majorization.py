@@ -5,6 +5,7 @@ from torch.nn import functional
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import transfer as transfers
 from locoprop_lightning.solvers import ClosedForm, Majorization, Status
+from tests.support import close, joined
 
 PROBLEMS = 200
 KNOWN = [t for t in transfers.Transfer.__subclasses__() if t.__module__ == transfers.__name__]
@@ -19,15 +20,6 @@ F = {
     "leaky_relu": functional.leaky_relu,
     "relu": torch.relu,
 }
-
-
-def close(a, b, tolerance):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def joined(solution, problem):
-    v = solution.weight - problem.weight
-    return v if problem.bias is None else torch.cat([v, (solution.bias - problem.bias)[:, None]], 1)
 
 
 def newton(problem):

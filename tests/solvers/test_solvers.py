@@ -11,6 +11,7 @@ from locoprop_lightning.solvers import (
     GradientDescent,
     Status,
 )
+from tests.support import close, joined
 
 ITERATIVE = [
     FixedPointIteration,
@@ -24,20 +25,10 @@ iterative = pytest.mark.parametrize("make", ITERATIVE, ids=IDS)
 every_solver = pytest.mark.parametrize("make", [*ITERATIVE, lambda t: ClosedForm()], ids=[*IDS, "closed_form"])
 
 
-def close(a, b, tolerance):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
 def rows(problem):
     """[Y | 1]."""
     y = problem.map.rows
     return y if problem.bias is None else torch.cat([y, torch.ones_like(y[:, :1])], 1)
-
-
-def joined(solution, problem):
-    """V = [W+ | b+] - [W0 | b0]."""
-    v = solution.weight - problem.weight
-    return v if problem.bias is None else torch.cat([v, (solution.bias - problem.bias)[:, None]], 1)
 
 
 def largest_eigenvalue(problem):
