@@ -323,10 +323,9 @@ class LocoPropModule(SupervisedModule):
         oracle.observe(g, sampled, state)
         gradient = None  # lambda_a D^T Y, from the back-propagated G^T Y unless autocast has rounded that
         if not record.autocast and layer.weight.grad is not None and layer.weight.dtype == y.dtype:
-            gradient = layer.weight.grad
-            if layer.bias is not None and layer.bias.grad is not None:
-                gradient = torch.cat([gradient, layer.bias.grad[:, None]], 1)
-            gradient = oracle.weight_direction(gradient, y.shape[0], state) * settings["lambda_a"]
+            bias = [] if layer.bias is None or layer.bias.grad is None else [layer.bias.grad[:, None]]
+            gradient = oracle.weight_direction(torch.cat([layer.weight.grad, *bias], 1), y.shape[0], state)
+            gradient.mul_(settings["lambda_a"])
         problem = LocalProblem(
             rows=y,
             pre_activation=a,
@@ -370,7 +369,8 @@ class LocoPropModule(SupervisedModule):
         """Steps the rest, whose gradients are then gone, so that the outer optimizer finds displacements only."""
         for layer in self._local.values():  # without a gradient the rest optimizer passes over them
             layer.zero_grad(set_to_none=True)
-        rest.optimizer.step()  # not the wrapper's, which would count a second global step
+        if any(p.grad is not None for p in self.network.parameters()):
+            rest.optimizer.step()  # not the wrapper's, which would count a second global step
         self.network.zero_grad(set_to_none=True)
 
     def _step_schedule(self, outer: LightningOptimizer, rest: LightningOptimizer) -> None:

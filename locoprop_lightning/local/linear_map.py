@@ -7,6 +7,27 @@ that belongs to the bias exists in the mathematics only: the products treat it a
 import torch
 from torch import Tensor
 
+_BLOCK = 128  # columns of X^T X below which a block does not pay
+
+
+def _blocks(d: int) -> list[tuple[int, int]]:
+    size = max(-(-d // 4), _BLOCK)
+    return [(i, min(i + size, d)) for i in range(0, d, size)]
+
+
+def gram(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """X^T X [d, d] of X [n, d], in at most four blocks of columns; what lies above the diagonal is copied."""
+    out = x.new_empty(x.shape[1], x.shape[1]) if out is None else out
+    for i, j in _blocks(x.shape[1]):
+        torch.mm(x[:, i:].t(), x[:, i:j], out=out[i:, i:j])
+        out[i:j, j:] = out[j:, i:j].t()
+    return out
+
+
+def gram_cost(n: int, d: int) -> float:
+    """Floating-point operations of ``gram``: from 2 n d^2 with one block to 5/8 of that with four."""
+    return 2.0 * n * sum((d - i) * (j - i) for i, j in _blocks(d))
+
 
 class LinearMap:
     """The map of ``nn.Linear`` at fixed inputs.
@@ -51,7 +72,7 @@ class LinearMap:
         """C = Y^T Y [width, width]."""
         d = self.rows.shape[1]
         out = self.rows.new_empty(self.width, self.width)
-        torch.mm(self.rows.t(), self.rows, out=out[:d, :d])
+        gram(self.rows, out[:d, :d])
         if self.bias:
             out[d, :d] = out[:d, d] = self.rows.sum(0)
             out[d, d] = self.n

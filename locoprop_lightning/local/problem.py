@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from locoprop_lightning.local.linear_map import LinearMap
+from locoprop_lightning.local.linear_map import LinearMap, gram_cost
 from locoprop_lightning.local.transfer import Transfer
 
 Scalar = float | Tensor
@@ -122,7 +122,7 @@ class LocalProblem:
     @property
     def gram_cost(self) -> float:
         """Floating-point operations that C still takes."""
-        return 2.0 * self.n * self.shape[1] ** 2 if self._gram is None else 0.0
+        return gram_cost(self.n, self.map.width) if self._gram is None else 0.0
 
     def gradient(self, v: Tensor, proximal: bool = True) -> Tensor:
         """Grad J(W0 + V) = (f(Y W^T) - T)^T Y + lambda_r V [d_out, width].

@@ -36,7 +36,7 @@ class RMSOracle(Oracle):
 
     def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:  # noqa: D102
         n = gradient.shape[0]
-        square = gradient.square().sum(0) * n  # mean over rows of (nG)^2 [d_out]
+        square = torch.linalg.vecdot(gradient, gradient, dim=0) * n  # mean over rows of (nG)^2 [d_out]
         update_average(state, "square", square, self.beta)
 
     def _scale(self, n: int, state: State) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local.factor import Factor
+from locoprop_lightning.local.linear_map import gram
 from locoprop_lightning.oracles.oracle import Oracle, State
 
 _GROWTH = 4.0  # of whitened gradients since S was made, at which D is scaled back
@@ -27,7 +28,7 @@ class WhitenedOracle(Oracle):
     D has no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05 to
     0.1 usually works, with ``samples=0`` and a rate that decays to zero.
 
-    A kept S is checked at each step: where whitened gradients (on at most 64 rows) have grown to more than 4 times
+    A kept S is checked at each step: where whitened gradients (on at most 32 rows) have grown to more than 4 times
     their size at the refresh, D is scaled back to that.
 
     n is the number of rows: K-FAC's scale holds where each term of the loss has one row, not where a layer sees several
@@ -74,8 +75,11 @@ class WhitenedOracle(Oracle):
         n = gradient.shape[0]
         refreshes = self._due(state) and (bool(sampled) or self.samples == 0 or "inverse" not in state)
         if refreshes:
-            moments = [g.mT @ g for g in sampled or [gradient]]
-            moment = torch.stack(moments).mean(0) * n  # mean over rows of (nG')^T (nG')
+            draws = sampled or [gradient]
+            moment = gram(draws[0])
+            for other in draws[1:]:
+                moment += gram(other)
+            moment *= n / len(draws)  # mean over rows of (nG')^T (nG')
             self.factor.refresh(state, moment, 1, self.damping, relative=True)
             state["settings"] = [self.power, self.damping]
         self.factor.tick(state)
@@ -86,9 +90,9 @@ class WhitenedOracle(Oracle):
         state["shrink"] = torch.where(size > limit, (limit / size).sqrt(), 1.0)
 
     def _size(self, gradient: Tensor, state: State) -> Tensor:
-        """tr(S^-1 (nG)^T nG / n) / d_out on at most 64 rows, scalar: about 1 where S is not stale."""
+        """tr(S^-1 (nG)^T nG / n) / d_out on at most 32 rows, scalar: about 1 where S is not stale."""
         n = gradient.shape[0]
-        rows = gradient[:: -(-n // 64)]
+        rows = gradient[:: -(-n // 32)]
         whitened = self.factor.solve(state, rows, 1)
         return (whitened * (rows if self.power == 1 else whitened)).mean() * n**2
 

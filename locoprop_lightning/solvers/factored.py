@@ -9,7 +9,7 @@ from locoprop_lightning.local.factor import Factor, State, invert
 from locoprop_lightning.local.linear_map import LinearMap
 from locoprop_lightning.solvers.solver import LocalSolver, Outcome, Status
 
-_STALE_ROWS = 64  # rows on which a step from a kept factor is checked
+_STALE_ROWS = 32  # rows on which a step from a kept factor is checked
 
 Inverse = Callable[[Tensor], Tensor]
 
@@ -19,7 +19,7 @@ class FactoredSolver(LocalSolver):
 
     The defaults are exact on the current batch. With ``average`` or ``refresh_every`` C is n times a moving average of
     C/n, gathered and inverted at refreshes. A step from such a C is checked: where J rises, its divergence estimated on
-    at most 64 rows, or where the kept inverse is not finite, the inverse is made anew from the current batch alone,
+    at most 32 rows, or where the kept inverse is not finite, the inverse is made anew from the current batch alone,
     which the average restarts from, and the layer is solved again in the same step.
 
     Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
