@@ -12,20 +12,22 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils._pytree import tree_map
 from torchmetrics import MetricCollection
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer, discover, resolve_transfer
-from locoprop_lightning.local.discovery import candidates, check_names, check_patterns
+from locoprop_lightning.local.discovery import call, candidates, check_names, check_patterns
 from locoprop_lightning.local.factor import State
+from locoprop_lightning.local.linear_map import WeightLayer, join
 from locoprop_lightning.optimizers import LinearDecay
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.seed import run_seed
 from locoprop_lightning.solvers import LocalSolver
 from locoprop_lightning.tasks import Task
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Any]
 _PROBE_SAMPLES = 2
 
 
@@ -47,9 +49,9 @@ class SupervisedModule(LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self._layers: list[Layer] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Output of the network."""
-        return self.network(x)
+    def forward(self, x: Any) -> Any:
+        """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
+        return call(self.network, x)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
         self._evaluate(batch, "val", self.val_metrics)
@@ -62,11 +64,11 @@ class SupervisedModule(LightningModule):
         return self.task.predict(self(batch if isinstance(batch, Tensor) else batch[0]))
 
     def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection) -> None:
-        x, y = batch
-        output = self(x)
-        metrics.update(self.task.predict(output), y)
-        self.log(f"{stage}/loss", self.task.loss(output, y), batch_size=len(x), prog_bar=stage == "val", sync_dist=True)
-        self.log_dict(metrics, batch_size=len(x), prog_bar=stage == "val")
+        output, target = self(batch[0]), self.task.target(*batch)
+        metrics.update(self.task.score(output), target)
+        loss, size = self.task.loss(output, target), self.task.terms(target)
+        self.log(f"{stage}/loss", loss, batch_size=size, prog_bar=stage == "val", sync_dist=True)
+        self.log_dict(metrics, batch_size=size, prog_bar=stage == "val")
 
     def _schedule(self, make: LRSchedulerCallable, optimizer: Optimizer) -> Any:
         """Makes a schedule, and tells it the length of the run if it asks."""
@@ -83,10 +85,10 @@ class SupervisedModule(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
 
-    def _log_training(self, loss: Tensor, output: Tensor, y: Tensor, rate: float, logs: bool) -> None:
+    def _log_training(self, loss: Tensor, output: Tensor, target: Any, rate: float, logs: bool) -> None:
         self.log("train/loss", loss, prog_bar=True)
         if logs:
-            self.log_dict(self.train_metrics(self.task.predict(output), y))
+            self.log_dict(self.train_metrics(self.task.score(output), target))
             self.train_metrics.reset()
             self.log("lr", rate)
 
@@ -115,18 +117,18 @@ class BackpropModule(SupervisedModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Prints the table of layers before the first step."""
         if self._layers is None:
-            self._layers = discover(self.network, batch[0][:_PROBE_SAMPLES])
+            self._layers = discover(self.network, _first_samples(batch[0]))
             name = type(self.trainer.optimizers[0]).__name__
             trained = {layer.name: name for layer in self._layers if layer.reason != "frozen"}
             print_layers(self.trainer, self._layers, trained, plain=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One forward pass; Lightning does the rest."""
-        x, y = batch
         logs = self._logs_this_step
-        output = self(x)
-        loss = self.task.loss(output, y)
-        self._log_training(loss.detach(), output.detach(), y, self.trainer.optimizers[0].param_groups[0]["lr"], logs)
+        output, target = self(batch[0]), self.task.target(*batch)
+        loss = self.task.loss(output, target)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._log_training(loss.detach(), output.detach(), target, rate, logs)
         return loss
 
     def configure_optimizers(self) -> Any:  # noqa: D102
@@ -210,7 +212,7 @@ class LocoPropModule(SupervisedModule):
             raise UserError("LocoPropModule: the network has no linear layer to train locally; use BackpropModule.")
         check_names("transfers", self.transfers, self._candidates)
         self._settings = self._layer_settings(overrides or {})
-        self._local: dict[str, nn.Linear] = {}
+        self._local: dict[str, WeightLayer] = {}
         self.problems: dict[str, LocalProblem] = {}
         self.oracle_state: dict[str, State] = {}  # by name of the layer
         self.record_losses = False  # whether this step computes the local-loss curves
@@ -264,7 +266,7 @@ class LocoPropModule(SupervisedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One pass, all local solves, one outer step."""
-        x, y = batch
+        x = batch[0]
         starting = self._layers is None
         if starting:
             self._discover(x)
@@ -273,12 +275,13 @@ class LocoPropModule(SupervisedModule):
         self.network.zero_grad(set_to_none=True)
         with Tape(self._local) as tape:
             output = self(x)
-        loss = self.task.loss(output, y)
+        target = self.task.target(*batch)
+        loss, terms = self.task.loss(output, target), self.task.terms(target)
         sampled = self._sampled(tape, output)
         self.manual_backward(loss)
         with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
             self.problems = {
-                name: self._problem(name, record, [gradients[name] for gradients in sampled])
+                name: self._problem(name, record, [gradients[name] for gradients in sampled], terms)
                 for name, record in tape.records.items()
                 if record.complete
             }
@@ -289,12 +292,12 @@ class LocoPropModule(SupervisedModule):
         outer.step()
         self.problems = {}
         self._step_schedule(outer, rest)
-        self._log_training(loss.detach(), output.detach(), y, rate, logs)
+        self._log_training(loss.detach(), output.detach(), target, rate, logs)
         return {"loss": loss.detach()}
 
     def _discover(self, x: Tensor) -> None:
         self._layers = discover(
-            self.network, x[:_PROBE_SAMPLES], self.skip, self.transfers, self.objective, self.output_transfer
+            self.network, _first_samples(x), self.skip, self.transfers, self.objective, self.output_transfer
         )
         self._local = {layer.name: self._candidates[layer.name] for layer in self._layers if layer.local}
         self._transfers = {layer.name: layer.transfer for layer in self._layers if layer.transfer is not None}
@@ -316,22 +319,23 @@ class LocoPropModule(SupervisedModule):
         labels = [self.task.sample_labels(output.detach(), generator) for _ in range(draws)]
         return [tape.gradients(self.task.loss(output, label)) for label in labels]
 
-    def _problem(self, name: str, record: Record, sampled: list[Tensor]) -> LocalProblem:
+    def _problem(self, name: str, record: Record, sampled: list[Tensor], terms: int) -> LocalProblem:
         layer, settings = self._local[name], self._settings[name]
-        y, a, g = record.rows()
+        rows, g = record.map(), record.gradient()
         oracle, state = self.oracle, self.oracle_state.setdefault(name, {})
-        oracle.observe(g, sampled, state)
+        oracle.observe(g, sampled, terms, state)
         gradient = None  # lambda_a D^T Y, from the back-propagated G^T Y unless autocast has rounded that
-        if not record.autocast and layer.weight.grad is not None and layer.weight.dtype == y.dtype:
-            bias = [] if layer.bias is None or layer.bias.grad is None else [layer.bias.grad[:, None]]
-            gradient = oracle.weight_direction(torch.cat([layer.weight.grad, *bias], 1), y.shape[0], state)
+        weight, bias = layer.weight.grad, None if layer.bias is None else layer.bias.grad
+        if not record.autocast and weight is not None and weight.dtype == g.dtype:
+            parts = [weight.flatten(1)] if bias is None else [weight.flatten(1), bias[:, None]]
+            gradient = oracle.weight_direction(join(parts, 1), terms, state)
             gradient.mul_(settings["lambda_a"])
         problem = LocalProblem(
-            rows=y,
-            pre_activation=a,
-            direction=lambda: oracle.direction(g, state),
-            weight=layer.weight.detach().to(y.dtype),
-            bias=None if layer.bias is None else layer.bias.detach().to(y.dtype),
+            rows=rows,
+            pre_activation=lambda: record.pre_activation(rows),
+            direction=lambda: oracle.direction(g, terms, state),
+            weight=layer.weight.detach().flatten(1).to(g.dtype),
+            bias=None if layer.bias is None else layer.bias.detach().to(g.dtype),
             transfer=self._transfers[name],
             lambda_a=settings["lambda_a"],
             lambda_r=settings["lambda_r"],
@@ -361,8 +365,8 @@ class LocoPropModule(SupervisedModule):
             layer.zero_grad(set_to_none=True)
             return
         weight, bias = self.problems[name].split(displacement)
-        layer.weight.grad = weight.neg().to(layer.weight.dtype)
-        if bias is not None:
+        layer.weight.grad = weight.neg().to(layer.weight.dtype).reshape(layer.weight.shape)
+        if bias is not None and layer.bias is not None:
             layer.bias.grad = bias.neg().to(layer.bias.dtype)
 
     def _step_rest(self, rest: LightningOptimizer) -> None:
@@ -391,6 +395,10 @@ def _make(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
     except (TypeError, ValueError) as error:
         hint = "; SplitOptimizer gives matrices one rule and the rest another" if "2D" in str(error) else ""
         raise UserError(f"{setting}: {error}{hint}.") from error
+
+
+def _first_samples(x: Any) -> Any:
+    return tree_map(lambda leaf: leaf[:_PROBE_SAMPLES] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf, x)
 
 
 def _choice(setting: str, value: str, allowed: Sequence[str]) -> None:

@@ -1,9 +1,12 @@
 """What a network is trained for: loss, link function of the output, metrics."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
 
 from locoprop_lightning.errors import UserError
 
@@ -17,6 +20,14 @@ class Task:
     """
 
     link = "identity"
+
+    def target(self, x: Any, y: Any) -> Any:
+        """What the output is compared with, from the two parts of a batch."""
+        return y
+
+    def terms(self, target: Any) -> int:
+        """Number of terms that the loss is a mean of."""
+        return len(target)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Loss, scalar, as the task reduces it."""
@@ -32,8 +43,12 @@ class Task:
         raise UserError(f"{type(self).__name__} has no sample_labels, which the oracle needs: set its samples=0.")
 
     def metrics(self) -> MetricCollection:
-        """New metrics, which are updated with ``predict(output)`` and the target."""
+        """New metrics, which are updated with ``score(output)`` and the target."""
         raise NotImplementedError
+
+    def score(self, output: Tensor) -> Tensor:
+        """What the metrics take of the output: the prediction, unless a task has something else."""
+        return self.predict(output)
 
     def predict(self, output: Tensor) -> Tensor:
         """Prediction from the output."""
@@ -68,4 +83,63 @@ class Classification(Task):
 
     def predict(self, output: Tensor) -> Tensor:
         """Labels [n] of logits [n, num_classes]."""
+        return output.argmax(-1)
+
+
+class Reconstruction(Task):
+    """The input as its own target: binary cross-entropy summed over pixels, averaged over the batch; squared error.
+
+    The network's output are logits [n, ...] with as many values a sample as the input, whose pixels lie in [0, 1].
+    """
+
+    link = "sigmoid"
+
+    def target(self, x: Tensor, y: Any) -> Tensor:
+        """The input, flattened [n, pixels]; labels are left alone."""
+        return x.flatten(1)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Binary cross-entropy of logits [n, ...] and pixels [n, pixels], nats a sample."""
+        logits = output.flatten(1)
+        return nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(target)
+
+    def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Pixels, 0 or 1, drawn from the predicted probabilities [n, pixels]."""
+        return torch.bernoulli(self.predict(output).nan_to_num(0.5), generator=generator)
+
+    def metrics(self) -> MetricCollection:  # noqa: D102
+        return MetricCollection({"mse": MeanSquaredError()})
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Probabilities [n, pixels] of logits [n, ...]."""
+        return output.flatten(1).float().sigmoid()
+
+
+class LanguageModelling(Task):
+    """Cross-entropy of each next token, averaged over all tokens of the batch; perplexity."""
+
+    link = "softmax"
+
+    def terms(self, target: Tensor) -> int:
+        """Number of tokens."""
+        return target.numel()
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of logits [n, length, vocabulary] and tokens [n, length], nats a token."""
+        return nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())
+
+    def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Tokens [n, length] drawn from softmax of logits [n, length, vocabulary]."""
+        probabilities = output.float().softmax(-1).nan_to_num(1.0).flatten(0, -2)
+        return torch.multinomial(probabilities, 1, generator=generator).reshape(output.shape[:-1])
+
+    def metrics(self) -> MetricCollection:  # noqa: D102
+        return MetricCollection({"perplexity": Perplexity()})
+
+    def score(self, output: Tensor) -> Tensor:
+        """The logits [n, length, vocabulary]."""
+        return output
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Most likely next tokens [n, length]."""
         return output.argmax(-1)

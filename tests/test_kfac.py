@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
+from locoprop_lightning.local import Tape
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm
@@ -120,3 +121,18 @@ def test_weight_step_by_dense_inverses(step):
         c = c + LAMBDA_R / N * torch.eye(len(c), dtype=c.dtype)
         expected = -LAMBDA_A * torch.linalg.inv(s) @ joined @ torch.linalg.inv(c)
         close(torch.cat([moved[f"{name}.{p}"].reshape(len(s), -1) for p in parameters], 1), expected)
+
+
+def test_factors_of_a_convolution():
+    """The product of both factors: curvlinops divides the number of positions from the other one."""
+    network = nn.Sequential(nn.Conv2d(2, 3, 2, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(27, 3)).double()
+    x, labels = torch.randn(N, 2, 4, 4, dtype=torch.float64), torch.arange(N) % 3
+    with Tape({"0": network[0]}) as tape:
+        nn.functional.cross_entropy(network(x), labels).backward()
+    record, state = tape.records["0"], {}
+    WhitenedOracle(beta=0.0, samples=0, refresh_every=1).observe(record.gradient(), [], N, state)
+    kfac = operator(network, (x, labels), ["0"])
+    kfac.compute_kronecker_factors()
+    (name,) = kfac._input_covariances
+    expected = torch.kron(kfac._gradient_covariances[name], kfac._input_covariances[name])
+    close(torch.kron(state["mean"] / state["weight"], record.map().gram() / N), expected)

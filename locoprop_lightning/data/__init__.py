@@ -1,6 +1,7 @@
-"""Data modules: images in memory, batches in an order that depends on seed and epoch alone."""
+"""Data modules: samples in memory, batches in an order that depends on seed and epoch alone."""
 
 from locoprop_lightning.data.digits import Digits
 from locoprop_lightning.data.fashion_mnist import FashionMNIST
+from locoprop_lightning.data.text import TextFiles
 
-__all__ = ["Digits", "FashionMNIST"]
+__all__ = ["Digits", "FashionMNIST", "TextFiles"]

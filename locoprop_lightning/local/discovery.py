@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.linear_map import WeightLayer
 from locoprop_lightning.local.transfer import (
     Identity,
     LeakyReLU,
@@ -49,23 +50,30 @@ class Layer:
         return self.transfer is not None
 
 
-def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, nn.Linear]:
-    """Linear layers that a local solver may train, by name: trainable, not skipped, weights of their own.
+def call(network: nn.Module, inputs: Any) -> Any:
+    """Output of a network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
+
+
+def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, WeightLayer]:
+    """Layers that a local solver may train, by name: of a known kind, trainable, not skipped, weights of their own.
 
     Raises:
         UserError: If a pattern of ``skip`` matches no layer.
     """
-    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
-    check_patterns("skip", skip, linear)
+    known = {name: m for name, m in network.named_modules() if isinstance(m, WeightLayer)}
+    check_patterns("skip", skip, known)
     owners: dict[Tensor, int] = {}
     for _, parameter in network.named_parameters(remove_duplicate=False):
         owners[parameter] = owners.get(parameter, 0) + 1
     found = {}
-    for name, layer in linear.items():
+    for name, layer in known.items():
         parameters = list(layer.parameters())
         own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
         plain = isinstance(layer.weight, nn.Parameter) and len(parameters) == 1 + (layer.bias is not None)
-        plain = plain and type(layer).forward is nn.Linear.forward
+        plain = plain and not _own_forward(layer)
         if own and plain and not any(fnmatchcase(name, pattern) for pattern in skip):
             found[name] = layer
     return found
@@ -97,7 +105,7 @@ def check_names(setting: str, names: Iterable[str], layers: Iterable[str]) -> No
 
 def discover(
     network: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     skip: Sequence[str] = (),
     transfers: Mapping[str, "str | Transfer"] | None = None,
     objective: str = "matching",
@@ -110,7 +118,7 @@ def discover(
 
     Args:
         network: The network.
-        inputs: A few samples of a batch.
+        inputs: A few samples of a batch, as ``call`` takes them.
         skip: Patterns of layers that are not local.
         transfers: Transfer of a layer by name, overriding what is found.
         objective: "matching" takes the activation that follows a layer, "squared" the identity for all.
@@ -133,6 +141,8 @@ def discover(
             layers.append(Layer(name, module, None, "weights are read outside the layer"))
         elif probe.calls[name] == 0:
             layers.append(Layer(name, module, None, "not called in the forward pass"))
+        elif probe.sizes_differ(name):
+            layers.append(Layer(name, module, None, "called with images of different sizes"))
         else:
             transfer, reason, output = probe.transfer(name)
             if objective == "squared":
@@ -151,22 +161,25 @@ def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
     trainable = [p.requires_grad for p in module.parameters(recurse=False)]
     if not all(trainable):
         return "partly frozen" if any(trainable) else "frozen"
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, WeightLayer):
         return ""
-    own_forward = type(module).forward is not nn.Linear.forward
-    return "a forward of its own" if own_forward else "weights are shared or parametrized"
+    return "a forward of its own" if _own_forward(module) else "weights are shared or parametrized"
 
 
-def _probe(network: nn.Module, inputs: Tensor, layers: Mapping[str, nn.Linear]) -> "_Probe":
+def _own_forward(layer: WeightLayer) -> bool:
+    return type(layer).forward not in (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+
+
+def _probe(network: nn.Module, inputs: Any, layers: Mapping[str, WeightLayer]) -> "_Probe":
     modes = [(m, m.training) for m in network.modules()]
     buffers = [(b, b.clone()) for b in network.buffers()]
     probe = _Probe(layers)
-    hooks = [m.register_forward_hook(probe.hook(name)) for name, m in layers.items()]
-    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    hooks = [m.register_forward_hook(probe.hook(name), with_kwargs=True) for name, m in layers.items()]
+    devices = {x.device for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.device.type == "cuda"}
     try:
         network.eval()
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), probe:
-            output = network(inputs)
+        with torch.random.fork_rng(devices=list(devices)), torch.no_grad(), probe:
+            output = call(network, inputs)
         probe.finish(output)
     finally:
         for hook in hooks:
@@ -182,8 +195,10 @@ def _probe(network: nn.Module, inputs: Tensor, layers: Mapping[str, nn.Linear]) 
 class _Probe(TorchFunctionMode):
     """Watches which functions consume the outputs of layers, and which read their weights."""
 
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, layers: Mapping[str, WeightLayer]) -> None:
         super().__init__()
+        self._layers = layers
+        self._sizes: dict[str, set[tuple[int, ...]]] = {name: set() for name in layers}
         self.calls = dict.fromkeys(layers, 0)
         self._weights = {id(layer.weight): name for name, layer in layers.items()}
         self.reads = dict.fromkeys(layers, 0)
@@ -191,9 +206,12 @@ class _Probe(TorchFunctionMode):
         self._outputs: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that no id is used twice
         self._is_output: set[str] = set()
 
-    def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+    def hook(self, name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             self.calls[name] += 1
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
+                inputs = args[0] if args else kwargs["input"]
+                self._sizes[name].add(tuple(inputs.shape[-len(module.kernel_size) :]))
             self._outputs[id(output)] = (name, output)
 
         return hook
@@ -211,10 +229,16 @@ class _Probe(TorchFunctionMode):
             if key in self._weights:
                 self.reads[self._weights[key]] += 1
             if key in self._outputs and self._outputs[key][1] is tensor:
-                self._consumers[self._outputs[key][0]].append(_transfer_of(func, args, kwargs))
+                name = self._outputs[key][0]
+                layer = self._layers[name]
+                units = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
+                self._consumers[name].append(_transfer_of(func, args, kwargs, units))
                 if any(x is tensor for x in made):  # in place: what follows consumes the activation
                     del self._outputs[key]
         return result
+
+    def sizes_differ(self, name: str) -> bool:
+        return len(self._sizes[name]) > 1
 
     def finish(self, output: Any) -> None:
         for tensor in tree_leaves(output):
@@ -234,8 +258,17 @@ class _Probe(TorchFunctionMode):
         return first, "", False
 
 
-def _transfer_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Transfer | None:
-    """The transfer that a torch function or Tensor method computes of its first argument, if it is a known one."""
+def _transfer_of(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], units: int
+) -> Transfer | None:
+    """The transfer that a torch function or Tensor method computes of its first argument, if it is a known one.
+
+    Args:
+        func: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        units: The dimension of the units in the first argument, from the last, which is -1.
+    """
 
     def argument(position: int, name: str, default: Any) -> Any:
         return args[position] if len(args) > position else kwargs.get(name, default)
@@ -254,5 +287,5 @@ def _transfer_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
         return Softplus(float(argument(1, "beta", 1.0)))
     if name == "softmax" and args:
         dim = argument(1, "dim", None)
-        return Softmax() if dim is not None and dim in (-1, args[0].dim() - 1) else None
+        return Softmax() if dim is not None and dim in (units, args[0].dim() + units) else None
     return None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.linear_map import times
 
 State = dict[str, Any]
 
@@ -68,7 +69,8 @@ class Factor:
 
         Args:
             state: What evolves.
-            moment: M of this batch, a mean over rows [d, d]. Not taken in where it is not finite.
+            moment: M of this batch, a mean over rows [d, d], or one for each group of units [groups, d, d]. Not taken
+                in where it is not finite.
             n: What the average is multiplied with; number of rows where the inverse is of a sum over rows.
             ridge: Damping.
             restart: Whether to forget the average.
@@ -78,7 +80,7 @@ class Factor:
             state.pop("mean", None)
         update_average(state, "mean", moment, self.average)
         scaled = average_of(state, "mean") * n
-        size = scaled.diagonal().mean()
+        size = scaled.diagonal(dim1=-2, dim2=-1).mean()
         if relative:
             ridge = torch.where(size > 0, ridge * size, 1.0)
         inverse = inverse_root(scaled, ridge) if self.root else invert(scaled, ridge)
@@ -97,7 +99,7 @@ class Factor:
         """
         inverse = state["inverse"] = state["inverse"].to(x.device)  # a checkpoint's lies on the host
         wide = x.to(inverse.dtype)
-        out = (inverse @ wide if left else wide @ inverse).to(x.dtype)
+        out = (inverse @ wide if left else times(wide, inverse)).to(x.dtype)
         return out if n == state["n"] else out.mul_(state["n"] / n)
 
 
@@ -135,20 +137,20 @@ def inverse_root(c: Tensor, ridge: "float | Tensor") -> Tensor:
 
 
 def factorize(c: Tensor, ridge: "float | Tensor") -> Tensor:
-    """Lower Cholesky factor of ``c + ridge I`` [d, d]; NaN where ``c`` is not finite. One wait for the device."""
+    """Lower Cholesky factor of ``c + ridge I`` [..., d, d]; NaN where ``c`` is not finite. One wait for the device."""
     damped = c.clone()
-    damped.diagonal().add_(ridge)
+    damped.diagonal(dim1=-2, dim2=-1).add_(ridge)
     factor, info = torch.linalg.cholesky_ex(damped)
-    failed = bool(info)
+    failed = bool(info.any())
     if failed and c.isfinite().all():
         values, vectors = torch.linalg.eigh(c.double())
-        damped = (vectors * values.clamp_min(0)) @ vectors.mT
-        damped.diagonal().add_(ridge)
+        damped = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
+        damped.diagonal(dim1=-2, dim2=-1).add_(ridge)
         factor, info = torch.linalg.cholesky_ex(damped)
-        failed = bool(info)
+        failed = bool(info.any())
     return factor.fill_(torch.nan) if failed else factor
 
 
 def invert(c: Tensor, ridge: "float | Tensor") -> Tensor:
-    """(c + ridge I)^-1 [d, d], in float64 where the dtype of ``c`` did not do."""
+    """(c + ridge I)^-1 [..., d, d], in float64 where the dtype of ``c`` did not do."""
     return torch.cholesky_inverse(factorize(c, ridge))

@@ -1,11 +1,12 @@
 """The local problem of one layer: a matching loss to the oracle's target plus a proximal term (Proposition 1)."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from locoprop_lightning.local.linear_map import LinearMap, gram_cost
+from locoprop_lightning.local.linear_map import LinearMap, gram_cost, times
 from locoprop_lightning.local.transfer import Transfer
 
 Scalar = float | Tensor
@@ -18,11 +19,10 @@ class LocalProblem:
     the step. In this form a zero direction gives an exactly zero gradient.
 
     Args:
-        rows: Y, inputs of the layer [n, d_in].
-        pre_activation: A = Y W0^T + b0 [n, d_out].
-        direction: D, the oracle's direction [n, d_out], or a function that makes it when something needs it; the target
-            is T = f(A) - lambda_a D.
-        weight: W0 [d_out, d_in].
+        rows: Y, inputs of the layer [n, d_in], or the map of a layer of another kind.
+        pre_activation: A = Y W0^T + b0 [n, d_out], or a function that makes it when something needs it.
+        direction: D, the oracle's direction [n, d_out], or such a function; the target is T = f(A) - lambda_a D.
+        weight: W0 [d_out, d_in]; of a convolution, flattened from its second dimension on.
         bias: b0 [d_out], if the layer has one.
         transfer: f.
         lambda_a: Length of the oracle's step.
@@ -33,8 +33,8 @@ class LocalProblem:
 
     def __init__(
         self,
-        rows: Tensor,
-        pre_activation: Tensor,
+        rows: Tensor | LinearMap,
+        pre_activation: Tensor | Callable[[], Tensor],
         direction: Tensor | Callable[[], Tensor],
         weight: Tensor,
         bias: Tensor | None,
@@ -45,8 +45,8 @@ class LocalProblem:
         name: str = "",
     ) -> None:
         self.name = name
-        self.map = LinearMap(rows, bias is not None)
-        self.pre_activation = pre_activation  # A
+        self.map = rows if isinstance(rows, LinearMap) else LinearMap(rows, bias is not None)
+        self._pre_activation = pre_activation  # A
         self.weight = weight  # W0
         self.bias = bias
         self.transfer = transfer  # f
@@ -66,12 +66,19 @@ class LocalProblem:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of V: d_out and width."""
-        return self.pre_activation.shape[1], self.map.width
+        return self.weight.shape[0], self.map.width
 
     @property
     def squared(self) -> bool:
         """Whether f is the identity, LocoProp-S."""
         return self.transfer.name == "identity"
+
+    @property
+    def pre_activation(self) -> Tensor:
+        """A [n, d_out]."""
+        if callable(self._pre_activation):
+            self._pre_activation = self._pre_activation()
+        return self._pre_activation
 
     @property
     def direction(self) -> Tensor:
@@ -87,7 +94,7 @@ class LocalProblem:
 
     def zeros(self) -> Tensor:
         """The start of the step, V = 0 [d_out, width]."""
-        return self.pre_activation.new_zeros(self.shape)
+        return self.weight.new_zeros(self.shape)
 
     @property
     def first_gradient(self) -> Tensor:
@@ -98,7 +105,7 @@ class LocalProblem:
 
     @property
     def gram(self) -> Tensor:
-        """C = Y^T Y [width, width], made once; not to be changed."""
+        """C = Y^T Y [width, width], or [groups, width, width]; made once; not to be changed."""
         if self._gram is None:
             self._gram = self.map.gram()
         return self._gram
@@ -121,7 +128,9 @@ class LocalProblem:
 
     @property
     def gram_cost(self) -> float:
-        """Floating-point operations that C still takes."""
+        """Floating-point operations that C still takes; infinite where it is one for each group of units."""
+        if self.map.groups > 1:
+            return math.inf
         return gram_cost(self.n, self.map.width) if self._gram is None else 0.0
 
     def gradient(self, v: Tensor, proximal: bool = True) -> Tensor:
@@ -143,7 +152,7 @@ class LocalProblem:
 
     def curvature(self, v: Tensor) -> Tensor:
         """V C [d_out, width], what the divergence of the squared loss adds to the gradient."""
-        return v @ self.gram if self.uses_gram else self.map.adjoint(self.map.apply(v))
+        return times(v, self.gram) if self.uses_gram else self.map.adjoint(self.map.apply(v))
 
     def value(self, v: Tensor, proximal: bool = True, rows: int | None = None) -> Tensor:
         """J(W0 + V) - J(W0), scalar: defined also where a target is out of the range of f.
@@ -153,9 +162,10 @@ class LocalProblem:
             proximal: Whether the proximal term takes part.
             rows: Estimate the divergence, not the linear term, on at most so many evenly spaced rows.
         """
-        sample = slice(None, None, 1 if rows is None else -(-self.n // rows))
-        z = self.map.apply(v, rows=sample)
-        divergence = self.transfer.divergence(z, self.pre_activation[sample]).sum() * (self.n / z.shape[0])
+        every = 1 if rows is None else -(-self.n // rows)
+        z = (self.map.sample(every) if every > 1 else self.map).apply(v)
+        start = z if self.squared else self.pre_activation[::every]  # A, which the squared loss does not depend on
+        divergence = self.transfer.divergence(z, start).sum() * (self.n / z.shape[0])
         loss = divergence + _dot(self.first_gradient, v)  # lambda_a <D, Z> = <lambda_a D^T Y, V>
         return loss + self.lambda_r * _dot(v, v) / 2 if proximal else loss
 
@@ -168,8 +178,8 @@ class LocalProblem:
         return self.first_loss() + self.value(v) / self.n
 
     def split(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Cuts [W | b] into a weight [d_out, d_in] and a bias [d_out]."""
-        d = self.map.rows.shape[1]
+        """Cuts [W | b] into a weight [d_out, d_in], flattened, and a bias [d_out]."""
+        d = self.map.d_in
         return v[:, :d], v[:, d] if self.map.bias else None
 
     def __repr__(self) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from locoprop_lightning.local.linear_map import LinearMap, WeightLayer, join, map_of, rows_of
+
 
 class Record:
     """What one layer did in one pass. A layer that was called several times has its rows joined.
@@ -18,7 +20,7 @@ class Record:
         edges: Where the gradient w.r.t. the pre-activation of each call leaves the graph.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: WeightLayer) -> None:
         self._layer = layer
         self._inputs: list[Tensor] = []
         self._outputs: list[tuple[Tensor, int]] = []
@@ -49,22 +51,36 @@ class Record:
     def join(self, gradients: Iterable[Tensor | None]) -> Tensor:
         """Joins the gradients of all calls to G [n, d_out]; None is a gradient of zeros."""
         pairs = zip(gradients, self._outputs, strict=True)
-        return _join([torch.zeros_like(_matrix(a)) if g is None else _matrix(g) for g, (a, _) in pairs])
+        return join([self._rows(torch.zeros_like(a) if g is None else g) for g, (a, _) in pairs])
 
     @property
     def complete(self) -> bool:
         """Whether the layer was called and the backward pass reached it."""
         return bool(self._gradients)
 
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns Y [n, d_in], A [n, d_out] and G [n, d_out], in float32 at least."""
-        inputs, outputs = [], []
-        for y, (a, version) in zip(self._inputs, self._outputs, strict=True):
-            y = _matrix(y)
-            overwritten = a._version != version  # by an in-place activation
-            inputs.append(y)
-            outputs.append(nn.functional.linear(y, *_values(self._layer)) if overwritten else _matrix(a))
-        return _join(inputs), _join(outputs), self.join(self._gradients.get(call) for call in range(self.calls))
+    def map(self) -> LinearMap:
+        """How the layer acts on Y, the inputs of all its calls; in float32 at least."""
+        return map_of(self._layer, [_wide(y) for y in self._inputs])
+
+    def pre_activation(self, layer_map: LinearMap) -> Tensor:
+        """A [n, d_out], in float32 at least; made anew where an in-place activation has overwritten it.
+
+        Args:
+            layer_map: What ``map`` returned.
+        """
+        if any(a._version != version for a, version in self._outputs):
+            parameters = [_wide(self._layer.weight.detach()).flatten(1)]
+            if self._layer.bias is not None:
+                parameters.append(_wide(self._layer.bias.detach())[:, None])
+            return layer_map.apply(torch.cat(parameters, 1))
+        return join([self._rows(a) for a, _ in self._outputs])
+
+    def gradient(self) -> Tensor:
+        """G [n, d_out], in float32 at least."""
+        return self.join(self._gradients.get(call) for call in range(self.calls))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return rows_of(self._layer, _wide(x))
 
 
 class Tape:
@@ -76,7 +92,7 @@ class Tape:
         layers: The layers to record, by name.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, layers: Mapping[str, WeightLayer]) -> None:
         self._layers = layers
         self._handles: list[RemovableHandle] = []
         self.records = {name: Record(layer) for name, layer in layers.items()}
@@ -113,15 +129,5 @@ class Tape:
         return hook
 
 
-def _matrix(x: Tensor) -> Tensor:
-    x = x.reshape(-1, x.shape[-1])
+def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _values(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    bias = None if layer.bias is None else _matrix(layer.bias.detach()[None])[0]
-    return _matrix(layer.weight.detach()), bias
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -17,9 +17,10 @@ class FullPrecisionMuon(Optimizer):
 
     Torch's own works in bfloat16, which processors without such units emulate several times slower than float32. The
     update has the root mean square of an Adam step, rate times 0.2 (torch's ``adjust_lr_fn="match_rms_adamw"``).
+    Weights of convolutions are taken as matrices, flattened from their second dimension on.
 
     Args:
-        params: Matrices [d_out, d_in].
+        params: Matrices [d_out, d_in], or weights of convolutions [d_out, ...].
         lr: Rate, at least 0.
         momentum: In [0, 1).
         nesterov: Whether to look ahead.
@@ -53,10 +54,10 @@ class FullPrecisionMuon(Optimizer):
         }
         super().__init__(params, defaults)
         for p in (p for group in self.param_groups for p in group["params"]):
-            if p.ndim != 2:
+            if p.ndim < 2:
                 raise UserError(
-                    f"FullPrecisionMuon: takes matrices only, not a parameter of shape {tuple(p.shape)}; "
-                    "SplitOptimizer gives the others to another optimizer."
+                    f"FullPrecisionMuon: takes matrices and weights of convolutions, not a parameter of shape "
+                    f"{tuple(p.shape)}; SplitOptimizer gives the others to another optimizer."
                 )
 
     @torch.no_grad()
@@ -75,9 +76,9 @@ class FullPrecisionMuon(Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-                update = orthogonalize(update, group["ns_steps"])
+                update = orthogonalize(update.flatten(1), group["ns_steps"])
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                p.add_(update.reshape(p.shape), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
         return loss
 
 

@@ -24,6 +24,7 @@ class SplitOptimizer(Optimizer):
         params: Parameters, or groups of them. A group is split in two, and its options hold for both halves.
         matrix: Makes the optimizer of the parameters with exactly 2 dimensions.
         other: Makes the optimizer of all others. Neither may need a closure.
+        convolutions: Whether weights with more dimensions go with the matrices.
 
     Raises:
         UserError: For a group with an option that one of its two halves has and the other has not.
@@ -36,10 +37,13 @@ class SplitOptimizer(Optimizer):
         [(1, 1.0), (1, 0.001)]
     """
 
-    def __init__(self, params: ParamsT, matrix: OptimizerCallable, other: OptimizerCallable) -> None:
+    def __init__(
+        self, params: ParamsT, matrix: OptimizerCallable, other: OptimizerCallable, convolutions: bool = False
+    ) -> None:
+        self._convolutions = convolutions
         entries: list[Any] = list(params)
         groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
-        halves = _split(groups)
+        halves = self._split(groups)
         children = _make(matrix, halves[0]), _make(other, halves[1])
         _check(halves, children)
         super().__init__([group for child in children for group in child.param_groups], {})
@@ -51,11 +55,28 @@ class SplitOptimizer(Optimizer):
     def _link(self) -> None:
         """Gives the children the state and their groups."""
         for child, matrices in zip(self._children, (True, False), strict=True):
-            groups = [group for group in self.param_groups if _is_matrix(group["params"][0]) is matrices]
+            groups = [group for group in self.param_groups if self._is_matrix(group["params"][0]) is matrices]
             child.__setstate__({"state": self.state, "param_groups": groups})
 
+    def _is_matrix(self, entry: Tensor | tuple[str, Tensor]) -> bool:
+        """Whether a parameter, alone or with its name, goes to the first optimizer."""
+        dimensions = (entry[1] if isinstance(entry, tuple) else entry).ndim
+        return dimensions == 2 or (self._convolutions and dimensions > 2)
+
+    def _split(self, groups: Iterable[Group]) -> tuple[list[Group], list[Group]]:
+        """Groups of matrices and groups of the others; empty ones are left out."""
+        matrix: list[Group] = []
+        other: list[Group] = []
+        for group in groups:
+            params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            for half, matrices in ((matrix, True), (other, False)):
+                own = [p for p in params if self._is_matrix(p) is matrices]
+                if own:
+                    half.append({**group, "params": own})
+        return matrix, other
+
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_children": self._children}
+        return super().__getstate__() | {"_children": self._children, "_convolutions": self._convolutions}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -73,7 +94,7 @@ class SplitOptimizer(Optimizer):
         if not hasattr(self, "_children"):  # the constructor, with groups that the children have made
             super().add_param_group(param_group)
             return
-        halves = _split([param_group])
+        halves = self._split([param_group])
         _check(halves, self._children)
         for child, half in zip(self._children, halves, strict=True):
             for group in half:
@@ -98,24 +119,6 @@ class SplitOptimizer(Optimizer):
             if child.param_groups:
                 child.step()
         return loss
-
-
-def _is_matrix(entry: Tensor | tuple[str, Tensor]) -> bool:
-    """Whether a parameter, alone or with its name, has 2 dimensions."""
-    return (entry[1] if isinstance(entry, tuple) else entry).ndim == 2
-
-
-def _split(groups: Iterable[Group]) -> tuple[list[Group], list[Group]]:
-    """Groups of matrices and groups of the others; empty ones are left out."""
-    matrix: list[Group] = []
-    other: list[Group] = []
-    for group in groups:
-        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        for half, matrices in ((matrix, True), (other, False)):
-            own = [p for p in params if _is_matrix(p) is matrices]
-            if own:
-                half.append({**group, "params": own})
-    return matrix, other
 
 
 def _make(rule: OptimizerCallable, groups: list[Group]) -> Optimizer:

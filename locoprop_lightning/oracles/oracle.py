@@ -11,7 +11,10 @@ class Oracle:
     """Estimates the direction D of the target T = f(A) - lambda_a D from the gradient G of the loss.
 
     D = G R, with R acting on the units of a row, so that D^T Y = R^T (G^T Y) comes from the back-propagated weight
-    gradient without a product over the rows. G is the gradient of a batch mean; n G that of single samples.
+    gradient without a product over the rows.
+
+    The loss is a mean over N terms (samples, or tokens): G is the gradient of that mean, N G that of single terms. A
+    layer has n rows, more than N where it sees a term several times, as a convolution sees an image at each position.
 
     What evolves lives in one state dictionary a layer (tensors and numbers), which the module keeps and saves with the
     checkpoint. Hyper-parameters are attributes.
@@ -25,21 +28,22 @@ class Oracle:
         """
         return 0
 
-    def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:
+    def observe(self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State) -> None:
         """Takes a batch in, once a step and before the directions; never a non-finite value.
 
         Args:
             gradient: G [n, d_out].
             sampled: The gradient for each draw of sampled labels, each as G.
+            terms: N.
             state: What evolves for this layer.
         """
 
-    def direction(self, gradient: Tensor, state: State) -> Tensor:
-        """D [n, d_out] of G [n, d_out]."""
+    def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:
+        """D [n, d_out] of G [n, d_out], the gradient of a mean of N terms."""
         raise NotImplementedError
 
-    def weight_direction(self, weight_gradient: Tensor, n: int, state: State) -> Tensor:
-        """D^T Y [d_out, width] of G^T Y [d_out, width] over n rows."""
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:
+        """D^T Y [d_out, width] of G^T Y [d_out, width], a new tensor."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from locoprop_lightning.oracles.oracle import Oracle, State
 
 
 class RMSOracle(Oracle):
-    """D = nG / rms(nG): each unit's per-sample gradient over its root mean square, a moving average over batches.
+    """D = NG / rms(NG): each unit's gradient of single terms of the loss over its root mean square, a moving average.
 
     D has no unit: a target moves by about lambda_a where the gradient has its usual size, whatever the scale of the
     loss, so lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M). 0.1 usually works,
@@ -34,23 +34,23 @@ class RMSOracle(Oracle):
         self.eps = eps
         self.per = per
 
-    def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:  # noqa: D102
-        n = gradient.shape[0]
-        square = torch.linalg.vecdot(gradient, gradient, dim=0) * n  # mean over rows of (nG)^2 [d_out]
+    def observe(self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State) -> None:  # noqa: D102
+        scale = terms**2 / gradient.shape[0]
+        square = torch.linalg.vecdot(gradient, gradient, dim=0) * scale  # mean over rows of (NG)^2 [d_out]
         update_average(state, "square", square, self.beta)
 
-    def _scale(self, n: int, state: State) -> Tensor:
+    def _scale(self, terms: int, state: State) -> Tensor:
         """R, diagonal [d_out]."""
         square = average_of(state, "square")
         layer = square.mean().sqrt()
         root = square.sqrt() if self.per == "unit" else layer.expand_as(square)
-        return torch.where(layer > 0, n / (root + self.eps * layer), 0.0)  # no gradient yet: no direction
+        return torch.where(layer > 0, terms / (root + self.eps * layer), 0.0)  # no gradient yet: no direction
 
-    def direction(self, gradient: Tensor, state: State) -> Tensor:  # noqa: D102
-        return gradient * self._scale(gradient.shape[0], state)
+    def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
+        return gradient * self._scale(terms, state)
 
-    def weight_direction(self, weight_gradient: Tensor, n: int, state: State) -> Tensor:  # noqa: D102
-        return weight_gradient * self._scale(n, state)[:, None]
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
+        return weight_gradient * self._scale(terms, state)[:, None]
 
     def __repr__(self) -> str:
         return f"RMSOracle(beta={self.beta}, eps={self.eps}, per={self.per!r})"

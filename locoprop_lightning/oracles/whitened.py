@@ -14,15 +14,15 @@ _GROWTH = 4.0  # of whitened gradients since S was made, at which D is scaled ba
 
 
 class WhitenedOracle(Oracle):
-    """D = nG (S + damping tr(S)/d_out I)^-power.
+    """D = NG (S + damping tr(S)/d_out I)^-power.
 
-    S is the moving second moment of per-sample gradients, a mean over rows [d_out, d_out]. G is always the gradient of
-    the true labels. S is of labels sampled from the model's own prediction, which makes it the Fisher's (Martens and
-    Grosse, 2015), or of the true ones, the empirical Fisher's.
+    S is the moving second moment of NG, the gradients of single terms of the loss: a mean over rows [d_out, d_out]. G
+    is always the gradient of the true labels. S is of labels sampled from the model's own prediction, which makes it
+    the Fisher's (Martens and Grosse, 2015), or of the true ones, the empirical Fisher's.
 
-    With power 1 and ``ClosedForm`` this is K-FAC: the exact S solution is -lambda_a S^-1 (weight gradient)
-    (C/n + lambda_r/n I)^-1, so lambda_a is K-FAC's learning rate and lambda_r/n its damping of the inputs' factor. The
-    unit of D is that of 1/G: 0.01 usually works.
+    With power 1 and ``ClosedForm`` this is K-FAC, for convolutions as Grosse and Martens (2016) have it: the exact S
+    solution is -lambda_a S^-1 (weight gradient) (C/N + lambda_r/N I)^-1, so lambda_a is K-FAC's learning rate and
+    lambda_r/N its damping of the inputs' factor. The unit of D is that of 1/G: 0.01 usually works.
 
     With power 0.5 the columns of D are uncorrelated and each has size 1: what ``RMSOracle`` does to each unit alone.
     D has no unit, lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M), and 0.05 to
@@ -30,9 +30,6 @@ class WhitenedOracle(Oracle):
 
     A kept S is checked at each step: where whitened gradients (on at most 32 rows) have grown to more than 4 times
     their size at the refresh, D is scaled back to that.
-
-    n is the number of rows: K-FAC's scale holds where each term of the loss has one row, not where a layer sees several
-    rows (tokens) of a sample whose loss is one term; power 0.5 has no such scale.
 
     Args:
         power: 1 or 0.5.
@@ -71,36 +68,34 @@ class WhitenedOracle(Oracle):
     def _due(self, state: State) -> bool:
         return self.factor.due(state) or state.get("settings") != [self.power, self.damping]
 
-    def observe(self, gradient: Tensor, sampled: list[Tensor], state: State) -> None:  # noqa: D102
-        n = gradient.shape[0]
+    def observe(self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State) -> None:  # noqa: D102
         refreshes = self._due(state) and (bool(sampled) or self.samples == 0 or "inverse" not in state)
         if refreshes:
             draws = sampled or [gradient]
             moment = gram(draws[0])
             for other in draws[1:]:
                 moment += gram(other)
-            moment *= n / len(draws)  # mean over rows of (nG')^T (nG')
+            moment *= terms**2 / (len(draws) * gradient.shape[0])  # mean over rows of (NG')^T (NG')
             self.factor.refresh(state, moment, 1, self.damping, relative=True)
             state["settings"] = [self.power, self.damping]
         self.factor.tick(state)
-        size = self._size(gradient, state)
+        size = self._size(gradient, terms, state)
         if refreshes:
             state["usual"] = torch.where(size.isfinite(), size.clamp_min(1), 1.0)
         limit = _GROWTH**2 * state["usual"].to(size)
         state["shrink"] = torch.where(size > limit, (limit / size).sqrt(), 1.0)
 
-    def _size(self, gradient: Tensor, state: State) -> Tensor:
-        """tr(S^-1 (nG)^T nG / n) / d_out on at most 32 rows, scalar: about 1 where S is not stale."""
-        n = gradient.shape[0]
-        rows = gradient[:: -(-n // 32)]
+    def _size(self, gradient: Tensor, terms: int, state: State) -> Tensor:
+        """tr(S^-1 (NG)^T NG / n) / d_out on at most 32 rows, scalar: about 1 where S is not stale."""
+        rows = gradient[:: -(-gradient.shape[0] // 32)]
         whitened = self.factor.solve(state, rows, 1)
-        return (whitened * (rows if self.power == 1 else whitened)).mean() * n**2
+        return (whitened * (rows if self.power == 1 else whitened)).mean() * terms**2
 
-    def direction(self, gradient: Tensor, state: State) -> Tensor:  # noqa: D102
-        return self.factor.solve(state, gradient, 1).mul_(gradient.shape[0] * state["shrink"].to(gradient))
+    def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
+        return self.factor.solve(state, gradient, 1).mul_(terms * state["shrink"].to(gradient))
 
-    def weight_direction(self, weight_gradient: Tensor, n: int, state: State) -> Tensor:  # noqa: D102
-        return self.factor.solve(state, weight_gradient, 1, left=True).mul_(n * state["shrink"].to(weight_gradient))
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
+        return self.factor.solve(state, weight_gradient, 1, left=True).mul_(terms * state["shrink"].to(weight_gradient))
 
     def __repr__(self) -> str:
         return f"WhitenedOracle(power={self.power}, damping={self.damping}, samples={self.samples})"

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.factor import Factor, State, invert
-from locoprop_lightning.local.linear_map import LinearMap
+from locoprop_lightning.local.linear_map import LinearMap, times
 from locoprop_lightning.solvers.solver import LocalSolver, Outcome, Status
 
 _STALE_ROWS = 32  # rows on which a step from a kept factor is checked
@@ -23,7 +23,7 @@ class FactoredSolver(LocalSolver):
     which the average restarts from, and the layer is solved again in the same step.
 
     Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
-    Y Y^T [n, n] of the current batch.
+    Y Y^T [n, n] of the current batch. A grouped convolution has one C for each group.
 
     Args:
         average: Decay of the moving average of C/n, bias-corrected, in [0, 1); 0 takes the current batch alone.
@@ -37,7 +37,7 @@ class FactoredSolver(LocalSolver):
 
     def uses_kernel(self, problem: LocalProblem) -> bool:
         """Whether the layer is solved through Y Y^T."""
-        return problem.n * (1 if self.factor.current else 2) < problem.map.width
+        return problem.map.groups == 1 and problem.n * (1 if self.factor.current else 2) < problem.map.width
 
     def describe(self, problem: LocalProblem) -> str:  # noqa: D102
         name = type(self).__name__
@@ -48,12 +48,14 @@ class FactoredSolver(LocalSolver):
 
         To be called once a step.
         """
-        width = problem.map.width
-        if "inverse" in state and len(state["inverse"]) != width:
+        shape = [problem.map.groups, problem.map.width]
+        if state.get("shape", shape) != shape:
             state.clear()  # another layer of the same name
+        state["shape"] = shape
         if self.uses_kernel(problem):
             self.factor.tick(state)
-            wide = LinearMap(problem.map.rows.double(), problem.map.bias)  # float64, since the difference cancels
+            rows = problem.map.dense().rows.double()  # float64, since the difference cancels
+            wide = LinearMap(rows, problem.map.bias)
             kernel = invert(bound * wide.kernel(), problem.lambda_r)
 
             def woodbury(x: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class FactoredSolver(LocalSolver):
             return woodbury, True
         if self.factor.current:
             inverse = invert(bound * problem.gram, problem.lambda_r)
-            return lambda x: (x.to(inverse.dtype) @ inverse).to(x.dtype), True
+            return lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True
         ridge = problem.lambda_r if isinstance(problem.lambda_r, float | int) else 0.0
         settings = [float(ridge), float(bound)]
         restart = state.pop("restart", False)

@@ -151,7 +151,7 @@ class LocalSolver(Callback):
         """Solves all layers from this one forward pass, then puts W0 - W+ where their gradients are."""
         problems: dict[str, LocalProblem] = pl_module.problems  # type: ignore[assignment]
         record: bool = pl_module.record_losses  # type: ignore[assignment]
-        device = next(iter(problems.values())).pre_activation.device.type if problems else "cpu"
+        device = next(iter(problems.values())).weight.device.type if problems else "cpu"
         with torch.autocast(device, enabled=False):
             results = self._solve_all(problems, record)
         for name, (outcome, status) in results.items():

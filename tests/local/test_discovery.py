@@ -222,3 +222,62 @@ def test_linear_with_a_forward_of_its_own_is_not_local():
     first, last = discover(network, torch.randn(2, 3))
     assert not first.local and first.reason == "a forward of its own"
     assert last.local
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2)
+        self.relu, self.gates = nn.ReLU(inplace=True), nn.Conv1d(4, 3, 1)
+        self.volume, self.up = nn.Conv3d(1, 1, 1), nn.ConvTranspose2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        x = torch.sigmoid(self.up(self.grouped(x) + x[:, :, 1:-1, 1:-1]))
+        x = self.volume(x.unsqueeze(1)).squeeze(1)
+        return self.gates(x.flatten(2)).softmax(1)
+
+
+def test_convolutions():
+    layers = look(Convolutions(), torch.randn(2, 1, 8, 8))
+    found = {name: layer.transfer.name if layer.local else None for name, layer in layers.items()}
+    assert found == {
+        "first": "relu",
+        "grouped": "identity",
+        "gates": "softmax",
+        "volume": None,
+        "up": None,
+    }
+
+
+def test_softmax_over_pixels_is_no_transfer():
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Softmax(-1), nn.Flatten())
+    assert look(network, torch.randn(2, 1, 8, 8))["0"].transfer.name == "identity"
+
+
+def test_convolution_used_at_two_sizes_is_not_local():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x).mean() + self.conv(F.avg_pool2d(x, 2)).mean()
+
+    layer = look(Pyramid(), torch.randn(2, 1, 8, 8))["conv"]
+    assert not layer.local and layer.reason == "called with images of different sizes"
+
+
+def test_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 3), nn.Linear(5, 3)
+
+        def forward(self, a, b):
+            return torch.tanh(self.left(a)) + self.right(b).relu()
+
+    a, b = torch.randn(2, 4), torch.randn(2, 5)
+    for inputs in ((a, b), [a, b], {"b": b, "a": a}):
+        layers = look(Two(), inputs)
+        assert (layers["left"].transfer.name, layers["right"].transfer.name) == ("tanh", "relu")

@@ -124,7 +124,7 @@ def test_value_on_a_sample_of_rows(make_problem, transfer, proximal):
 def test_value_on_a_sample_of_repeated_rows_is_exact(make_problem):
     problem = make_problem("tanh", n=12)
     problem.map.rows = problem.map.rows[:4].repeat_interleave(3, 0)
-    problem.pre_activation = problem.pre_activation[:4].repeat_interleave(3, 0)
+    problem._pre_activation = problem.pre_activation[:4].repeat_interleave(3, 0)
     v = displacement(problem)
     close(problem.value(v, rows=4), problem.value(v))
 

@@ -12,6 +12,12 @@ def hooks(module):
     return len(module._forward_hooks)
 
 
+def rows(record):
+    """Y, A and G."""
+    layer_map = record.map()
+    return layer_map.rows, record.pre_activation(layer_map), record.gradient()
+
+
 def run(layer, x, activation):
     """Y, A and G by the tape, and A and G by autograd."""
     with Tape({"layer": layer}) as tape:
@@ -31,7 +37,7 @@ def test_equals_autograd(activation, bias):
     layer = nn.Linear(4, 3, bias=bias).double()
     x = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     record, a, g = run(layer, x, activation)
-    got = record.rows()
+    got = rows(record)
     for value, expected in zip(got, (x.detach(), a, g), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     assert all(not value.requires_grad for value in got)
@@ -42,7 +48,7 @@ def test_leading_dimensions_become_rows():
     layer = nn.Linear(4, 3).double()
     x = torch.randn(2, 5, 4, dtype=torch.float64)
     record, a, g = run(layer, x, torch.tanh)
-    y, got_a, got_g = record.rows()
+    y, got_a, got_g = rows(record)
     torch.testing.assert_close(y, x.reshape(10, 4))
     torch.testing.assert_close(got_a, a.reshape(10, 3))
     torch.testing.assert_close(got_g, g.reshape(10, 3))
@@ -54,7 +60,7 @@ def test_called_twice_is_joined():
     with Tape({"layer": layer}) as tape:
         layer(torch.tanh(layer(x))).square().sum().backward()
     record = tape.records["layer"]
-    y, a, g = record.rows()
+    y, a, g = rows(record)
     assert record.calls == 2 and y.shape == (10, 3)
     torch.testing.assert_close(y[5:], torch.tanh(a[:5]))
     torch.testing.assert_close(g.T @ y, layer.weight.grad, rtol=1e-12, atol=1e-12)
@@ -67,7 +73,7 @@ def test_second_call_without_gradient_counts_zero():
     with Tape({"layer": layer}) as tape:
         layer(x)
         layer(2 * x).sum().backward()
-    _, _, g = tape.records["layer"].rows()
+    _, _, g = rows(tape.records["layer"])
     assert (g[:5] == 0).all() and (g[5:] == 1).all()
 
 
@@ -94,7 +100,7 @@ def test_low_precision_is_raised_to_float32():
         layer(torch.randn(4, 3)).float().sum().backward()
     record = tape.records["layer"]
     assert record.autocast
-    assert {x.dtype for x in record.rows()} == {torch.float32}
+    assert {x.dtype for x in rows(record)} == {torch.float32}
 
 
 @pytest.mark.parametrize("inplace", [True, False])
@@ -123,7 +129,7 @@ def test_gradients_of_another_loss(inplace):
     inplace = False
     for loss, by_tape in (
         (lambda y: y.square().sum(), found),
-        (lambda y: y.exp().sum(), {name: tape.records[name].rows()[2] for name in ("once", "twice")}),
+        (lambda y: y.exp().sum(), {name: tape.records[name].gradient() for name in ("once", "twice")}),
     ):
         y = forward()
         once, first, second = torch.autograd.grad(loss(y), outputs[:3])
@@ -146,3 +152,22 @@ def test_a_record_is_freed_without_the_collector():
         assert record() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("activation", [torch.relu, nn.ReLU(inplace=True)], ids=["relu", "inplace"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_equal_autograd(groups, layout, activation):
+    layer = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=groups).double()
+    x = torch.randn(3, 2, 6, 5, dtype=torch.float64).contiguous(memory_format=layout)
+    with Tape({"layer": layer}) as tape:
+        activation(layer(x)).square().sum().backward()
+    a = layer(x).detach().requires_grad_()
+    (g,) = torch.autograd.grad(activation(a.clone()).square().sum(), a)
+    record = tape.records["layer"]
+    layer_map = record.map()
+    for value, expected in ((record.pre_activation(layer_map), a.detach()), (record.gradient(), g)):
+        torch.testing.assert_close(value, expected.movedim(1, -1).reshape(-1, 4), rtol=1e-12, atol=1e-12)
+    product = layer_map.adjoint(record.gradient())
+    expected = torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1)
+    torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-12)

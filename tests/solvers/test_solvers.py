@@ -44,9 +44,10 @@ def test_one_iteration_is_back_propagation(transfer, bias):
     before = [p.detach().clone() for p in layer.parameters()]
     with Tape({"layer": layer}) as tape:
         nn.functional.mse_loss(resolve_transfer(transfer).f(layer(x)), y).backward()
-    inputs, a, g = tape.records["layer"].rows()
+    record = tape.records["layer"]
+    a, g = record.pre_activation(record.map()), record.gradient()
     problem = LocalProblem(
-        inputs, a, g, before[0], before[1] if bias else None, resolve_transfer(transfer), lambda_a, lambda_r
+        record.map(), a, g, before[0], before[1] if bias else None, resolve_transfer(transfer), lambda_a, lambda_r
     )
     solution = FixedPointIteration(1).solve(problem)
     torch.optim.SGD(layer.parameters(), lr=lambda_a / lambda_r).step()

@@ -1,0 +1,143 @@
+"""Text as sequences of characters, from files on this machine."""
+
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+
+from locoprop_lightning.data.loader import EpochShuffle
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.seed import run_seed
+
+VOCABULARY = 128  # of ASCII
+
+
+class TextFiles(LightningDataModule):
+    """Characters of text files, cut into sequences; each token's target is the next one.
+
+    Characters are ASCII codes; all others become "?". The files are joined in the order of their names, and the last
+    tenth of the text is held out for validation and test. A batch is tokens and next tokens, int64 [n, length] both.
+
+    Args:
+        root: Folder that is searched, with its subfolders; null takes the modules of Python's standard library at its
+            top level, a few megabytes of text that differ with the version of Python.
+        pattern: Which files are read.
+        length: Tokens in a sequence.
+        batch_size: Sequences in a batch.
+        limit: Characters that are kept of the joined text; null keeps all.
+        seed: Seed of the order of the training sequences; null takes the seed given to Lightning, or else 0.
+
+    Raises:
+        UserError: If an argument is out of range, no file is found, or the text is too short.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        pattern: str = "*.py",
+        length: int = 64,
+        batch_size: int = 64,
+        limit: int | None = 2_000_000,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"length": length, "batch_size": batch_size, "limit": limit}.items():
+            if value is not None and value < 1:
+                raise UserError(f"TextFiles({name}={value}): must be at least 1.")
+        self.root = root
+        self.pattern = pattern
+        self.length = length
+        self.batch_size = batch_size
+        self.limit = limit
+        self.seed = seed
+        self._text: Tensor | None = None
+
+    def files(self) -> list[Path]:
+        """The files that are read, in the order of their names.
+
+        Raises:
+            UserError: If there are none.
+        """
+        if self.root is None:
+            return sorted(Path(sysconfig.get_path("stdlib")).glob(self.pattern))
+        found = sorted(path for path in Path(self.root).rglob(self.pattern) if path.is_file())
+        if not found:
+            raise UserError(f"TextFiles(root={self.root!r}, pattern={self.pattern!r}): no file there matches.")
+        return found
+
+    def setup(self, stage: str) -> None:
+        """Reads the files, once."""
+        if self._text is not None:
+            return
+        text = b"\n".join(path.read_bytes() for path in self.files())[: self.limit]
+        codes = np.frombuffer(text, dtype=np.uint8)
+        self._text = torch.from_numpy(np.where(codes < VOCABULARY, codes, ord("?")).astype(np.uint8))
+        if self._sequences("validation") < 1:
+            raise UserError(
+                f"TextFiles(length={self.length}): {len(codes)} characters are too few; at least "
+                f"{10 * (self.length + 1)} are needed."
+            )
+
+    def _part(self, split: str) -> Tensor:
+        if self._text is None:
+            raise UserError("TextFiles holds no data yet: call setup('fit') before asking for batches.")
+        cut = len(self._text) - len(self._text) // 10
+        return self._text[:cut] if split == "train" else self._text[cut:]
+
+    def _sequences(self, split: str) -> int:
+        return (len(self._part(split)) - 1) // self.length
+
+    def _loader(self, split: str) -> "SequenceLoader":
+        shuffled = split == "train" and not (self.trainer is not None and self.trainer.overfit_batches > 0)  # type: ignore[attr-defined]
+        seed = run_seed() if self.seed is None else self.seed
+        return SequenceLoader(self._part(split), self.length, self.batch_size, seed if shuffled else None)
+
+    def train_dataloader(self) -> "SequenceLoader":
+        """Training batches, in an order that depends on seed and epoch alone."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> "SequenceLoader":
+        """Batches of the text held out."""
+        return self._loader("validation")
+
+    def test_dataloader(self) -> "SequenceLoader":
+        """The same as for validation."""
+        return self._loader("validation")
+
+    def predict_dataloader(self) -> "SequenceLoader":
+        """The same as for validation."""
+        return self._loader("validation")
+
+
+class SequenceLoader:
+    """Batches of tokens and next tokens; every sequence comes once an epoch.
+
+    Args:
+        text: Codes, uint8 [characters].
+        length: Tokens in a sequence.
+        batch_size: Sequences in a batch.
+        seed: Seed of the order; null leaves the sequences in the order of the text.
+    """
+
+    def __init__(self, text: Tensor, length: int, batch_size: int, seed: int | None) -> None:
+        self.text = text
+        self.length = length
+        self.batch_size = batch_size
+        self.count = (len(text) - 1) // length
+        self.sampler = SequentialSampler(range(self.count)) if seed is None else EpochShuffle(self.count, seed)
+        self.batch_sampler: None = None  # Lightning reads this of everything that has a `sampler`
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        """Yields tokens and next tokens, int64 [at most batch_size, length] both."""
+        order = self.sampler.order() if isinstance(self.sampler, EpochShuffle) else torch.arange(self.count)
+        steps = torch.arange(self.length + 1)
+        for index in order.split(self.batch_size):
+            sequences = self.text[index[:, None] * self.length + steps].long()
+            yield sequences[:, :-1], sequences[:, 1:]

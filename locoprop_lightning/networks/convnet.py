@@ -1,0 +1,38 @@
+"""The small convolutional network of DeepOBS."""
+
+from torch import nn
+
+
+class ConvNet(nn.Sequential):
+    """DeepOBS's 2c2d (Schneider et al., 2019): two 5x5 convolutions with pools, 3136-1024-10, ReLU.
+
+    Takes images [n, channels, 28, 28] and returns logits [n, num_classes]. Weights are drawn from a normal distribution
+    with standard deviation 0.05 that is cut at two of them, biases are 0.05.
+
+    Args:
+        channels: Channels of the images.
+        num_classes: Number of outputs.
+
+    Example:
+        >>> sum(p.numel() for p in ConvNet().parameters())
+        3274634
+    """
+
+    def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 32, 5, padding="same"),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding="same"),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(3136, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, num_classes),
+        )
+        for layer in self:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.05, a=-0.1, b=0.1)
+                if layer.bias is not None:
+                    nn.init.constant_(layer.bias, 0.05)

@@ -1,0 +1,24 @@
+"""ResNet-18 for small grey images."""
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+
+class ResNet18(ResNet):
+    """torchvision's ResNet-18 with another number of input channels; 28 x 28 pixels end as one.
+
+    Takes images [n, channels, height, width] and returns logits [n, num_classes].
+
+    Args:
+        channels: Channels of the images.
+        num_classes: Number of outputs.
+
+    Example:
+        >>> sum(p.numel() for p in ResNet18().parameters())
+        11175370
+    """
+
+    def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
+        self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
