@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
@@ -36,7 +37,7 @@ from locoprop_lightning.module import SupervisedModule
 
 STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
 EVERY = 59  # steps between two progress lines: an epoch of Fashion-MNIST in batches of 1024
-FORCED = ("logger=false", "enable_checkpointing=false", "enable_progress_bar=false", "num_sanity_val_steps=0")
+FORCED = ("logger=false", "enable_progress_bar=false", "num_sanity_val_steps=0")
 # Okabe and Ito's colours without yellow, which is faint on white; 7 colours and 5 dashes make 35 pairs.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
@@ -138,8 +139,8 @@ def build(config: Path, seed: int, settings: dict[str, str]) -> tuple[Trainer, S
     arguments = [f"--config={config}", f"--seed_everything={seed}"]
     arguments += [f"--{key}={value}" for key, value in settings.items()] + [f"--trainer.{forced}" for forced in FORCED]
     cli = LocoPropCLI(arguments, run=False)
-    # Without a logger it would write config.yaml into the working directory.
-    cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, SaveConfigCallback)]
+    # Without a logger they would write into the working directory.
+    cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, SaveConfigCallback | Checkpoint)]
     return cli.trainer, cli.model, cli.datamodule
 
 
