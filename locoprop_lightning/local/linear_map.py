@@ -144,6 +144,10 @@ class LinearMap:
         """The same map, with one group, as a product with a matrix."""
         return self
 
+    def double(self) -> "LinearMap":
+        """The same product with a matrix in float64."""
+        return LinearMap(self.rows.double(), self.bias)
+
 
 class ConvMap(LinearMap):
     """The map of ``nn.Conv2d`` at fixed inputs; no more than 32 MB of unfolded patches exist at once.

@@ -177,6 +177,37 @@ class LocalProblem:
         """``first_loss`` plus the change of J per sample: for S the local loss itself."""
         return self.first_loss() + self.value(v) / self.n
 
+    def reduced(self) -> tuple["LocalProblem", Callable[[Tensor], Tensor]]:
+        """The same problem in n coordinates instead of width, for layers with more inputs than rows.
+
+        Gradients, and what is summed of them, lie in the span of the rows. With Y Y^T = U S U^T and orthonormal rows
+        Q = S^-1/2 U^T Y [n, width], V = X Q has the same J as X [d_out, n] has on the rows U S^1/2.
+
+        Returns:
+            The problem of X, and the function that makes V of X.
+        """
+        kernel = self.map.dense().double().kernel()
+        finite = kernel.sum().isfinite()
+        values, vectors = torch.linalg.eigh(torch.where(finite, kernel, 0.0))  # it refuses what is not finite
+        kept = values > values[-1] * self.n * torch.finfo(values.dtype).eps
+        # Directions in which no row lies are set to zero, not cut off: their number would have to be waited for.
+        root = torch.where(kept, values, 0.0).sqrt() * torch.where(finite, 1.0, torch.nan)
+        inverse_root = torch.where(kept, values, torch.inf).rsqrt()
+        dtype = self.weight.dtype
+        problem = LocalProblem(
+            rows=(vectors * root).to(dtype),
+            pre_activation=lambda: self.pre_activation,
+            direction=lambda: self.direction,
+            weight=self.weight.new_zeros(self.shape[0], self.n),
+            bias=None,
+            transfer=self.transfer,
+            lambda_a=self.lambda_a,
+            lambda_r=self.lambda_r,
+            name=self.name,
+        )
+        basis = (vectors * inverse_root).to(dtype)
+        return problem, lambda x: self.map.adjoint(basis @ x.t())
+
     def split(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
         """Cuts [W | b] into a weight [d_out, d_in], flattened, and a bias [d_out]."""
         d = self.map.d_in

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.factor import Factor, State, invert
-from locoprop_lightning.local.linear_map import LinearMap, times
+from locoprop_lightning.local.linear_map import times
 from locoprop_lightning.solvers.solver import LocalSolver, Outcome, Status
 
 _STALE_ROWS = 32  # rows on which a step from a kept factor is checked
@@ -52,17 +52,6 @@ class FactoredSolver(LocalSolver):
         if state.get("shape", shape) != shape:
             state.clear()  # another layer of the same name
         state["shape"] = shape
-        if self.uses_kernel(problem):
-            self.factor.tick(state)
-            rows = problem.map.dense().rows.double()  # float64, since the difference cancels
-            wide = LinearMap(rows, problem.map.bias)
-            kernel = invert(bound * wide.kernel(), problem.lambda_r)
-
-            def woodbury(x: Tensor) -> Tensor:
-                inner = wide.adjoint(kernel @ wide.apply(x.double()))
-                return ((x.double() - bound * inner) / problem.lambda_r).to(x.dtype)
-
-            return woodbury, True
         if self.factor.current:
             inverse = invert(bound * problem.gram, problem.lambda_r)
             return lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True

@@ -9,7 +9,7 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.factor import State
 from locoprop_lightning.solvers.factored import FactoredSolver, Inverse
-from locoprop_lightning.solvers.solver import IterativeSolver
+from locoprop_lightning.solvers.solver import IterativeSolver, Outcome
 
 
 class Majorization(FactoredSolver, IterativeSolver):
@@ -43,6 +43,15 @@ class Majorization(FactoredSolver, IterativeSolver):
         if acceleration not in (None, "nesterov"):
             raise UserError(f"Majorization(acceleration={acceleration!r}): take null or 'nesterov'.")
         self.acceleration = acceleration
+
+    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
+        """The driver loop; a layer with more inputs than rows is solved in the span of its rows."""
+        if not self.uses_kernel(problem):
+            return super().run(problem, state, record)
+        self.factor.tick(state)
+        reduced, lift = problem.reduced()
+        outcome = super().run(reduced, {}, record)
+        return outcome._replace(displacement=lift(outcome.displacement))
 
     def init(self, problem: LocalProblem, state: State) -> "_Inner":  # noqa: D102
         inverse, exact = self.inverse(problem, state, problem.transfer.bound)

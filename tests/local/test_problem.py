@@ -226,3 +226,34 @@ def test_split(make_problem, bias):
     assert (b is None) == (not bias)
     if b is not None:
         assert b.shape == problem.bias.shape
+
+
+@every_transfer
+@both_biases
+def test_reduced_problem_is_the_same(make_problem, transfer, bias):
+    problem = make_problem(transfer, n=4, d_in=9, bias=bias)
+    reduced, lift = problem.reduced()
+    assert reduced.shape == (3, 4)
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    v = lift(x)
+    close(problem.value(v), reduced.value(x))
+    close(problem.gradient(v), lift(reduced.gradient(x)))
+    close(v @ v.T, x @ x.T)
+
+
+def test_reduced_problem_of_dependent_rows(make_problem):
+    problem = make_problem("tanh", n=4, d_in=9)
+    problem.map.rows = problem.map.rows[[0, 0, 1, 1]]
+    reduced, lift = problem.reduced()
+    gradient = lift(reduced.first_gradient)
+    close(gradient, problem.map.adjoint(problem.direction) * problem.lambda_a)
+    close(problem.value(gradient), reduced.value(reduced.first_gradient))
+
+
+def test_reduced_problem_of_zeros_and_of_nan(make_problem):
+    problem = make_problem(n=4, d_in=9, bias=False)
+    problem.map.rows = torch.zeros_like(problem.map.rows)
+    reduced, lift = problem.reduced()
+    assert (lift(torch.ones(3, 4, dtype=torch.float64)) == 0).all()
+    problem.map.rows = problem.map.rows * torch.nan
+    assert problem.reduced()[0].map.rows.isnan().all()

@@ -247,7 +247,7 @@ def test_batches_of_different_size(problem_for, name, kind):
     solver = EVERY[name]()
     for n in (32, 32, 32, 19, 32, 3, 1, 32):
         problem = problem_for(solver, kind, n=32)
-        problem.map.rows, problem.pre_activation = problem.map.rows[:n], problem.pre_activation[:n]
+        problem.map.rows, problem._pre_activation = problem.map.rows[:n], problem.pre_activation[:n]
         problem._direction = problem.direction[:n]
         solution = solver.solve(problem)
         assert solution.status in (Status.SOLVED, Status.RETRIED)

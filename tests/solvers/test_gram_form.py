@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
     ConjugateGradient,
@@ -55,18 +56,21 @@ def count_squared(monkeypatch, solver):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_gram_equals_rows(make_problem, monkeypatch, make, iterations, shape, bias):
-    solutions = []
+    solutions, planned = [], []
     for uses_gram in (True, False):
-        problem = problem_of(make_problem, shape, bias)
 
-        def plan(gradients, problem=problem, uses_gram=uses_gram):
+        def plan(problem, gradients, uses_gram=uses_gram):
             problem.uses_gram = uses_gram
+            planned.append(uses_gram)
             return 0.0  # squaring never costs less
 
-        monkeypatch.setattr(problem, "plan", plan)
-        solution = make(iterations).solve(problem)
-        assert problem.uses_gram == uses_gram and solution.status is Status.SOLVED
+        problem = problem_of(make_problem, shape, bias)
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalProblem, "plan", plan)
+            solution = make(iterations).solve(problem)
+        assert solution.status is Status.SOLVED
         solutions.append(joined(solution, problem))
+    assert planned == [True, False]
     close(*solutions)
     problem = problem_of(make_problem, shape, bias)  # as the solver itself chooses
     close(joined(make(iterations).solve(problem), problem), solutions[0])
