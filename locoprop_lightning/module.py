@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import MetricCollection
 
 from locoprop_lightning.errors import UserError
@@ -209,7 +209,7 @@ class LocoPropModule(SupervisedModule):
         self._lr_scheduler = lr_scheduler
         self._candidates = candidates(network, self.skip)
         if not self._candidates:
-            raise UserError("LocoPropModule: the network has no linear layer to train locally; use BackpropModule.")
+            raise UserError("LocoPropModule: the network has no layer to train locally; use BackpropModule.")
         check_names("transfers", self.transfers, self._candidates)
         self._settings = self._layer_settings(overrides or {})
         self._local: dict[str, WeightLayer] = {}
@@ -371,8 +371,8 @@ class LocoPropModule(SupervisedModule):
 
     def _step_rest(self, rest: LightningOptimizer) -> None:
         """Steps the rest, whose gradients are then gone, so that the outer optimizer finds displacements only."""
-        for layer in self._local.values():  # without a gradient the rest optimizer passes over them
-            layer.zero_grad(set_to_none=True)
+        for name in self.problems:  # without a gradient the rest optimizer passes over them
+            self._local[name].zero_grad(set_to_none=True)
         if any(p.grad is not None for p in self.network.parameters()):
             rest.optimizer.step()  # not the wrapper's, which would count a second global step
         self.network.zero_grad(set_to_none=True)
@@ -398,7 +398,14 @@ def _make(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
 
 
 def _first_samples(x: Any) -> Any:
-    return tree_map(lambda leaf: leaf[:_PROBE_SAMPLES] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf, x)
+    """A few samples of each input; inputs of another size than the first (a mask) are not per sample."""
+    sizes = [leaf.shape[0] for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+
+    def cut(leaf: Any) -> Any:
+        per_sample = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == sizes[0]
+        return leaf[:_PROBE_SAMPLES] if per_sample else leaf
+
+    return tree_map(cut, x)
 
 
 def _choice(setting: str, value: str, allowed: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ class LanguageModelling(Task):
     link = "softmax"
 
     def terms(self, target: Tensor) -> int:
-        """Number of tokens."""
+        """Number of tokens; none is left out of the loss."""
         return target.numel()
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

@@ -3,6 +3,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
 from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.data import Digits
@@ -189,6 +191,46 @@ def test_rest_parameters_are_trained(tmp_path):
     assert fit.global_step == 2 * STEPS
 
 
+class Checkpointed(nn.Module):
+    """Its first layer runs without gradients first, and again in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = x.flatten(1).requires_grad_()
+        return self.last(torch.tanh(checkpoint(self.first, x, use_reentrant=True)))
+
+
+def test_a_layer_that_the_tape_cannot_see_is_trained_by_its_gradient(tmp_path):
+    module = locoprop(net=Checkpointed())
+    before = weights(module)
+    trainer(tmp_path, max_steps=2).fit(module, digits())
+    assert all(not torch.equal(before[name], after) for name, after in weights(module).items())
+
+
+class Masked(nn.Module):
+    """Takes samples and a matrix that has nothing to do with them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, mask):
+        return self.layer(mask @ x).flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+def test_inputs_that_are_not_per_sample(tmp_path):
+    batch = ((torch.randn(8, 6, 4), torch.rand(6, 6)), torch.arange(8))
+    module = LocoPropModule(Masked(), Classification(18), ClosedForm(), 10.0, 10.0, "squared")
+    before = weights(module)
+    trainer(tmp_path, max_steps=1).fit(module, DataLoader([batch], batch_size=None))
+    assert not torch.equal(before["layer.weight"], weights(module)["layer.weight"])
+
+
 @pytest.mark.parametrize("guard", [True, False])
 def test_refused_layer_keeps_its_weights(tmp_path, guard):
     module = locoprop(
@@ -278,7 +320,7 @@ def test_arguments():
         (dict(skip=["frist"]), r"skip: 'frist' matches no layer; the layers are 1, 3"),
         (dict(overrides={"5": {"lambda_r": 1.0}}), r"overrides: '5' matches no layer"),
         (dict(overrides={"1": {"lambda": 1.0}}), r"'lambda': take one of lambda_a, lambda_r"),
-        (dict(skip=["*"]), r"no linear layer"),
+        (dict(skip=["*"]), r"no layer to train locally"),
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):

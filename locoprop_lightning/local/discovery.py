@@ -167,7 +167,9 @@ def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
 
 
 def _own_forward(layer: WeightLayer) -> bool:
-    return type(layer).forward not in (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+    kind = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d) if isinstance(layer, kind))
+    names = ("forward", "_conv_forward")
+    return any(getattr(type(layer), name, None) is not getattr(kind, name, None) for name in names)
 
 
 def _probe(network: nn.Module, inputs: Any, layers: Mapping[str, WeightLayer]) -> "_Probe":

@@ -40,6 +40,18 @@ def gram_cost(n: int, d: int) -> float:
     return 2.0 * n * sum((d - i) * (j - i) for i, j in _blocks(d))
 
 
+def spread(n: int, count: int, device: torch.device) -> Tensor:
+    """At most ``count`` different ones of n rows, the same at each call, int64 [at most count].
+
+    Their distance is the golden ratio's, so that they fall on all positions of an image, or tokens of a sequence;
+    equal distances would fall on the first of each.
+    """
+    if count >= n:
+        return torch.arange(n, device=device)
+    steps = torch.arange(count, dtype=torch.float64, device=device)
+    return (steps * 0.6180339887498949 % 1 * n).long().unique()
+
+
 def times(v: Tensor, c: Tensor) -> Tensor:
     """V C [d_out, width] with a matrix C [width, width], or one for each group of units [groups, width, width]."""
     return v @ c if c.dim() == 2 else torch.bmm(v.unflatten(0, (len(c), -1)), c).flatten(0, 1)
@@ -136,9 +148,9 @@ class LinearMap:
         """The trace of C, scalar; the mean over groups."""
         return self.rows.square().sum() + self.n * self.bias
 
-    def sample(self, every: int) -> "LinearMap":
-        """The map at every so-manieth row."""
-        return LinearMap(self.rows[::every], self.bias)
+    def sample(self, index: Tensor) -> "LinearMap":
+        """The map at some rows, int64 [m]."""
+        return LinearMap(self.rows[index], self.bias)
 
     def dense(self) -> "LinearMap":
         """The same map, with one group, as a product with a matrix."""
@@ -150,7 +162,7 @@ class LinearMap:
 
 
 class ConvMap(LinearMap):
-    """The map of ``nn.Conv2d`` at fixed inputs; no more than 32 MB of unfolded patches exist at once.
+    """The map of ``nn.Conv2d`` at fixed inputs; patches are unfolded of 32 MB of images at a time, or of one image.
 
     Args:
         inputs: Input of the layer [N, channels, height, width].
@@ -242,8 +254,7 @@ class ConvMap(LinearMap):
         squares = self.inputs.square().sum(1, keepdim=True)
         return self._windows(squares).sum() / self.groups + self.n * self.bias
 
-    def sample(self, every: int) -> LinearMap:  # noqa: D102
-        index = torch.arange(0, self.n, every, device=self.inputs.device)
+    def sample(self, index: Tensor) -> LinearMap:  # noqa: D102
         rest, column = index // self.positions[1], index % self.positions[1]
         image, row = rest // self.positions[0], rest % self.positions[0]
         windows = self._windows(self.inputs[image])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from locoprop_lightning.local.linear_map import LinearMap, gram_cost, times
+from locoprop_lightning.local.linear_map import LinearMap, gram_cost, spread, times
 from locoprop_lightning.local.transfer import Transfer
 
 Scalar = float | Tensor
@@ -160,11 +160,13 @@ class LocalProblem:
         Args:
             v: Displacement [d_out, width].
             proximal: Whether the proximal term takes part.
-            rows: Estimate the divergence, not the linear term, on at most so many evenly spaced rows.
+            rows: Estimate the divergence, not the linear term, on at most so many rows, spread over all.
         """
-        every = 1 if rows is None else -(-self.n // rows)
-        z = (self.map.sample(every) if every > 1 else self.map).apply(v)
-        start = z if self.squared else self.pre_activation[::every]  # A, which the squared loss does not depend on
+        some = None if rows is None or rows >= self.n else spread(self.n, rows, v.device)
+        z = (self.map if some is None else self.map.sample(some)).apply(v)
+        start = z  # the squared loss does not depend on A
+        if not self.squared:
+            start = self.pre_activation if some is None else self.pre_activation[some]
         divergence = self.transfer.divergence(z, start).sum() * (self.n / z.shape[0])
         loss = divergence + _dot(self.first_gradient, v)  # lambda_a <D, Z> = <lambda_a D^T Y, V>
         return loss + self.lambda_r * _dot(v, v) / 2 if proximal else loss

@@ -32,7 +32,8 @@ class Record:
         """Takes in one call of the layer; its gradient follows in the backward pass."""
         call = self.calls
         self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
-        self._inputs.append(inputs.detach())
+        y = inputs.detach().to(output.dtype)  # what the layer computes with under autocast
+        self._inputs.append(y.clone() if inputs.is_leaf and inputs.requires_grad else y)  # a parameter moves first
         self._outputs.append((output.detach(), output._version))
         # Both are taken before any in-place activation, so they stand for the pre-activation itself.
         self.edges.append(get_gradient_edge(output))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local.factor import Factor
-from locoprop_lightning.local.linear_map import gram
+from locoprop_lightning.local.linear_map import gram, spread
 from locoprop_lightning.oracles.oracle import Oracle, State
 
 _GROWTH = 4.0  # of whitened gradients since S was made, at which D is scaled back
@@ -87,7 +87,7 @@ class WhitenedOracle(Oracle):
 
     def _size(self, gradient: Tensor, terms: int, state: State) -> Tensor:
         """tr(S^-1 (NG)^T NG / n) / d_out on at most 32 rows, scalar: about 1 where S is not stale."""
-        rows = gradient[:: -(-gradient.shape[0] // 32)]
+        rows = gradient[spread(gradient.shape[0], 32, gradient.device)]
         whitened = self.factor.solve(state, rows, 1)
         return (whitened * (rows if self.power == 1 else whitened)).mean() * terms**2
 

@@ -60,6 +60,7 @@ class FactoredSolver(LocalSolver):
         restart = state.pop("restart", False)
         refreshed = restart or self.factor.due(state) or state.get("settings", settings) != settings
         state["settings"] = settings
+        alone = restart or self.factor.average == 0 or "mean" not in state  # whether C will be this batch's own
         if refreshed:
             moment = problem.gram * (bound / problem.n)
             self.factor.refresh(state, moment, problem.n, problem.lambda_r, restart)
@@ -67,7 +68,7 @@ class FactoredSolver(LocalSolver):
             state["age"] = 1
         else:
             self.factor.tick(state)
-        exact = restart or (refreshed and self.factor.average == 0)
+        exact = refreshed and alone
         return lambda x: self.factor.solve(state, x, problem.n), exact
 
     def rise(self, problem: LocalProblem, v: Tensor, exact: bool) -> Tensor:

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -134,6 +135,12 @@ class LocalSolver(Callback):
     @torch.no_grad()
     def _solve_all(self, problems: Mapping[str, LocalProblem], record: bool) -> dict[str, tuple[Outcome, Status]]:
         states = {name: self.state.setdefault(name, {}) for name in problems}
+        with _full_precision():
+            return self._solve_and_retry(problems, states, record)
+
+    def _solve_and_retry(
+        self, problems: Mapping[str, LocalProblem], states: Mapping[str, State], record: bool
+    ) -> dict[str, tuple[Outcome, Status]]:
         outcomes = {name: self.run(problem, states[name], record) for name, problem in problems.items()}
         statuses = dict(zip(outcomes, judge(list(outcomes.values())), strict=True))
         again = {}
@@ -279,6 +286,17 @@ def _squaring_cost(problem: LocalProblem, iterations: int) -> float:
     products, squarings = power_sum_products(iterations - 1)
     d_out, width = problem.shape
     return problem.gram_cost + 2.0 * width**2 * ((products + 1) * d_out + squarings * width)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Convolutions on a GPU without TF32, which torch allows them by default."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def judge(outcomes: list[Outcome]) -> list[Status]:

@@ -281,3 +281,12 @@ def test_several_inputs():
     for inputs in ((a, b), [a, b], {"b": b, "a": a}):
         layers = look(Two(), inputs)
         assert (layers["left"].transfer.name, layers["right"].transfer.name) == ("tanh", "relu")
+
+
+def test_convolution_with_a_product_of_its_own_is_not_local():
+    class Own(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return super()._conv_forward(F.pad(x, (1, 1, 1, 1), "circular"), weight, bias)
+
+    layer = look(nn.Sequential(Own(1, 1, 3)), torch.randn(2, 1, 8, 8))["0"]
+    assert not layer.local and layer.reason == "a forward of its own"

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from locoprop_lightning.local import linear_map
-from locoprop_lightning.local.linear_map import ConvMap, LinearMap, gram, gram_cost, map_of, rows_of, times
+from locoprop_lightning.local.linear_map import ConvMap, LinearMap, gram, gram_cost, map_of, rows_of, spread, times
 from tests.support import close
 
 
@@ -30,6 +30,15 @@ def test_gram_into_a_part_of_a_matrix():
     assert gram(x, whole[:300, :300]).data_ptr() == whole.data_ptr()
     close(whole[:300, :300], x.T @ x, 1e-12)
     assert (whole[300] == 0).all() and (whole[:, 300] == 0).all()
+
+
+@pytest.mark.parametrize(("samples", "positions"), [(128, 784), (128, 196), (128, 49), (64, 64), (1024, 1)])
+def test_spread_falls_on_all_samples_and_positions(samples, positions):
+    index = spread(samples * positions, 32, torch.device("cpu"))
+    assert len(index) == 32 and index.max() < samples * positions
+    assert len((index // positions).unique()) == 32
+    assert len((index % positions).unique()) >= min(positions, 16)
+    assert torch.equal(spread(7, 32, torch.device("cpu")), torch.arange(7))
 
 
 def images(*shape):
@@ -74,8 +83,9 @@ def check_map(layer, x):
     v = torch.randn_like(v_of(layer))
     products = torch.cat([part @ c for part, c in zip(v.chunk(layer.groups), grams, strict=True)])
     close(times(v, layer_map.gram()), products, 1e-10)
-    close(layer_map.sample(3).apply(v), layer_map.apply(v)[::3], 1e-10)
-    assert layer_map.sample(3).n == len(range(0, layer_map.n, 3))
+    some = spread(layer_map.n, 5, x.device)
+    close(layer_map.sample(some).apply(v), layer_map.apply(v)[some], 1e-10)
+    assert layer_map.sample(some).n == len(some)
     if layer.groups == 1:
         close(layer_map.kernel(), y[0] @ y[0].T, 1e-10)
         close(layer_map.dense().apply(v), layer_map.apply(v), 1e-10)

@@ -112,19 +112,18 @@ def test_value_on_a_sample_of_rows(make_problem, transfer, proximal):
     for rows in (11, 100):
         close(problem.value(v, proximal, rows=rows), problem.value(v, proximal))
     y, _ = augmented(problem)
-    part = slice(None, None, 3)  # 4 of 11 rows: every third
+    part = [0, 2, 6, 9]  # 11 times the fractions of 0, 1, 2 and 3 golden ratios
     divergence = problem.transfer.divergence(y[part] @ v.T, problem.pre_activation[part]).sum() * 11 / 4
     expected = divergence + problem.lambda_a * (problem.direction * (y @ v.T)).sum()
     if proximal:
         expected = expected + problem.lambda_r / 2 * v.square().sum()
     close(problem.value(v, proximal, rows=4), expected)
-    close(problem.value(v, proximal, rows=5), expected)
 
 
 def test_value_on_a_sample_of_repeated_rows_is_exact(make_problem):
     problem = make_problem("tanh", n=12)
-    problem.map.rows = problem.map.rows[:4].repeat_interleave(3, 0)
-    problem._pre_activation = problem.pre_activation[:4].repeat_interleave(3, 0)
+    problem.map.rows = problem.map.rows[:1].repeat(12, 1)
+    problem._pre_activation = problem.pre_activation[:1].repeat(12, 1)
     v = displacement(problem)
     close(problem.value(v, rows=4), problem.value(v))
 

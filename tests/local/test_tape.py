@@ -171,3 +171,19 @@ def test_convolutions_equal_autograd(groups, layout, activation):
     product = layer_map.adjoint(record.gradient())
     expected = torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1)
     torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_inputs_are_those_that_the_layer_saw():
+    latent, layer = nn.Parameter(torch.randn(5, 3)), nn.Linear(3, 3)
+    with Tape({"layer": layer}) as tape:
+        layer(latent).sum().backward()
+    seen = latent.detach().clone()
+    with torch.no_grad():
+        latent.add_(1.0)  # as another optimizer does
+    assert torch.equal(tape.records["layer"].map().rows, seen)
+    x = torch.randn(5, 3)
+    with torch.autocast("cpu", torch.bfloat16), Tape({"layer": layer}) as tape:
+        x += layer(x)
+        x.sum().backward()
+    assert (tape.records["layer"].map().rows - x).abs().max() > 0.1
+    assert torch.equal(tape.records["layer"].map().rows, tape.records["layer"].map().rows.bfloat16().float())

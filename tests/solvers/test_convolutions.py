@@ -106,3 +106,22 @@ def test_more_inputs_than_rows_go_through_the_kernel(make_solver):
     y = torch.cat([problem.map.dense().rows, torch.ones(2, 1, dtype=torch.float64)], 1)
     inverse = torch.linalg.inv(y.T @ y + 5.0 * torch.eye(145, dtype=torch.float64))
     close(joined(solver.solve(problem), problem), -problem.first_gradient @ inverse, 1e-10)
+
+
+def test_staleness_is_seen_where_the_corners_are_dark():
+    """Of 128 images, equally distant rows are those of one pixel."""
+    x = torch.zeros(128, 1, 28, 28, dtype=torch.float64)
+    x[:, :, 4:-4, 4:-4] = torch.rand(128, 1, 20, 20, dtype=torch.float64)
+    layer = nn.Conv2d(1, 8, 5, padding=2)
+    solver = ClosedForm(refresh_every=10, warmup=0)
+    solver.solve(make(layer, x))
+    assert solver.solve(make(layer, 30 * x)).status is Status.RETRIED
+
+
+def test_the_first_average_of_a_wide_layer_is_exact(make_problem):
+    """So nothing is estimated, and a dominant row cannot have the step refused."""
+    problem = make_problem(n=128, d_in=400, lambda_r=0.01)
+    problem.map.rows[7] *= 100
+    solver = Majorization(3, refresh_every=10, average=0.9, warmup=0)
+    solution = solver.solve(problem)
+    assert solution.status is Status.SOLVED and problem.value(joined(solution, problem)) < 0
