@@ -20,7 +20,7 @@ from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer, discover, resolve_transfer
 from locoprop_lightning.local.discovery import call, candidates, check_names, check_patterns
 from locoprop_lightning.local.factor import State
-from locoprop_lightning.local.linear_map import WeightLayer, join
+from locoprop_lightning.local.linear_map import WeightLayer
 from locoprop_lightning.optimizers import LinearDecay
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.seed import run_seed
@@ -295,7 +295,7 @@ class LocoPropModule(SupervisedModule):
         self._log_training(loss.detach(), output.detach(), target, rate, logs)
         return {"loss": loss.detach()}
 
-    def _discover(self, x: Tensor) -> None:
+    def _discover(self, x: Any) -> None:
         self._layers = discover(
             self.network, _first_samples(x), self.skip, self.transfers, self.objective, self.output_transfer
         )
@@ -328,7 +328,7 @@ class LocoPropModule(SupervisedModule):
         weight, bias = layer.weight.grad, None if layer.bias is None else layer.bias.grad
         if not record.autocast and weight is not None and weight.dtype == g.dtype:
             parts = [weight.flatten(1)] if bias is None else [weight.flatten(1), bias[:, None]]
-            gradient = oracle.weight_direction(join(parts, 1), terms, state)
+            gradient = oracle.weight_direction(torch.cat(parts, 1), terms, state)  # a copy, which may be written over
             gradient.mul_(settings["lambda_a"])
         problem = LocalProblem(
             rows=rows,

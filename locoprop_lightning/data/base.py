@@ -23,6 +23,16 @@ def fixed_permutation(size: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(0).permutation(size)).long()
 
 
+def order_seed(seed: int | None) -> int:
+    """Seed of the order of training samples: the data module's own, or the run's."""
+    return run_seed() if seed is None else seed
+
+
+def overfits(data: LightningDataModule) -> bool:
+    """Whether Lightning wants the same few batches every epoch; it cannot turn our shuffling off."""
+    return data.trainer is not None and data.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+
+
 class ImageData(LightningDataModule, ABC):
     """Training and test images held in memory as bytes.
 
@@ -90,9 +100,7 @@ class ImageData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> TensorLoader:
         """Returns the training batches, in an order that depends on seed and epoch alone."""
-        # Overfitting to a few batches needs the same ones every epoch; Lightning cannot turn our shuffling off.
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        return self._loader("train", self.batch_size, shuffle=not overfit)
+        return self._loader("train", self.batch_size, shuffle=not overfits(self))
 
     def val_dataloader(self) -> TensorLoader:
         """Returns the held-out training images or, if none are held out, the test images."""
@@ -111,7 +119,4 @@ class ImageData(LightningDataModule, ABC):
             raise UserError(f"{type(self).__name__} holds no data yet: call setup('fit') before asking for batches.")
         images, labels = self._splits[split]
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return TensorLoader(images, labels, self.scale, batch_size, shuffle, self._order_seed(), rank, world_size)
-
-    def _order_seed(self) -> int:
-        return self.seed if self.seed is not None else run_seed()
+        return TensorLoader(images, labels, self.scale, batch_size, shuffle, order_seed(self.seed), rank, world_size)

@@ -9,9 +9,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
+from locoprop_lightning.data.base import order_seed, overfits
 from locoprop_lightning.data.loader import EpochShuffle
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.seed import run_seed
 
 VOCABULARY = 128  # of ASCII
 
@@ -76,7 +76,7 @@ class TextFiles(LightningDataModule):
         text = b"\n".join(path.read_bytes() for path in self.files())[: self.limit]
         codes = np.frombuffer(text, dtype=np.uint8)
         self._text = torch.from_numpy(np.where(codes < VOCABULARY, codes, ord("?")).astype(np.uint8))
-        if self._sequences("validation") < 1:
+        if len(self._part("validation")) <= self.length:
             raise UserError(
                 f"TextFiles(length={self.length}): {len(codes)} characters are too few; at least "
                 f"{10 * (self.length + 1)} are needed."
@@ -88,13 +88,9 @@ class TextFiles(LightningDataModule):
         cut = len(self._text) - len(self._text) // 10
         return self._text[:cut] if split == "train" else self._text[cut:]
 
-    def _sequences(self, split: str) -> int:
-        return (len(self._part(split)) - 1) // self.length
-
     def _loader(self, split: str) -> "SequenceLoader":
-        shuffled = split == "train" and not (self.trainer is not None and self.trainer.overfit_batches > 0)  # type: ignore[attr-defined]
-        seed = run_seed() if self.seed is None else self.seed
-        return SequenceLoader(self._part(split), self.length, self.batch_size, seed if shuffled else None)
+        seed = order_seed(self.seed) if split == "train" and not overfits(self) else None
+        return SequenceLoader(self._part(split), self.length, self.batch_size, seed)
 
     def train_dataloader(self) -> "SequenceLoader":
         """Training batches, in an order that depends on seed and epoch alone."""

@@ -295,6 +295,6 @@ def _batched(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     return x if x.dim() == len(layer.kernel_size) + 2 else x.unsqueeze(0)
 
 
-def join(parts: list[Tensor], dim: int = 0) -> Tensor:
+def join(parts: list[Tensor]) -> Tensor:
     """Tensors one after the other; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

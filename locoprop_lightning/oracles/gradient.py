@@ -15,4 +15,4 @@ class GradientOracle(Oracle):
         return gradient
 
     def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
-        return weight_gradient.clone()
+        return weight_gradient

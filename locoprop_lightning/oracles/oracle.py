@@ -43,7 +43,7 @@ class Oracle:
         raise NotImplementedError
 
     def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:
-        """D^T Y [d_out, width] of G^T Y [d_out, width], a new tensor."""
+        """D^T Y [d_out, width] of G^T Y [d_out, width]; a new tensor, or the one that was given."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
