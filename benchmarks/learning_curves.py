@@ -112,6 +112,11 @@ class Run(NamedTuple):
             return None
         return self.at(steps - 1 if seconds <= self.seconds[-1] else steps)
 
+    def metric(self, name: str, index: int) -> float | None:
+        """A metric after an epoch, counted from 0, or from the end; None where it was not taken."""
+        values: list[float | None] = self.record.get(name) or []
+        return values[index] if index < len(values) and values else None
+
     def highest(self) -> float | None:
         """Highest raw loss once training has settled."""
         return self.over or max(self.raw[SETTLED + 1 :], default=None)
@@ -178,9 +183,9 @@ def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorde
     except NonFinite:
         nonfinite_step = len(recorder.losses) - 1
         print(f"{recorder.name}: the loss of step {nonfinite_step} is not finite, stopped", flush=True)
-    metrics: dict[str, list[float | None]] = {"test_accuracy": [], "test_loss": []}
-    metrics |= {f"{split}_{name}": values for name, values in recorder.metrics.items()}
-    if split == "val" and not options.no_test and nonfinite_step is None:
+    metrics = {f"{split}_{name}": values for name, values in recorder.metrics.items()}
+    tests = split == "val" or not recorder.metrics  # the latter where the last step was not an epoch's last
+    if tests and not options.no_test and nonfinite_step is None:
         (tested,) = trainer.test(module, data, verbose=False)
         metrics |= {name.replace("/", "_"): [finite(value)] for name, value in tested.items()}
     paces = [1000 * (b - a) for a, b in zip([0.0, *recorder.seconds], recorder.seconds, strict=False)]
@@ -189,7 +194,6 @@ def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorde
         "steps": len(recorder.losses),
         "nonfinite_step": nonfinite_step,
         **metrics,
-        "last_test_accuracy": metrics["test_accuracy"][-1] if metrics["test_accuracy"] else None,
         "ms_per_step": round(statistics.mean(paces), 3),
         "status": getattr(getattr(module, "solver", None), "counts", {}),
         "threads": torch.get_num_threads(),
@@ -230,13 +234,19 @@ def cell(values: Iterable[float | None], form: str) -> str:
 
 def table(options: argparse.Namespace) -> None:
     methods = load(options.out, options.ms)
+    records = [run.record for runs in methods.values() for run in runs]
     ends = {len(run.raw) - 1 for runs in methods.values() for run in runs if run.over is None}
-    columns = [(f"step {step}", ".3f", partial(Run.at, step=step)) for step in STEPS if step <= max(ends, default=0)]
-    if not ends <= set(STEPS) or not ends:
+    last = max(ends, default=0)
+    columns = [(f"step {step}", ".3f", partial(Run.at, step=step)) for step in options.steps if step <= last]
+    if not ends <= set(options.steps) or not ends:
         columns.append(("last step", ".3f", lambda run: run.smoothed[-1]))
-    columns += [(f"{seconds} s", ".3f", partial(Run.after, seconds=seconds)) for seconds in SECONDS]
+    columns += [(f"{seconds} s", ".3f", partial(Run.after, seconds=seconds)) for seconds in options.seconds]
     columns.append((f"highest after step {SETTLED}", ".3f", Run.highest))
-    columns.append(("test accuracy", ".4f", lambda run: run.record["last_test_accuracy"]))
+    metric, form = ("test_accuracy", ".4f") if any(r.get("test_accuracy") for r in records) else ("test_loss", ".3f")
+    name = metric.replace("_", " ")
+    for epoch in options.epochs:
+        columns.append((f"{name}, epoch {epoch}", form, partial(Run.metric, name=metric, index=epoch - 1)))
+    columns.append((name, form, partial(Run.metric, name=metric, index=-1)))
     columns.append(("ms a step", ".1f", lambda run: run.record["ms_per_step"]))
     rows = {
         title: [cell((value(run) for run in runs), form) for runs in methods.values()] for title, form, value in columns
@@ -347,7 +357,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--no-test", action="store_true", help=f"{text} unless data.validation holds training images out")
     add("--force", action="store_true", help="replace results that exist")
     more = "A cell is the median over the seeds and, with several, their range. The lowest final loss comes first."
-    command(table, "table", "print a Markdown table of the recorded runs, a row a method", more, folder, pace)
+    add = command(table, "table", "print a Markdown table of the recorded runs, a row a method", more, folder, pace)
+    text = "steps whose smoothed loss is shown (default: %(default)s); the last one always is"
+    add("--steps", type=int, nargs="*", default=STEPS, metavar="STEP", help=text)
+    text = "seconds of training after which it is shown (default: %(default)s)"
+    add("--seconds", type=int, nargs="*", default=SECONDS, metavar="S", help=text)
+    text = "epochs after which the test metric is shown, from 1 on (default: the last alone)"
+    add("--epochs", type=int, nargs="*", default=(), metavar="EPOCH", help=text)
     more = "The line is the median over the seeds; a band shows the range of several."
     add = command(figure, "figure", "draw the smoothed train losses, a line a method", more, folder, pace)
     add("file", type=Path, metavar="FILE.svg", help="file to write")

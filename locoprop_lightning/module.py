@@ -248,6 +248,7 @@ class LocoPropModule(SupervisedModule):
         schedules = [] if self._lr_scheduler is None else [self._schedule(self._lr_scheduler, outer)]
         if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
             raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
+        _follow(rest, outer)
         return [outer, rest], schedules
 
     def on_fit_start(self) -> None:
@@ -381,9 +382,14 @@ class LocoPropModule(SupervisedModule):
         schedule = self.lr_schedulers()
         if schedule is not None:
             schedule.step()  # type: ignore[union-attr]
-            group = outer.param_groups[0]
-            for other in rest.param_groups:
-                other["lr"] = other["initial_lr"] * group["lr"] / group["initial_lr"]
+            _follow(rest, outer)
+
+
+def _follow(rest: Optimizer | LightningOptimizer, outer: Optimizer | LightningOptimizer) -> None:
+    """Gives the rest optimizer the outer one's share of its first rate, where a schedule has changed that."""
+    group = outer.param_groups[0]
+    for other in rest.param_groups:
+        other["lr"] = other["initial_lr"] * group["lr"] / group.get("initial_lr", group["lr"])
 
 
 def _make(setting: str, factory: Callable[..., Any], argument: Any) -> Any:

@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 def made_up(folder, method, seed, losses, pace, nonfinite_step=None, accuracy=None):
     record = {"method": method, "seed": seed, "nonfinite_step": nonfinite_step, "ms_per_step": 1000 * pace}
     path = folder / f"{method}-seed{seed}.json"
-    path.write_text(json.dumps(record | {"last_test_accuracy": accuracy}))
+    path.write_text(json.dumps(record | {"test_accuracy": [0.1, accuracy]}))
     rows = [f"{step},{loss},{pace * (step + 1)}" for step, loss in enumerate(losses)]
     path.with_suffix(".csv").write_text("\n".join(["step,loss,seconds", *rows]))
 
@@ -61,6 +61,11 @@ def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):
     assert fast["30 s"] == "0.300" and fast["60 s"] == "-"  # over after 47.4 s
     assert fast["highest after step 100"] == "0.700" and fast["step 118"] == "0.307"
     assert broken["step 118"] == broken["30 s"] == broken["highest after step 100"] == "non-finite"
+    options = ["--steps", "5", "--seconds", "10", "--epochs", "1", "3"]
+    curves.main(["table", "--out", str(folder), *options])
+    chosen = rows_of(capsys.readouterr().out)["fast"]
+    assert chosen["step 5"] == chosen["10 s"] == "0.300" and chosen["test accuracy, epoch 1"] == "0.1000"
+    assert "step 118" not in chosen and "test accuracy, epoch 3" not in chosen  # no run had a third epoch
     curves.main(["table", "--out", str(folder), "--ms", "ms.json"])
     rows = rows_of(capsys.readouterr().out)
     assert rows["slow"]["ms a step"] == "1000.0" and rows["broken"]["30 s"] == rows["broken"]["ms a step"] == "-"
@@ -83,7 +88,7 @@ def test_real_runs(folder, capsys):
         record = json.loads((folder / "results" / f"{name}-seed0.json").read_text())
         assert record["steps"] == 3 and record["settings"]["data.batch_size"] == "750" and record["status"] == {}
         assert len(record["test_accuracy"]) == len(record["test_loss"]) == 1  # an epoch has 2 steps
-        assert record["last_test_accuracy"] == record["test_accuracy"][0] > 0
+        assert record["test_accuracy"][0] > 0
         with (folder / "results" / f"{name}-seed0.csv").open() as stream:
             rows = list(csv.DictReader(stream))
         assert [row["step"] for row in rows] == ["0", "1", "2"]
@@ -104,5 +109,5 @@ def test_a_run_that_is_not_finite_stops(folder):
     config = str(ROOT / "configs" / "digits" / "sgd.yaml")
     curves.main(["run", config, "--label", "wild", "--out", ".", "--no-test", "--set", "model.optimizer.lr=1e38"])
     record = json.loads((folder / "wild-seed0.json").read_text())
-    assert record["nonfinite_step"] == record["steps"] - 1 < 20 and record["last_test_accuracy"] is None
+    assert record["nonfinite_step"] == record["steps"] - 1 < 20 and "test_accuracy" not in record
     assert curves.load(folder, None)["wild"][0].raw[-1] == math.inf

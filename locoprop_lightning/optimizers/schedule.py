@@ -6,6 +6,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from locoprop_lightning.errors import UserError
+
+_SETTINGS = ("end_factor", "total_steps", "warmup")
+
 
 class LinearDecay(LRScheduler):
     """Rates that fall linearly from their start to a fraction of it, over the whole run.
@@ -14,22 +18,36 @@ class LinearDecay(LRScheduler):
         optimizer: The optimizer.
         end_factor: Fraction of the rate that is left at the end.
         total_steps: Steps of the run; if not given, the modules of this package take them from the trainer.
+        warmup: Fraction of the run in which rates rise linearly from zero before they fall, in [0, 1); the very first
+            step then does nothing.
+
+    Raises:
+        UserError: If ``warmup`` is out of range.
     """
 
-    def __init__(self, optimizer: Optimizer, end_factor: float = 0.02, total_steps: int | None = None) -> None:
+    def __init__(
+        self, optimizer: Optimizer, end_factor: float = 0.02, total_steps: int | None = None, warmup: float = 0.0
+    ) -> None:
+        if not 0 <= warmup < 1:
+            raise UserError(f"LinearDecay(warmup={warmup}): must be in [0, 1).")
         self.end_factor = end_factor
+        self.warmup = warmup
         self.total_steps = total_steps
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
         """Rates of the next step, by group."""
-        if self.last_epoch == 0:
-            return list(self.base_lrs)
+        if self.last_epoch == 0:  # the length of the run may not be known yet
+            return list(self.base_lrs) if self.warmup == 0 else [0.0 * rate for rate in self.base_lrs]
         if self.total_steps is None:
             raise RuntimeError("LinearDecay: set total_steps, which a module of this package takes from its trainer.")
-        factor = 1 + (self.end_factor - 1) * min(self.last_epoch / self.total_steps, 1.0)
+        done = min(self.last_epoch / self.total_steps, 1.0)
+        if done < self.warmup:
+            factor = done / self.warmup
+        else:
+            factor = 1 + (self.end_factor - 1) * (done - self.warmup) / (1 - self.warmup)
         return [rate * factor for rate in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands; no hyper-parameters, so that an edited configuration holds on resume."""
-        return {k: v for k, v in super().state_dict().items() if k not in ("end_factor", "total_steps")}
+        return {k: v for k, v in super().state_dict().items() if k not in _SETTINGS}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LinearLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, SequentialLR
 
 from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.data import Digits
@@ -26,6 +26,20 @@ def test_equals_torch_linear_schedule():
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
         for stepped in (ours, theirs, schedule, reference):
             stepped.step()
+
+
+def test_warmup_equals_torch_schedules_in_sequence():
+    ours, theirs = optimizer(), optimizer()
+    schedule = LinearDecay(ours, 0.0, total_steps=20, warmup=0.25)
+    rise = LambdaLR(theirs, lambda k: k / 5)
+    reference = SequentialLR(theirs, [rise, LambdaLR(theirs, lambda k: 1 - k / 15)], [5])
+    for _ in range(20):
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
+        for stepped in (ours, theirs, schedule, reference):
+            stepped.step()
+    assert ours.param_groups[0]["lr"] == pytest.approx(0, abs=1e-15)
+    with pytest.raises(UserError, match=r"warmup=1.0\): must be in \[0, 1\)"):
+        LinearDecay(ours, warmup=1.0)
 
 
 def test_an_edited_length_holds_on_resume():
