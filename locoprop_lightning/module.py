@@ -325,12 +325,16 @@ class LocoPropModule(SupervisedModule):
         rows, g = record.map(), record.gradient()
         oracle, state = self.oracle, self.oracle_state.setdefault(name, {})
         oracle.observe(g, sampled, terms, state)
-        gradient = None  # lambda_a D^T Y, from the back-propagated G^T Y unless autocast has rounded that
         weight, bias = layer.weight.grad, None if layer.bias is None else layer.bias.grad
-        if not record.autocast and weight is not None and weight.dtype == g.dtype:
+        rounded = record.autocast or weight is None or weight.dtype != g.dtype
+
+        def first_gradient() -> Tensor:
+            """lambda_a D^T Y, from the back-propagated G^T Y."""
+            assert weight is not None
             parts = [weight.flatten(1)] if bias is None else [weight.flatten(1), bias[:, None]]
-            gradient = oracle.weight_direction(torch.cat(parts, 1), terms, state)  # a copy, which may be written over
-            gradient.mul_(settings["lambda_a"])
+            # torch.cat makes a copy, which may be written over.
+            return oracle.weight_direction(torch.cat(parts, 1), terms, state).mul_(settings["lambda_a"])
+
         problem = LocalProblem(
             rows=rows,
             pre_activation=lambda: record.pre_activation(rows),
@@ -340,7 +344,7 @@ class LocoPropModule(SupervisedModule):
             transfer=self._transfers[name],
             lambda_a=settings["lambda_a"],
             lambda_r=settings["lambda_r"],
-            first_gradient=gradient,
+            first_gradient=None if rounded else first_gradient,
             name=name,
         )
         if self.damping == "relative":

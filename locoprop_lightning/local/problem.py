@@ -27,7 +27,7 @@ class LocalProblem:
         transfer: f.
         lambda_a: Length of the oracle's step.
         lambda_r: Strength of the proximal term, above 0.
-        first_gradient: lambda_a D^T Y [d_out, width], where it is known already.
+        first_gradient: lambda_a D^T Y [d_out, width], or such a function, where there is a shorter way to it.
         name: Name of the layer.
     """
 
@@ -41,7 +41,7 @@ class LocalProblem:
         transfer: Transfer,
         lambda_a: float,
         lambda_r: Scalar,
-        first_gradient: Tensor | None = None,
+        first_gradient: Tensor | Callable[[], Tensor] | None = None,
         name: str = "",
     ) -> None:
         self.name = name
@@ -101,6 +101,8 @@ class LocalProblem:
         """Grad J(W0) = lambda_a D^T Y [d_out, width]."""
         if self._first_gradient is None:
             self._first_gradient = self.map.adjoint(self.direction).mul_(self.lambda_a)
+        elif callable(self._first_gradient):
+            self._first_gradient = self._first_gradient()
         return self._first_gradient
 
     @property
