@@ -27,7 +27,7 @@ class FitSummary(Callback):
         self._fit_started = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._fit_started = time.perf_counter()
+        self._fit_started = self._started = time.perf_counter()  # resumed within an epoch, none starts
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._started = time.perf_counter()

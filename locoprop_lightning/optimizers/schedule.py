@@ -16,13 +16,13 @@ class LinearDecay(LRScheduler):
 
     Args:
         optimizer: The optimizer.
-        end_factor: Fraction of the rate that is left at the end.
-        total_steps: Steps of the run; if not given, the modules of this package take them from the trainer.
+        end_factor: Fraction of the rate that is left at the end, in [0, 1].
+        total_steps: Steps of the run, at least 1; if not given, the modules of this package take them from the trainer.
         warmup: Fraction of the run in which rates rise linearly from zero before they fall, in [0, 1); the very first
             step then does nothing.
 
     Raises:
-        UserError: If ``warmup`` is out of range.
+        UserError: If an argument is out of range.
     """
 
     def __init__(
@@ -30,6 +30,10 @@ class LinearDecay(LRScheduler):
     ) -> None:
         if not 0 <= warmup < 1:
             raise UserError(f"LinearDecay(warmup={warmup}): must be in [0, 1).")
+        if not 0 <= end_factor <= 1:
+            raise UserError(f"LinearDecay(end_factor={end_factor}): must be in [0, 1].")
+        if total_steps is not None and total_steps < 1:
+            raise UserError(f"LinearDecay(total_steps={total_steps}): must be at least 1.")
         self.end_factor = end_factor
         self.warmup = warmup
         self.total_steps = total_steps

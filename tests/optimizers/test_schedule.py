@@ -40,6 +40,10 @@ def test_warmup_equals_torch_schedules_in_sequence():
     assert ours.param_groups[0]["lr"] == pytest.approx(0, abs=1e-15)
     with pytest.raises(UserError, match=r"warmup=1.0\): must be in \[0, 1\)"):
         LinearDecay(ours, warmup=1.0)
+    with pytest.raises(UserError, match=r"end_factor=-1\): must be in \[0, 1\]"):
+        LinearDecay(ours, end_factor=-1)
+    with pytest.raises(UserError, match=r"total_steps=0\): must be at least 1"):
+        LinearDecay(ours, total_steps=0)
 
 
 def test_an_edited_length_holds_on_resume():
