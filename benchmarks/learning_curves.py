@@ -233,6 +233,8 @@ def cell(values: Iterable[float | None], form: str) -> str:
 
 
 def table(options: argparse.Namespace) -> None:
+    if min(options.steps, default=0) < 0 or min(options.epochs, default=1) < 1:
+        raise SystemExit("--steps counts from 0 and --epochs from 1: name none below.")
     methods = load(options.out, options.ms)
     records = [run.record for runs in methods.values() for run in runs]
     ends = {len(run.raw) - 1 for runs in methods.values() for run in runs if run.over is None}

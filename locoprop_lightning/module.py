@@ -248,7 +248,8 @@ class LocoPropModule(SupervisedModule):
         schedules = [] if self._lr_scheduler is None else [self._schedule(self._lr_scheduler, outer)]
         if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
             raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
-        _follow(rest, outer)
+        if schedules:  # one may begin below the first rate
+            _follow(rest, outer)
         return [outer, rest], schedules
 
     def on_fit_start(self) -> None:
@@ -390,10 +391,10 @@ class LocoPropModule(SupervisedModule):
 
 
 def _follow(rest: Optimizer | LightningOptimizer, outer: Optimizer | LightningOptimizer) -> None:
-    """Gives the rest optimizer the outer one's share of its first rate, where a schedule has changed that."""
+    """Gives the rest optimizer the outer one's share of its first rate, after a schedule has set that."""
     group = outer.param_groups[0]
     for other in rest.param_groups:
-        other["lr"] = other["initial_lr"] * group["lr"] / group.get("initial_lr", group["lr"])
+        other["lr"] = other["initial_lr"] * group["lr"] / group["initial_lr"]
 
 
 def _make(setting: str, factory: Callable[..., Any], argument: Any) -> Any:

@@ -66,6 +66,9 @@ def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):
     chosen = rows_of(capsys.readouterr().out)["fast"]
     assert chosen["step 5"] == chosen["10 s"] == "0.300" and chosen["test accuracy, epoch 1"] == "0.1000"
     assert "step 118" not in chosen and "test accuracy, epoch 3" not in chosen  # no run had a third epoch
+    for wrong in (["--steps", "-1"], ["--epochs", "0"]):
+        with pytest.raises(SystemExit, match="name none below"):
+            curves.main(["table", "--out", str(folder), *wrong])
     curves.main(["table", "--out", str(folder), "--ms", "ms.json"])
     rows = rows_of(capsys.readouterr().out)
     assert rows["slow"]["ms a step"] == "1000.0" and rows["broken"]["30 s"] == rows["broken"]["ms a step"] == "-"

@@ -10,6 +10,7 @@ from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.data import Digits
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
+from locoprop_lightning.optimizers import LinearDecay
 from locoprop_lightning.oracles import RMSOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
@@ -260,6 +261,21 @@ def test_schedule(tmp_path):
     fit.fit(module, digits())
     outer, rest = (o.param_groups[0]["lr"] for o in fit.optimizers)
     assert outer == pytest.approx(2.0 * 0.5**STEPS) and rest == pytest.approx(0.5 * 0.5**STEPS)
+
+
+def test_a_schedule_that_begins_at_zero_holds_the_rest_too(tmp_path):
+    module = locoprop(skip=["3"], lr_scheduler=lambda o: LinearDecay(o, warmup=0.5))
+    start = weights(module)
+    trainer(tmp_path, max_steps=1).fit(module, digits())
+    assert all(torch.equal(start[name], after) for name, after in weights(module).items())
+
+
+def test_an_outer_rate_of_zero(tmp_path):
+    module = locoprop(skip=["3"], optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    start = weights(module)
+    trainer(tmp_path, max_steps=1).fit(module, digits())
+    end = weights(module)
+    assert torch.equal(start["1.weight"], end["1.weight"]) and not torch.equal(start["3.weight"], end["3.weight"])
 
 
 def test_schedule_of_back_propagation(tmp_path):

@@ -70,6 +70,14 @@ def test_summary_goes_on_over_a_resume():
     assert second.state_dict()["smoothed"].item() == pytest.approx(0.7 * (0.7 * 1 + 0.3 * 2) + 0.3 * 3)
 
 
+def test_summary_counts_its_own_seconds_where_it_resumes_within_an_epoch(monkeypatch):
+    monkeypatch.setattr("time.perf_counter", lambda: 1e6)  # far from the zero that the clock never showed
+    summary = FitSummary()
+    summary.on_fit_start(None, None)  # no epoch starts
+    summary.on_train_epoch_end(None, None)
+    assert summary.state_dict()["seconds"] == 0
+
+
 def test_arguments():
     with pytest.raises(UserError, match="every_n_steps=-1"):
         LocalLossMonitor(every_n_steps=-1)
