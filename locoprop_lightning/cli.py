@@ -1,11 +1,18 @@
 """The command `locoprop`: Lightning's CLI over the modules, solvers, data and networks of this package."""
 
+import inspect
+import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+import locoprop_lightning
 
 # Imported so that their short names work on the command line.
 from locoprop_lightning import data, networks, optimizers, oracles, solvers, tasks  # noqa: F401
@@ -26,6 +33,7 @@ class LocoPropCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False},
             args=None if args is None else list(args),
             run=run,
         )
@@ -43,19 +51,107 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments of the command; those of the process if not given.
     """
-    try:
+    with one_sentence("locoprop"):
         LocoPropCLI(args)
+
+
+@contextmanager
+def one_sentence(program: str) -> Iterator[None]:
+    """Ends the process with one sentence and status 2 where the user made a mistake.
+
+    Args:
+        program: Name that the sentence begins with.
+    """
+    try:
+        yield
     except Exception as error:
-        known = isinstance(error, MisconfigurationException | FileNotFoundError)
-        cause = error if known else _user_error(error)
-        if cause is None:
+        said = _sentence(error)
+        if said is None:
             raise
-        print(f"locoprop: error: {cause}", file=sys.stderr)
+        print(f"{program}: error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError behind an exception, if there is one: the parser wraps what a class's constructor raises."""
-    while error is not None and not isinstance(error, UserError):
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user, or None where it is not the user's mistake."""
+    chain = list(_chain(error))
+    for cause in chain:
+        if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):
+            return str(cause)
+    if isinstance(error, ArgumentError):
+        return _refusal(chain)
+    return str(error) if isinstance(error, MisconfigurationException | FileNotFoundError) else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what led to it: the parser wraps what it cannot use, level by level."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error
+
+
+_TYPE = re.compile(r"Expected an? (?:typing.Literal\[(.*?)\](?=\s|\.)|<class '(.*?)'>)")
+
+
+def _refusal(chain: Sequence[BaseException]) -> str:
+    """The parser's refusal of a setting: its name, the innermost reason, and what could stand there."""
+    keys: list[str] = []
+    owner = ""
+    for text in (str(cause).strip() for cause in chain):
+        key = re.match(r'Parser key "([^"]+)"', text)
+        if key and keys[-1:] != [key[1]]:
+            keys.append(key[1])
+        found = re.match(r"(?:Problem with given |Type typing.*Namespace\()class_path[ =]'([^']+)'", text)
+        owner = found[1] if found else owner
+    if not keys:
+        return " ".join(str(chain[0]).split())
+    reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(chain[-1]).strip())
+    setting = ".".join(keys)
+    if name := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
+        reason = f"there is no class {name[1]}; {_known(keys[-1])}"
+    elif name := re.fullmatch(r"Expected an instantiatable class, but (?:.*\.)?(\w+) is abstract", reason):
+        reason = f"{name[1]} is abstract; {_known(keys[-1])}"
+    elif name := re.fullmatch(r"Option '(.*)' is not accepted", reason):
+        reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
+        if owner == "typing.Union":
+            reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"
+    elif value := re.search(r"\. Got value: (.*)", reason, re.S):
+        # Where a setting may have several types, the last report is of the first one alone; the last but one names all.
+        types = _TYPE.findall(f"{chain[-2]} {reason}")
+        kinds = dict.fromkeys(f"one of {choices}" if choices else kind for choices, kind in types)
+        reason = f"must be {' or '.join(kind for kind in kinds if kind != 'NoneType')}, not {value[1]}"
+    return f"{setting}: {reason}"
+
+
+_CLASSES = {
+    "model": (locoprop_lightning, SupervisedModule),
+    "solver": (solvers, solvers.LocalSolver),
+    "oracle": (oracles, oracles.Oracle),
+    "network": (networks, nn.Module),
+    "task": (tasks, tasks.Task),
+    "data": (data, LightningDataModule),
+}
+
+
+def _known(key: str) -> str:
+    """The package's own classes for a setting."""
+    package, kind = _CLASSES.get(key, (None, object))
+    members = vars(package) if package else {}
+    own = [m for m in members.values() if isinstance(m, type) and issubclass(m, kind) and m is not kind]
+    names = sorted(m.__name__ for m in own if not inspect.isabstract(m))
+    choice = f"{', '.join(names)}, or " if names else ""
+    return f"take {choice}a class by its path, such as your_package.YourClass"
+
+
+def _settings(path: str) -> str:
+    """What a class takes."""
+    module, _, name = path.rpartition(".")
+    owner = getattr(sys.modules.get(module), name, None)
+    if not isinstance(owner, type):
+        return ""
+    names = [p.name for p in inspect.signature(owner).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return f"; it has {', '.join(names) or 'none'}"
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import MetricCollection
@@ -41,6 +41,8 @@ class SupervisedModule(LightningModule):
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
+        _object("network", network, nn.Module)
+        _object("task", task, Task)
         self.network = network
         self.task = task
         metrics = task.metrics()
@@ -48,6 +50,7 @@ class SupervisedModule(LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self._layers: list[Layer] | None = None
+        self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
 
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
@@ -79,6 +82,42 @@ class SupervisedModule(LightningModule):
                 raise UserError("lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps.")
             schedule.total_steps = int(total)
         return schedule
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the names of the optimizers."""
+        checkpoint["optimizers"] = self._optimizer_names()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        self._saved_optimizers = checkpoint.get("optimizers")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights.
+
+        Raises:
+            UserError: If they are of another network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            _, first, *more = str(error).splitlines() or [""] * 2
+            others = f" ({len(more)} more do not fit)" if more else ""
+            raise UserError(f"The checkpoint is of another network: {first.strip()}{others}") from error
+
+    def on_fit_start(self) -> None:
+        """Refuses to resume with other optimizers.
+
+        Raises:
+            UserError: Names both.
+        """
+        saved, own = self._saved_optimizers, self._optimizer_names()
+        if self.trainer.ckpt_path is not None and saved is not None and saved != own:
+            raise UserError(
+                f"ckpt_path: the checkpoint was trained by {' and '.join(saved)}, not by {' and '.join(own)}; resume "
+                "with the configuration that made it."
+            )
+
+    def _optimizer_names(self) -> list[str]:
+        return [type(optimizer).__name__ for optimizer in self.trainer.optimizers]
 
     @property
     def _logs_this_step(self) -> bool:
@@ -194,6 +233,9 @@ class LocoPropModule(SupervisedModule):
         _choice("damping", damping, ("absolute", "relative"))
         _positive("lambda_a", lambda_a)
         _positive("lambda_r", lambda_r)
+        _check_solver(solver, objective)
+        if oracle is not None:
+            _object("oracle", oracle, Oracle)
         self.solver = solver
         self.lambda_a = lambda_a
         self.lambda_r = lambda_r
@@ -243,6 +285,9 @@ class LocoPropModule(SupervisedModule):
         outer = _make("optimizer", self._optimizer, local)
         trained = [p for p in self.network.parameters() if p.requires_grad]
         rest = _make("rest_optimizer", self._rest_optimizer, trained)
+        for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
+            if isinstance(optimizer, LBFGS):
+                raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
         for group in rest.param_groups:
             group["initial_lr"] = group["lr"]
         schedules = [] if self._lr_scheduler is None else [self._schedule(self._lr_scheduler, outer)]
@@ -256,7 +301,7 @@ class LocoPropModule(SupervisedModule):
         """Refuses what local solves cannot do.
 
         Raises:
-            UserError: For several processes, and for a precision that scales the loss.
+            UserError: For several processes, for a precision that scales the loss, and for other optimizers on resume.
         """
         if self.trainer.world_size > 1:
             raise UserError(
@@ -265,6 +310,13 @@ class LocoPropModule(SupervisedModule):
             )
         if self.trainer.precision == "16-mixed":
             raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
+        super().on_fit_start()
+
+    def on_train_start(self) -> None:
+        """Sets the rest optimizer's rate after a resume too."""
+        if self.lr_schedulers() is not None:
+            outer, rest = self.optimizers()  # type: ignore[attr-defined]
+            _follow(rest, outer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One pass, all local solves, one outer step."""
@@ -329,12 +381,13 @@ class LocoPropModule(SupervisedModule):
         weight, bias = layer.weight.grad, None if layer.bias is None else layer.bias.grad
         rounded = record.autocast or weight is None or weight.dtype != g.dtype
 
-        def first_gradient() -> Tensor:
-            """lambda_a D^T Y, from the back-propagated G^T Y."""
+        def first_gradient() -> Tensor | None:
+            """lambda_a D^T Y, from the back-propagated G^T Y where the oracle can."""
             assert weight is not None
             parts = [weight.flatten(1)] if bias is None else [weight.flatten(1), bias[:, None]]
             # torch.cat makes a copy, which may be written over.
-            return oracle.weight_direction(torch.cat(parts, 1), terms, state).mul_(settings["lambda_a"])
+            direction = oracle.weight_direction(torch.cat(parts, 1), terms, state)
+            return None if direction is None else direction.mul_(settings["lambda_a"])
 
         problem = LocalProblem(
             rows=rows,
@@ -354,9 +407,11 @@ class LocoPropModule(SupervisedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the oracle has learnt of each layer."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["oracle_state"] = self.oracle_state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        super().on_load_checkpoint(checkpoint)
         self.oracle_state = checkpoint.get("oracle_state", {})
 
     def commit(self, name: str, displacement: Tensor | None) -> None:
@@ -417,6 +472,25 @@ def _first_samples(x: Any) -> Any:
         return leaf[:_PROBE_SAMPLES] if per_sample else leaf
 
     return tree_map(cut, x)
+
+
+def _object(setting: str, value: Any, kind: type) -> None:
+    if isinstance(value, type):
+        raise UserError(f"{setting}={value.__name__}: give an object, {value.__name__}(...), not the class.")
+    if not isinstance(value, kind):
+        raise UserError(f"{setting}={value!r}: must be a {kind.__module__}.{kind.__qualname__}.")
+
+
+def _check_solver(solver: LocalSolver, objective: str) -> None:
+    _object("solver", solver, LocalSolver)
+    name = type(solver).__name__
+    if not hasattr(solver, "state"):
+        raise UserError(f"solver={name}: its __init__ must call super().__init__().")
+    if solver.squared_only and objective == "matching":
+        raise UserError(
+            f"solver={name} solves the squared loss only: set objective to 'squared', or take another solver, such as "
+            "Majorization."
+        )
 
 
 def _choice(setting: str, value: str, allowed: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 
 
 class Task:
@@ -65,8 +65,7 @@ class Classification(Task):
     link = "softmax"
 
     def __init__(self, num_classes: int = 10) -> None:
-        if num_classes < 2:
-            raise UserError(f"Classification(num_classes={num_classes}): must be at least 2.")
+        check_counts("Classification", 2, num_classes=num_classes)
         self.num_classes = num_classes
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

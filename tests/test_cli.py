@@ -66,6 +66,36 @@ def test_fit_validate_test_and_predict(folder, capsys):
         (["--model.skip", "[frist]"], "skip: 'frist' matches no layer; the layers are 1, 3."),
         (["--model.network.in_features", "65"], "set in_features to 64."),
         (["--data.batch_size", "0"], "batch_size=0: must be at least 1."),
+        (["--model.objective", "sqared"], "model.objective: must be one of 'matching', 'squared', not sqared"),
+        (["--model.lambda_a", "nan"], "model.lambda_a: must be float, not nan"),
+        (["--data.seed", "x"], "data.seed: must be int, not x"),
+        (["--seed_everything", "x"], "seed_everything: must be bool or int, not x"),
+        (
+            ["--model.oracle", "Nonsense"],
+            "model.oracle: there is no class Nonsense; take GradientOracle, RMSOracle, WhitenedOracle, or a class by "
+            "its path, such as your_package.YourClass",
+        ),
+        (["--model.optimizer", "X"], "no class X; take a class by its path, such as your_package.YourClass"),
+        (["--model.oracle", "my.Oracle"], "model.oracle: No module named 'my'"),
+        (
+            ["--model.oracle", "RMSOracle", "--model.oracle.per", "row"],
+            "model.oracle.per: must be one of 'unit', 'layer', not row",
+        ),
+        (
+            ["--model.solver", "ConjugateGradient", "--model.solver.memory", "3"],
+            "model.solver: ConjugateGradient has no setting 'memory'; it has iterations",
+        ),
+        (
+            ["--model.solver", "LocalSolver"],
+            "model.solver: LocalSolver is abstract; take AndersonAcceleration, ClosedForm, ConjugateGradient, "
+            "FixedPointIteration, GradientDescent, InnerOptimizer, Majorization, or a class by its path, such as "
+            "your_package.YourClass",
+        ),
+        (
+            ["--model.lr_scheduler.warmup", "0.1"],
+            "its class is not chosen yet; put --model.lr_scheduler CLASS before --model.lr_scheduler.warmup",
+        ),
+        (["--modl.x", "3"], "unrecognized arguments: --modl.x 3"),
     ],
 )
 def test_mistakes_end_with_one_sentence(capsys, more, message):

@@ -11,7 +11,7 @@ from locoprop_lightning.data import Digits
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.optimizers import LinearDecay
-from locoprop_lightning.oracles import RMSOracle, WhitenedOracle
+from locoprop_lightning.oracles import Oracle, RMSOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
     ClosedForm,
@@ -311,9 +311,74 @@ def test_bfloat16(tmp_path):
     assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights(module).values())
 
 
-def test_closed_form_refuses_the_matching_loss(tmp_path):
+@pytest.mark.parametrize("solver", [ClosedForm, ConjugateGradient])
+def test_a_solver_of_the_squared_loss_refuses_the_matching_loss_at_once(solver):
     with pytest.raises(UserError, match="set objective to 'squared'"):
-        trainer(tmp_path).fit(locoprop(ClosedForm()), digits())
+        locoprop(solver())
+
+
+def test_what_is_no_object_of_its_kind_is_refused():
+    class Forgetful(FixedPointIteration):
+        def __init__(self):
+            pass
+
+    for arguments, message in [
+        (dict(solver=FixedPointIteration), r"solver=FixedPointIteration: give an object, FixedPointIteration\(...\)"),
+        (dict(oracle=RMSOracle), r"oracle=RMSOracle: give an object"),
+        (dict(oracle="rms"), r"oracle='rms': must be a locoprop_lightning.oracles.oracle.Oracle"),
+        (dict(net=MLP), r"network=MLP: give an object"),
+        (dict(solver=Forgetful()), r"solver=Forgetful: its __init__ must call super\(\).__init__\(\)"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            locoprop(**arguments)
+
+
+@pytest.mark.parametrize("setting", ["optimizer", "rest_optimizer"])
+def test_lbfgs_is_refused(tmp_path, setting):
+    module = locoprop(**{setting: lambda p: torch.optim.LBFGS(p)})
+    with pytest.raises(UserError, match=f"^{setting}=LBFGS"):
+        trainer(tmp_path, max_steps=1).fit(module, digits())
+
+
+def test_an_oracle_that_only_gives_rows(tmp_path):
+    """Such as the sign of the gradient, whose D^T Y no rule makes from G^T Y."""
+
+    class Sign(Oracle):
+        def direction(self, gradient, terms, state):
+            return gradient.sign()
+
+    seen = []
+
+    def look(module):
+        for problem in module.problems.values():
+            y = torch.cat([problem.map.rows, torch.ones_like(problem.map.rows[:, :1])], 1)
+            torch.testing.assert_close(problem.first_gradient, problem.lambda_a * problem.direction.T @ y)
+            assert set(problem.direction.unique().tolist()) <= {-1.0, 0.0, 1.0}
+            seen.append(problem.name)
+
+    module = locoprop(ClosedForm(), oracle=Sign(), objective="squared", lambda_a=0.01)
+    trainer(tmp_path, [Look(look)], precision="64-true", max_steps=2).fit(module, digits())
+    assert seen == ["1", "3"] * 2
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+def test_a_checkpoint_of_another_method_or_network_is_refused(tmp_path):
+    saved = ModelCheckpoint(tmp_path, save_last=True)
+    trainer(tmp_path, [saved]).fit(locoprop(skip=["3"], lr_scheduler=LinearDecay), digits())
+    resume = dict(ckpt_path=saved.last_model_path, weights_only=True)
+    adam = BackpropModule(network(), Classification(), lambda p: torch.optim.Adam(p))
+    with pytest.raises(UserError, match="trained by SGD and AdamW, not by Adam; resume with"):
+        trainer(tmp_path, max_epochs=2).fit(adam, digits(), **resume)
+    trainer(tmp_path).test(adam, digits(), verbose=False, **resume)  # its weights are welcome
+    trainer(tmp_path).fit(adam, digits())
+    with pytest.raises(UserError, match=r"another network: size mismatch for network.1.weight.* \(2 more do not fit\)"):
+        trainer(tmp_path, max_epochs=2).fit(locoprop(net=MLP(64, 8, 1)), digits(), **resume)
+    longer = locoprop(skip=["3"], lr_scheduler=LinearDecay)
+    rates = []
+    look = Look(lambda module: rates.append([o.param_groups[0]["lr"] for o in module.trainer.optimizers]))
+    trainer(tmp_path, [look], max_epochs=2).fit(longer, digits(), **resume)
+    assert rates[0] == pytest.approx([1 - 0.98 / 2, 1e-3 * (1 - 0.98 / 2)])  # half of the longer run
 
 
 def test_relative_damping(tmp_path):

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from locoprop_lightning.module import LocoPropModule
+from locoprop_lightning.solvers import Status
 
 _DECAY = 0.7
 
@@ -22,7 +23,7 @@ class FitSummary(Callback):
         self._smoothed: Tensor | None = None
         self._raw: Tensor | None = None
         self._seconds = 0.0  # of training, without validation
-        self._steps = 0
+        self._steps = self._resumed = 0
         self._started = 0.0
         self._fit_started = 0.0
 
@@ -67,12 +68,15 @@ class FitSummary(Callback):
             if name.startswith("val/"):
                 lines.append((name.replace("val/", "validation "), f"{value.item():.4f}"))
         lines.append(("steps", str(trainer.global_step)))
-        lines.append(("seconds", f"{time.perf_counter() - self._fit_started:.1f}"))
+        here = f" for the {self._steps - self._resumed} steps since the resume" if self._resumed else ""
+        lines.append(("seconds", f"{time.perf_counter() - self._fit_started:.1f}{here}"))
         lines.append(("milliseconds a step", f"{1000 * self._seconds / self._steps:.1f}"))
         if isinstance(pl_module, LocoPropModule):
             for layer, counts in pl_module.solver.counts.items():
                 said = ", ".join(f"{count} {status}" for status, count in counts.items())
                 lines.append((f"layer {layer}", f"{said} of {self._steps} local solutions"))
+                if sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self._steps / 2:
+                    lines.append(("", "most of them failed: a larger lambda_r or a smaller lambda_a helps"))
         if folder is not None and trainer.loggers:
             lines.append(("logs", folder))
             lines.append(("see them", f"tensorboard --logdir {folder}"))
@@ -85,3 +89,4 @@ class FitSummary(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self._smoothed = state_dict["smoothed"]
         self._seconds, self._steps = state_dict["seconds"], state_dict["steps"]
+        self._resumed = self._steps

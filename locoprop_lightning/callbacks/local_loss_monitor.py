@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import check_counts
 from locoprop_lightning.module import LocoPropModule
 
 
@@ -20,8 +20,8 @@ class LocalLossMonitor(Callback):
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 0:
-            raise UserError(f"LocalLossMonitor(every_n_steps={every_n_steps}): must be at least 0.")
+        if every_n_steps is not None:
+            check_counts("LocalLossMonitor", 0, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from locoprop_lightning.data.loader import TensorLoader
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.seed import run_seed
 
 Samples = tuple[Tensor, Tensor]
@@ -61,8 +61,7 @@ class ImageData(LightningDataModule, ABC):
         eval_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: must be at least 1.")
+        check_counts("", 1, batch_size=batch_size)
         if not 0 <= validation < self.train_size:
             raise UserError(
                 f"validation={validation}: must be at least 0 and less than the {self.train_size} training images."

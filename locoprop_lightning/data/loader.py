@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 
 
 class EpochShuffle(Sampler[int]):
@@ -91,8 +91,7 @@ class TensorLoader:
             raise UserError(f"labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}.")
         if not scale > 0:
             raise UserError(f"scale={scale}: must be positive.")
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: must be at least 1.")
+        check_counts("", 1, batch_size=batch_size)
         if not 0 <= rank < world_size:
             raise UserError(f"rank={rank}: must be at least 0 and less than world_size={world_size}.")
         self.images = images

@@ -11,7 +11,7 @@ from torch.utils.data import SequentialSampler
 
 from locoprop_lightning.data.base import order_seed, overfits
 from locoprop_lightning.data.loader import EpochShuffle
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 
 VOCABULARY = 128  # of ASCII
 
@@ -45,9 +45,9 @@ class TextFiles(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"length": length, "batch_size": batch_size, "limit": limit}.items():
-            if value is not None and value < 1:
-                raise UserError(f"TextFiles({name}={value}): must be at least 1.")
+        check_counts("TextFiles", 1, length=length, batch_size=batch_size)
+        if limit is not None:
+            check_counts("TextFiles", 1, limit=limit)
         self.root = root
         self.pattern = pattern
         self.length = length

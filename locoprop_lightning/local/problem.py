@@ -27,7 +27,8 @@ class LocalProblem:
         transfer: f.
         lambda_a: Length of the oracle's step.
         lambda_r: Strength of the proximal term, above 0.
-        first_gradient: lambda_a D^T Y [d_out, width], or such a function, where there is a shorter way to it.
+        first_gradient: lambda_a D^T Y [d_out, width], or such a function, where there is a shorter way to it than from
+            Y and D.
         name: Name of the layer.
     """
 
@@ -41,7 +42,7 @@ class LocalProblem:
         transfer: Transfer,
         lambda_a: float,
         lambda_r: Scalar,
-        first_gradient: Tensor | Callable[[], Tensor] | None = None,
+        first_gradient: Tensor | Callable[[], Tensor | None] | None = None,
         name: str = "",
     ) -> None:
         self.name = name
@@ -99,10 +100,10 @@ class LocalProblem:
     @property
     def first_gradient(self) -> Tensor:
         """Grad J(W0) = lambda_a D^T Y [d_out, width]."""
+        if callable(self._first_gradient):
+            self._first_gradient = self._first_gradient()
         if self._first_gradient is None:
             self._first_gradient = self.map.adjoint(self.direction).mul_(self.lambda_a)
-        elif callable(self._first_gradient):
-            self._first_gradient = self._first_gradient()
         return self._first_gradient
 
     @property

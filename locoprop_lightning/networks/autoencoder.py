@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -36,8 +36,7 @@ class DeepAutoencoder(nn.Sequential):
         width: float = 1.0,
         activation: Literal["tanh", "relu"] = "tanh",
     ) -> None:
-        if depth < 1:
-            raise UserError(f"DeepAutoencoder(depth={depth}): must be at least 1.")
+        check_counts("DeepAutoencoder", 1, depth=depth)
         if not width > 0 or round(code * width) < 1:
             raise UserError(f"DeepAutoencoder(code={code}, width={width}): leaves the code no unit.")
         if activation not in _ACTIVATIONS:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -43,8 +43,8 @@ class MLP(nn.Sequential):
         activation: Literal["tanh", "relu", "leaky_relu", "sigmoid", "softplus", "identity"] = "tanh",
         bias: bool = True,
     ) -> None:
-        if hidden_layers < 0:
-            raise UserError(f"MLP(hidden_layers={hidden_layers}): must be at least 0.")
+        check_counts("MLP", 0, hidden_layers=hidden_layers)
+        check_counts("MLP", 1, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
         if activation not in _ACTIVATIONS:
             raise UserError(f"MLP(activation={activation!r}): take one of {', '.join(_ACTIVATIONS)}.")
         modules: list[nn.Module] = [nn.Flatten()]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 
 
 class Attention(nn.Module):
@@ -61,9 +61,7 @@ class Transformer(nn.Module):
         self, vocabulary: int = 128, length: int = 64, width: int = 128, depth: int = 4, heads: int = 4
     ) -> None:
         super().__init__()
-        for name, value in {"vocabulary": vocabulary, "length": length, "width": width, "heads": heads}.items():
-            if value < 1:
-                raise UserError(f"Transformer({name}={value}): must be at least 1.")
+        check_counts("Transformer", 1, vocabulary=vocabulary, length=length, width=width, heads=heads)
         if width % heads:
             raise UserError(f"Transformer(width={width}, heads={heads}): heads must divide width.")
         self.length = length

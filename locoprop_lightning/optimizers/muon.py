@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al., 2024)
 
@@ -43,8 +43,7 @@ class FullPrecisionMuon(Optimizer):
             raise UserError(f"FullPrecisionMuon(momentum={momentum}): must be in [0, 1).")
         if not weight_decay >= 0:
             raise UserError(f"FullPrecisionMuon(weight_decay={weight_decay}): must be at least 0.")
-        if ns_steps < 1:
-            raise UserError(f"FullPrecisionMuon(ns_steps={ns_steps}): must be at least 1.")
+        check_counts("FullPrecisionMuon", 1, ns_steps=ns_steps)
         defaults = {
             "lr": lr,
             "momentum": momentum,

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 
 _SETTINGS = ("end_factor", "total_steps", "warmup")
 
@@ -32,8 +32,8 @@ class LinearDecay(LRScheduler):
             raise UserError(f"LinearDecay(warmup={warmup}): must be in [0, 1).")
         if not 0 <= end_factor <= 1:
             raise UserError(f"LinearDecay(end_factor={end_factor}): must be in [0, 1].")
-        if total_steps is not None and total_steps < 1:
-            raise UserError(f"LinearDecay(total_steps={total_steps}): must be at least 1.")
+        if total_steps is not None:
+            check_counts("LinearDecay", 1, total_steps=total_steps)
         self.end_factor = end_factor
         self.warmup = warmup
         self.total_steps = total_steps
@@ -55,3 +55,10 @@ class LinearDecay(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands; no hyper-parameters, so that an edited configuration holds on resume."""
         return {k: v for k, v in super().state_dict().items() if k not in _SETTINGS}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the schedule stood, at the rates that these settings have there."""
+        super().load_state_dict(state_dict)
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate

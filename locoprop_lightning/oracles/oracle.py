@@ -1,5 +1,6 @@
 """What an oracle is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -7,11 +8,12 @@ from torch import Tensor
 from locoprop_lightning.local.factor import State
 
 
-class Oracle:
+class Oracle(ABC):
     """Estimates the direction D of the target T = f(A) - lambda_a D from the gradient G of the loss.
 
-    D = G R, with R acting on the units of a row, so that D^T Y = R^T (G^T Y) comes from the back-propagated weight
-    gradient without a product over the rows.
+    An oracle of one's own gives ``direction``. Where D = G R, with R acting on the units of a row, it also gives
+    ``weight_direction``: then D^T Y = R^T (G^T Y) comes from the back-propagated weight gradient without a product over
+    the rows.
 
     The loss is a mean over N terms (samples, or tokens): G is the gradient of that mean, N G that of single terms. A
     layer has n rows, more than N where it sees a term several times, as a convolution sees an image at each position.
@@ -28,7 +30,9 @@ class Oracle:
         """
         return 0
 
-    def observe(self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State) -> None:
+    def observe(  # noqa: B027, an oracle may keep nothing
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State
+    ) -> None:
         """Takes a batch in, once a step and before the directions; never a non-finite value.
 
         Args:
@@ -38,13 +42,19 @@ class Oracle:
             state: What evolves for this layer.
         """
 
+    @abstractmethod
     def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:
-        """D [n, d_out] of G [n, d_out], the gradient of a mean of N terms."""
-        raise NotImplementedError
+        """D [n, d_out] of G [n, d_out], the gradient of a mean of N terms; a new tensor, or the one that was given."""
 
-    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:
-        """D^T Y [d_out, width] of G^T Y [d_out, width]; a new tensor, or the one that was given."""
-        raise NotImplementedError
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor | None:
+        """D^T Y [d_out, width] of G^T Y [d_out, width], or None where only the rows give it.
+
+        Args:
+            weight_gradient: G^T Y; may be changed and returned.
+            terms: N.
+            state: What evolves for this layer.
+        """
+        return None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.solvers.solver import IterativeSolver, State
 
@@ -37,8 +37,7 @@ class AndersonAcceleration(IterativeSolver):
         safeguard: bool = True,
     ) -> None:
         super().__init__(iterations)
-        if memory < 1:
-            raise UserError(f"AndersonAcceleration(memory={memory}): must be at least 1.")
+        check_counts("AndersonAcceleration", 1, memory=memory)
         if not ridge > 0:
             raise UserError(f"AndersonAcceleration(ridge={ridge}): must be above 0.")
         if not beta > 0:

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from locoprop_lightning.errors import check_counts
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.factor import State
-from locoprop_lightning.solvers.solver import IterativeSolver, Outcome
+from locoprop_lightning.solvers.solver import LocalSolver, Outcome
 
 
-class ConjugateGradient(IterativeSolver):
+class ConjugateGradient(LocalSolver):
     """T steps towards the solution of V (C + lambda_r I) = -lambda_a D^T Y (Hestenes and Stiefel, 1952).
 
     Each output unit, a row of [W | b], is a system of its own. A product with C is one with Y and one with Y^T, or one
@@ -19,6 +20,11 @@ class ConjugateGradient(IterativeSolver):
     """
 
     squared_only = True
+
+    def __init__(self, iterations: int = 10) -> None:  # T
+        super().__init__()
+        check_counts("ConjugateGradient", 0, iterations=iterations)
+        self.iterations = iterations
 
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
         problem.plan(self.iterations)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.factor import State
 from locoprop_lightning.local.powers import power_sum, power_sum_products
@@ -59,7 +60,7 @@ class Outcome(NamedTuple):
     losses: Tensor | None
 
 
-class LocalSolver(Callback):
+class LocalSolver(Callback, ABC):
     """Solves the local problem of each layer and hands the displacements to the outer optimizer.
 
     A solver of one's own overrides ``run``, or derives from ``IterativeSolver`` and overrides ``step``. What evolves
@@ -74,6 +75,7 @@ class LocalSolver(Callback):
         self.losses: dict[str, Tensor] = {}  # local-loss curves [T + 1] of the latest step, if it recorded any
         self.counts: dict[str, dict[str, int]] = {}  # solves that failed at first, by layer and status
 
+    @abstractmethod
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
         """Solves one problem without waiting for the device.
 
@@ -82,7 +84,6 @@ class LocalSolver(Callback):
             state: What evolves for this layer; may be changed.
             record: Whether to compute the local-loss curve.
         """
-        raise NotImplementedError
 
     def retry(self, problem: LocalProblem, state: State, status: Status, record: bool = False) -> Outcome | None:
         """Another attempt at a problem whose solution did not do, or None; also the place to undo what it did to state.
@@ -171,7 +172,9 @@ class LocalSolver(Callback):
     def _count(self, name: str, status: Status) -> None:
         counts = self.counts.setdefault(name, {})
         if status is not Status.RETRIED and not counts.keys() - {Status.RETRIED.value}:
-            _log.warning("The local solution of layer %r was %s; said once, counted from here.", name, status.value)
+            said = "diverged" if status is Status.DIVERGED else "was not finite, and the layer keeps its weights"
+            way_out = "a larger lambda_r or a smaller lambda_a helps"
+            _log.warning("Layer %r: its local solution %s (said once, then counted); %s.", name, said, way_out)
         counts[status.value] = counts.get(status.value, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,8 +197,7 @@ class IterativeSolver(LocalSolver):
 
     def __init__(self, iterations: int = 10) -> None:  # T
         super().__init__()
-        if iterations < 0:
-            raise UserError(f"{type(self).__name__}(iterations={iterations}): must be at least 0.")
+        check_counts(type(self).__name__, 0, iterations=iterations)
         self.iterations = iterations
 
     def affine(self, problem: LocalProblem) -> tuple[Scalar, Scalar] | None:
@@ -209,6 +211,7 @@ class IterativeSolver(LocalSolver):
         """Makes what the steps of one solve share; handed to every ``step``."""
         return None
 
+    @abstractmethod
     def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: Any) -> Tensor:
         """Displacement of iteration k + 1 [d_out, width].
 
@@ -219,7 +222,6 @@ class IterativeSolver(LocalSolver):
             k: Number of the iteration, from 0.
             inner: What ``init`` returned.
         """
-        raise NotImplementedError
 
     def iterate(self, v: Tensor, inner: Any) -> Tensor:
         """The solution that the solver would return now, where that is not the point ``v`` of the next gradient."""

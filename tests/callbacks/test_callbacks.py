@@ -8,8 +8,10 @@ from locoprop_lightning import LocoPropModule, UserError
 from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor
 from locoprop_lightning.data import Digits
 from locoprop_lightning.networks import MLP
-from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.solvers import ClosedForm, FixedPointIteration
 from locoprop_lightning.tasks import Classification
+
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 def fit(folder, *callbacks, lambda_r=10.0):
@@ -22,9 +24,8 @@ def fit(folder, *callbacks, lambda_r=10.0):
         log_every_n_steps=1,
         logger=TensorBoardLogger(folder, name=None, version="", default_hp_metric=False),
         callbacks=list(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
         enable_checkpointing=False,
+        **QUIET,
     )
     trainer.fit(module, Digits(batch_size=500))
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -68,6 +69,26 @@ def test_summary_goes_on_over_a_resume():
     second.load_state_dict(first.state_dict())
     second.on_train_batch_end(None, None, {"loss": torch.tensor(3.0)}, None, 0)
     assert second.state_dict()["smoothed"].item() == pytest.approx(0.7 * (0.7 * 1 + 0.3 * 2) + 0.3 * 3)
+
+
+def test_summary_tells_a_resume(tmp_path, capsys):
+    first = FitSummary()
+    fit(tmp_path / "first", first)
+    assert "since the resume" not in capsys.readouterr().out
+    second = FitSummary()
+    second.load_state_dict(first.state_dict())
+    fit(tmp_path / "second", second)
+    assert " for the 3 steps since the resume" in capsys.readouterr().out
+
+
+def test_summary_says_where_most_solutions_failed(tmp_path, capsys):
+    module = LocoPropModule(MLP(64, 16, 1), Classification(), FixedPointIteration(10), lambda_a=30.0, lambda_r=1.0)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=3, logger=False, callbacks=[FitSummary()], enable_checkpointing=False, **QUIET
+    )
+    trainer.fit(module, Digits(batch_size=500))
+    printed = capsys.readouterr().out
+    assert "3 diverged of 3 local solutions" in printed and "a larger lambda_r or a smaller lambda_a helps" in printed
 
 
 def test_summary_counts_its_own_seconds_where_it_resumes_within_an_epoch(monkeypatch):

@@ -338,6 +338,8 @@ def test_arguments():
         (lambda: WhitenedOracle(beta=-0.1), r"WhitenedOracle\(beta=-0.1\): must be in \[0, 1\)"),
         (lambda: WhitenedOracle(damping=0.0), r"WhitenedOracle\(damping=0.0\): must be above 0"),
         (lambda: WhitenedOracle(samples=-1), r"WhitenedOracle\(samples=-1\): must be at least 0"),
+        (lambda: WhitenedOracle(samples=1.5), r"WhitenedOracle\(samples=1.5\): must be a whole number"),
+        (lambda: WhitenedOracle(refresh_every=2.5), r"WhitenedOracle\(refresh_every=2.5\): must be a whole number"),
         (lambda: WhitenedOracle(refresh_every=0), r"WhitenedOracle\(refresh_every=0\): must be at least 1"),
         (lambda: WhitenedOracle(warmup=-1), r"WhitenedOracle\(warmup=-1\): must be at least 0"),
     ]:

@@ -268,7 +268,8 @@ def test_a_refused_layer_is_said_once(make_problem, caplog, retried):
     assert module.committed["layer"] is None
     assert solver.counts["layer"]["nonfinite"] == 2
     assert [r.getMessage() for r in caplog.records] == [
-        "The local solution of layer 'layer' was nonfinite; said once, counted from here."
+        "Layer 'layer': its local solution was not finite, and the layer keeps its weights (said once, then counted); "
+        "a larger lambda_r or a smaller lambda_a helps."
     ]
 
 
