@@ -32,7 +32,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
-from locoprop_lightning.cli import LocoPropCLI
+from locoprop_lightning.cli import LocoPropCLI, one_sentence
 from locoprop_lightning.module import SupervisedModule
 
 STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
@@ -156,6 +156,8 @@ def run(options: argparse.Namespace) -> None:
             method = options.label or config.stem
             path = options.out / f"{method}-seed{seed}.json"
             if path.exists() and not options.force:
+                if json.loads(path.read_text())["settings"] != settings(options):
+                    raise SystemExit(f"{path} exists, of other settings: give --label, --out or --force.")
                 print(f"{path.stem}: exists, skipped (--force runs it again)", flush=True)
                 continue
             print(f"{path.stem}: {config}", flush=True)
@@ -169,9 +171,13 @@ def run(options: argparse.Namespace) -> None:
             write(path, {"method": method, "seed": seed, **record})
 
 
+def settings(options: argparse.Namespace) -> dict[str, str]:
+    """What a run overrides in its configuration."""
+    return options.set | ({} if options.max_steps is None else {"trainer.max_steps": str(options.max_steps)})
+
+
 def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorder, dict[str, Any]]:
-    settings = options.set | ({} if options.max_steps is None else {"trainer.max_steps": str(options.max_steps)})
-    trainer, module, data = build(config, seed, settings)
+    trainer, module, data = build(config, seed, settings(options))
     split = "val" if getattr(data, "validation", 0) else "test"  # what validation looks at
     if split == "test" and options.no_test:
         trainer.limit_val_batches = 0
@@ -190,7 +196,7 @@ def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorde
         metrics |= {name.replace("/", "_"): [finite(value)] for name, value in tested.items()}
     paces = [1000 * (b - a) for a, b in zip([0.0, *recorder.seconds], recorder.seconds, strict=False)]
     return recorder, {
-        "settings": settings,
+        "settings": settings(options),
         "steps": len(recorder.losses),
         "nonfinite_step": nonfinite_step,
         **metrics,
@@ -202,8 +208,11 @@ def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorde
     }
 
 
-def load(folder: Path, paces: dict[str, float] | None) -> dict[str, list[Run]]:
+def load(folder: Path, ms: Path | None) -> dict[str, list[Run]]:
     """The runs of a folder by method, the lowest final loss first."""
+    if ms is not None and not ms.is_file():
+        raise SystemExit(f"--ms {ms}: no such file; 'time --json {ms}' makes it.")
+    paces = None if ms is None else json.loads(ms.read_text())
     methods: dict[str, list[Run]] = {}
     for path in sorted(folder.glob("*-seed*.json")):
         record = json.loads(path.read_text())
@@ -242,7 +251,7 @@ def table(options: argparse.Namespace) -> None:
     columns = [(f"step {step}", ".3f", partial(Run.at, step=step)) for step in options.steps if step <= last]
     if not ends <= set(options.steps) or not ends:
         columns.append(("last step", ".3f", lambda run: run.smoothed[-1]))
-    columns += [(f"{seconds} s", ".3f", partial(Run.after, seconds=seconds)) for seconds in options.seconds]
+    columns += [(f"{seconds:g} s", ".3f", partial(Run.after, seconds=seconds)) for seconds in options.seconds]
     columns.append((f"highest after step {SETTLED}", ".3f", Run.highest))
     metric, form = ("test_accuracy", ".4f") if any(r.get("test_accuracy") for r in records) else ("test_loss", ".3f")
     name = metric.replace("_", " ")
@@ -336,7 +345,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = "folder of the results (default: %(default)s)"
     folder.add_argument("--out", type=Path, default=Path("docs/results/fashion_mnist"), metavar="DIR", help=text)
     text = "the --json of 'time': its pace replaces the recorded one, as runs may have shared the machine"
-    pace.add_argument("--ms", type=lambda path: json.loads(Path(path).read_text()), metavar="FILE.json", help=text)
+    pace.add_argument("--ms", type=Path, metavar="FILE.json", help=text)
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -363,7 +372,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = "steps whose smoothed loss is shown (default: %(default)s); the last one always is"
     add("--steps", type=int, nargs="*", default=STEPS, metavar="STEP", help=text)
     text = "seconds of training after which it is shown (default: %(default)s)"
-    add("--seconds", type=int, nargs="*", default=SECONDS, metavar="S", help=text)
+    add("--seconds", type=float, nargs="*", default=SECONDS, metavar="S", help=text)
     text = "epochs after which the test metric is shown, from 1 on (default: the last alone)"
     add("--epochs", type=int, nargs="*", default=(), metavar="EPOCH", help=text)
     more = "The line is the median over the seeds; a band shows the range of several."
@@ -398,7 +407,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len({config.stem for config in options.configs}) < len(options.configs):
             parser.error("two configurations have the same stem")
     warnings.filterwarnings("ignore")
-    options.function(options)
+    with one_sentence("learning_curves"):
+        options.function(options)
 
 
 if __name__ == "__main__":

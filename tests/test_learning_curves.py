@@ -66,6 +66,8 @@ def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):
     chosen = rows_of(capsys.readouterr().out)["fast"]
     assert chosen["step 5"] == chosen["10 s"] == "0.300" and chosen["test accuracy, epoch 1"] == "0.1000"
     assert "step 118" not in chosen and "test accuracy, epoch 3" not in chosen  # no run had a third epoch
+    with pytest.raises(SystemExit, match="--ms none.json: no such file"):
+        curves.main(["table", "--out", str(folder), "--ms", "none.json"])
     for wrong in (["--steps", "-1"], ["--epochs", "0"]):
         with pytest.raises(SystemExit, match="name none below"):
             curves.main(["table", "--out", str(folder), *wrong])
@@ -76,15 +78,16 @@ def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):
 
 def test_seconds_are_read_at_the_measured_pace(folder):
     made_up(folder, "a", 0, range(10, 0, -1), 5.0)
-    (run,) = curves.load(folder, {"a": 100.0})["a"]
+    (folder / "ms.json").write_text(json.dumps({"a": 100.0}))
+    (run,) = curves.load(folder, folder / "ms.json")["a"]
     assert run.after(0.05) is None and run.after(0.35) == run.smoothed[2]
     assert run.after(1.0) == run.smoothed[9] and run.after(1.1) is None
 
 
 def test_real_runs(folder, capsys):
     configs = [str(ROOT / "configs" / "digits" / f"{name}.yaml") for name in ("adam", "foof")]
-    command = ["run", *configs, "--out", "results", "--max-steps", "3", "--set", "trainer.accelerator=cpu"]
-    curves.main([*command, "data.batch_size=750"])
+    command = ["run", *configs, "--out", "results", "--max-steps", "3", "--set", "data.batch_size=750"]
+    curves.main([*command, "trainer.accelerator=cpu"])
     assert {path.name for path in folder.iterdir()} == {"results"}  # neither logs, checkpoints nor config.yaml
     losses = {}
     for name in ("adam", "foof"):
@@ -100,8 +103,10 @@ def test_real_runs(folder, capsys):
         assert seconds == sorted(seconds)
     assert losses["adam"][0] == losses["foof"][0] and losses["foof"][2] < losses["foof"][0]  # same seed, same start
     capsys.readouterr()
-    curves.main(command)
+    curves.main([*command, "trainer.accelerator=cpu"])
     assert capsys.readouterr().out.count("skipped") == 2
+    with pytest.raises(SystemExit, match="adam-seed0.json exists, of other settings"):
+        curves.main(command)
     for file in ("a.svg", "b.svg"):
         curves.main(["figure", "--out", "results", file])
     drawn = (folder / "a.svg").read_text()
