@@ -4,8 +4,14 @@ import re
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 
+from locoprop_lightning import LocoPropModule
+from locoprop_lightning.data import Digits
 from locoprop_lightning.local import LocalProblem, resolve_transfer
+from locoprop_lightning.networks import MLP
+from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.tasks import Classification
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
 
@@ -27,3 +33,15 @@ def test_own_solver_reaches_the_minimum():
     solution = scope["HeavyBall"](iterations=100).solve(problem, record=True)
     assert torch.linalg.vector_norm(problem.gradient(solution.weight - w)) < 1e-10
     assert len(solution.losses) == 101
+
+
+def test_own_oracle_trains(tmp_path):
+    scope = {}
+    exec(BLOCKS[2], scope)
+    module = LocoPropModule(
+        MLP(64, 16, 1), Classification(), ClosedForm(), 0.1, 100, objective="squared", oracle=scope["SignOracle"]()
+    )
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, **quiet)
+    trainer.fit(module, Digits(batch_size=128, seed=0))
+    assert trainer.callback_metrics["val/accuracy"] > 0.5
