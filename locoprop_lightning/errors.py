@@ -1,6 +1,11 @@
-"""Errors meant for the user of the package."""
+"""Errors meant for the user of the package, and checks of settings that raise them.
 
+In the checks ``owner`` is the name of the class whose settings these are, empty for a setting that stands alone.
+"""
+
+from collections.abc import Iterable
 from numbers import Integral
+from typing import Any
 
 
 class UserError(ValueError):
@@ -8,18 +13,38 @@ class UserError(ValueError):
 
 
 def check_counts(owner: str, least: int, **values: int) -> None:
-    """Refuses what is no whole number, or too small a one.
-
-    Args:
-        owner: Name of the class whose settings these are; empty for a setting that stands alone.
-        least: The smallest number allowed.
-        **values: The settings by name.
-
-    Raises:
-        UserError: Names the setting and its value.
-    """
+    """Refuses what is no whole number, or less than ``least``."""
     for name, value in values.items():
         whole = isinstance(value, Integral) and not isinstance(value, bool)
         if not whole or value < least:
-            setting = f"{owner}({name}={value!r})" if owner else f"{name}={value!r}"
-            raise UserError(f"{setting}: must be {f'at least {least}' if whole else 'a whole number'}.")
+            raise UserError(
+                f"{_shown(owner, name, value)}: must be {f'at least {least}' if whole else 'a whole number'}."
+            )
+
+
+def check_positive(owner: str, **values: float) -> None:
+    """Refuses what is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{_shown(owner, name, value)}: must be above 0.")
+
+
+def check_choice(owner: str, allowed: Iterable[str], **values: str) -> None:
+    """Refuses what is not among the allowed."""
+    allowed = list(allowed)
+    for name, value in values.items():
+        if value not in allowed:
+            raise UserError(f"{_shown(owner, name, value)}: take one of {', '.join(allowed)}.")
+
+
+def check_object(kind: type, **values: Any) -> None:
+    """Refuses what is no object of a class, such as the class itself."""
+    for name, value in values.items():
+        if isinstance(value, type):
+            raise UserError(f"{name}={value.__name__}: give an object, {value.__name__}(...), not the class.")
+        if not isinstance(value, kind):
+            raise UserError(f"{name}={value!r}: must be a {kind.__module__}.{kind.__qualname__}.")
+
+
+def _shown(owner: str, name: str, value: Any) -> str:
+    return f"{owner}({name}={value!r})" if owner else f"{name}={value!r}"

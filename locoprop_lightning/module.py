@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import MetricCollection
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_choice, check_object, check_positive
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer, discover, resolve_transfer
 from locoprop_lightning.local.discovery import call, candidates, check_names, check_patterns
@@ -41,8 +41,8 @@ class SupervisedModule(LightningModule):
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
-        _object("network", network, nn.Module)
-        _object("task", task, Task)
+        check_object(nn.Module, network=network)
+        check_object(Task, task=task)
         self.network = network
         self.task = task
         metrics = task.metrics()
@@ -228,14 +228,13 @@ class LocoPropModule(SupervisedModule):
     ) -> None:
         super().__init__(network, task)
         self.automatic_optimization = False
-        _choice("objective", objective, ("matching", "squared"))
-        _choice("output_transfer", output_transfer, ("identity", "link"))
-        _choice("damping", damping, ("absolute", "relative"))
-        _positive("lambda_a", lambda_a)
-        _positive("lambda_r", lambda_r)
+        check_choice("", ("matching", "squared"), objective=objective)
+        check_choice("", ("identity", "link"), output_transfer=output_transfer)
+        check_choice("", ("absolute", "relative"), damping=damping)
+        check_positive("", lambda_a=lambda_a, lambda_r=lambda_r)
         _check_solver(solver, objective)
         if oracle is not None:
-            _object("oracle", oracle, Oracle)
+            check_object(Oracle, oracle=oracle)
         self.solver = solver
         self.lambda_a = lambda_a
         self.lambda_r = lambda_r
@@ -264,8 +263,8 @@ class LocoPropModule(SupervisedModule):
         settings = {name: {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r} for name in self._candidates}
         for pattern, values in overrides.items():
             for key, value in values.items():
-                _choice(f"overrides[{pattern!r}]", key, ("lambda_a", "lambda_r"))
-                _positive(f"overrides[{pattern!r}].{key}", value)
+                check_choice("", ("lambda_a", "lambda_r"), **{f"overrides[{pattern!r}]": key})
+                check_positive("", **{f"overrides[{pattern!r}].{key}": value})
             for name in settings:
                 if fnmatchcase(name, pattern):
                     settings[name].update(values)
@@ -474,15 +473,8 @@ def _first_samples(x: Any) -> Any:
     return tree_map(cut, x)
 
 
-def _object(setting: str, value: Any, kind: type) -> None:
-    if isinstance(value, type):
-        raise UserError(f"{setting}={value.__name__}: give an object, {value.__name__}(...), not the class.")
-    if not isinstance(value, kind):
-        raise UserError(f"{setting}={value!r}: must be a {kind.__module__}.{kind.__qualname__}.")
-
-
 def _check_solver(solver: LocalSolver, objective: str) -> None:
-    _object("solver", solver, LocalSolver)
+    check_object(LocalSolver, solver=solver)
     name = type(solver).__name__
     if not hasattr(solver, "state"):
         raise UserError(f"solver={name}: its __init__ must call super().__init__().")
@@ -491,13 +483,3 @@ def _check_solver(solver: LocalSolver, objective: str) -> None:
             f"solver={name} solves the squared loss only: set objective to 'squared', or take another solver, such as "
             "Majorization."
         )
-
-
-def _choice(setting: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(f"{setting}={value!r}: take one of {', '.join(allowed)}.")
-
-
-def _positive(setting: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"{setting}={value}: must be above 0.")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_choice, check_counts
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -39,8 +39,7 @@ class DeepAutoencoder(nn.Sequential):
         check_counts("DeepAutoencoder", 1, depth=depth)
         if not width > 0 or round(code * width) < 1:
             raise UserError(f"DeepAutoencoder(code={code}, width={width}): leaves the code no unit.")
-        if activation not in _ACTIVATIONS:
-            raise UserError(f"DeepAutoencoder(activation={activation!r}): take one of {', '.join(_ACTIVATIONS)}.")
+        check_choice("DeepAutoencoder", _ACTIVATIONS, activation=activation)
         encoder = [round(units * width) for units in [1000, *[500] * depth, 250]]
         widths = [in_features, *encoder, round(code * width), *reversed(encoder), in_features]
         modules: list[nn.Module] = [nn.Flatten()]

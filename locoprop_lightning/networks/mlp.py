@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_choice, check_counts
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -45,8 +45,7 @@ class MLP(nn.Sequential):
     ) -> None:
         check_counts("MLP", 0, hidden_layers=hidden_layers)
         check_counts("MLP", 1, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
-        if activation not in _ACTIVATIONS:
-            raise UserError(f"MLP(activation={activation!r}): take one of {', '.join(_ACTIVATIONS)}.")
+        check_choice("MLP", _ACTIVATIONS, activation=activation)
         modules: list[nn.Module] = [nn.Flatten()]
         width = in_features
         for _ in range(hidden_layers):

@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_positive
 
 
 class TensorFlowRMSprop(Optimizer):
@@ -43,8 +43,7 @@ class TensorFlowRMSprop(Optimizer):
         for name, value in (("decay", decay), ("momentum", momentum)):
             if not 0 <= value < 1:
                 raise UserError(f"TensorFlowRMSprop({name}={value}): must be at least 0 and below 1.")
-        if not eps > 0:
-            raise UserError(f"TensorFlowRMSprop(eps={eps}): must be above 0.")
+        check_positive("TensorFlowRMSprop", eps=eps)
         super().__init__(params, {"lr": lr, "decay": decay, "momentum": momentum, "eps": eps})
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, check_positive
 from locoprop_lightning.local.factor import Factor
 from locoprop_lightning.local.linear_map import gram, spread
 from locoprop_lightning.oracles.oracle import Oracle, State
@@ -53,8 +53,7 @@ class WhitenedOracle(Oracle):
             raise UserError(f"WhitenedOracle(power={power}): take 1 or 0.5.")
         if not 0 <= beta < 1:
             raise UserError(f"WhitenedOracle(beta={beta}): must be in [0, 1).")
-        if not damping > 0:
-            raise UserError(f"WhitenedOracle(damping={damping}): must be above 0.")
+        check_positive("WhitenedOracle", damping=damping)
         check_counts("WhitenedOracle", 0, samples=samples)
         self.power = power
         self.damping = damping

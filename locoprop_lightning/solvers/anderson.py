@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import check_counts, check_positive
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.solvers.solver import IterativeSolver, State
 
@@ -38,10 +38,7 @@ class AndersonAcceleration(IterativeSolver):
     ) -> None:
         super().__init__(iterations)
         check_counts("AndersonAcceleration", 1, memory=memory)
-        if not ridge > 0:
-            raise UserError(f"AndersonAcceleration(ridge={ridge}): must be above 0.")
-        if not beta > 0:
-            raise UserError(f"AndersonAcceleration(beta={beta}): must be above 0.")
+        check_positive("AndersonAcceleration", ridge=ridge, beta=beta)
         self.memory = memory
         self.ridge = ridge
         self.beta = beta

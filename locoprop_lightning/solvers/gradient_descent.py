@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import check_choice, check_positive
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.problem import Scalar
 from locoprop_lightning.solvers.solver import IterativeSolver
@@ -31,8 +31,8 @@ class GradientDescent(IterativeSolver):
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(iterations)
-        if rate is not None and not rate > 0:
-            raise UserError(f"GradientDescent(rate={rate}): must be above 0, or null for 1/lambda_r.")
+        if rate is not None:
+            check_positive("GradientDescent", rate=rate)
         self.rate = rate
         self.proximal = proximal
         self.schedule = check_schedule(schedule, "GradientDescent")
@@ -52,8 +52,7 @@ class GradientDescent(IterativeSolver):
 
 def check_schedule(schedule: Schedule, owner: str) -> Schedule:
     """Passes a schedule of the inner rate through, or raises a UserError."""
-    if schedule not in ("constant", "published"):
-        raise UserError(f"{owner}(schedule={schedule!r}): take 'constant' or 'published'.")
+    check_choice(owner, ("constant", "published"), schedule=schedule)
     return schedule
 
 

@@ -334,7 +334,7 @@ def test_arguments():
     for make, message in [
         (lambda: RMSOracle(beta=1.0), r"RMSOracle\(beta=1.0\): must be in \[0, 1\)"),
         (lambda: RMSOracle(eps=0.0), r"RMSOracle\(eps=0.0\): must be above 0"),
-        (lambda: RMSOracle(per="row"), r"RMSOracle\(per='row'\): take 'unit' or 'layer'"),
+        (lambda: RMSOracle(per="row"), r"RMSOracle\(per='row'\): take one of unit, layer"),
         (lambda: WhitenedOracle(beta=-0.1), r"WhitenedOracle\(beta=-0.1\): must be in \[0, 1\)"),
         (lambda: WhitenedOracle(damping=0.0), r"WhitenedOracle\(damping=0.0\): must be above 0"),
         (lambda: WhitenedOracle(samples=-1), r"WhitenedOracle\(samples=-1\): must be at least 0"),

@@ -203,7 +203,7 @@ def test_lbfgs_is_refused(make_problem):
 def test_arguments():
     with pytest.raises(UserError, match=r"InnerOptimizer\(iterations=-1\): must be at least 0"):
         InnerOptimizer(OPTIMIZERS["adam"], -1)
-    with pytest.raises(UserError, match=r"InnerOptimizer\(schedule='linear'\): take 'constant' or 'published'"):
+    with pytest.raises(UserError, match=r"InnerOptimizer\(schedule='linear'\): take one of constant, published"):
         InnerOptimizer(OPTIMIZERS["adam"], schedule="linear")
     with pytest.raises(UserError, match=r"GradientDescent\(schedule='linear'\)"):
         GradientDescent(schedule="linear")

@@ -331,7 +331,7 @@ def test_arguments():
         (lambda: AndersonAcceleration(memory=0), r"memory=0\): must be at least 1"),
         (lambda: AndersonAcceleration(ridge=0.0), r"ridge=0.0\): must be above 0"),
         (lambda: AndersonAcceleration(beta=-1.0), r"beta=-1.0\): must be above 0"),
-        (lambda: GradientDescent(rate=0.0), r"rate=0.0\): must be above 0, or null"),
+        (lambda: GradientDescent(rate=0.0), r"rate=0.0\): must be above 0"),
         (lambda: ClosedForm(average=1.0), r"average=1.0\): must be in \[0, 1\)"),
         (lambda: ClosedForm(refresh_every=0), r"refresh_every=0\): must be at least 1"),
     ]
