@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torchmetrics import MetricCollection
 
 from locoprop_lightning.errors import UserError, check_choice, check_object, check_positive
@@ -28,7 +28,6 @@ from locoprop_lightning.solvers import LocalSolver
 from locoprop_lightning.tasks import Task
 
 Batch = tuple[Any, Any]
-_PROBE_SAMPLES = 2
 
 
 class SupervisedModule(LightningModule):
@@ -104,11 +103,12 @@ class SupervisedModule(LightningModule):
             raise UserError(f"The checkpoint is of another network: {first.strip()}{others}") from error
 
     def on_fit_start(self) -> None:
-        """Refuses to resume with other optimizers.
+        """Forgets the layers of an earlier fit, and refuses to resume with other optimizers.
 
         Raises:
             UserError: Names both.
         """
+        self._layers = None
         saved, own = self._saved_optimizers, self._optimizer_names()
         if self.trainer.ckpt_path is not None and saved is not None and saved != own:
             raise UserError(
@@ -156,7 +156,7 @@ class BackpropModule(SupervisedModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Prints the table of layers before the first step."""
         if self._layers is None:
-            self._layers = discover(self.network, _first_samples(batch[0]))
+            self._layers = discover(self.network, batch[0])
             name = type(self.trainer.optimizers[0]).__name__
             trained = {layer.name: name for layer in self._layers if layer.reason != "frozen"}
             print_layers(self.trainer, self._layers, trained, plain=True)
@@ -167,7 +167,7 @@ class BackpropModule(SupervisedModule):
         output, target = self(batch[0]), self.task.target(*batch)
         loss = self.task.loss(output, target)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._log_training(loss.detach(), output.detach(), target, rate, logs)
+        self._log_training(loss.detach(), _detached(output), target, rate, logs)
         return loss
 
     def configure_optimizers(self) -> Any:  # noqa: D102
@@ -252,22 +252,26 @@ class LocoPropModule(SupervisedModule):
         if not self._candidates:
             raise UserError("LocoPropModule: the network has no layer to train locally; use BackpropModule.")
         check_names("transfers", self.transfers, self._candidates)
-        self._settings = self._layer_settings(overrides or {})
+        self._overrides = self._checked(overrides or {})
         self._local: dict[str, WeightLayer] = {}
         self.problems: dict[str, LocalProblem] = {}
         self.oracle_state: dict[str, State] = {}  # by name of the layer
         self.record_losses = False  # whether this step computes the local-loss curves
 
-    def _layer_settings(self, overrides: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    def _checked(self, overrides: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         check_patterns("overrides", overrides, self._candidates)
-        settings = {name: {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r} for name in self._candidates}
         for pattern, values in overrides.items():
             for key, value in values.items():
                 check_choice("", ("lambda_a", "lambda_r"), **{f"overrides[{pattern!r}]": key})
                 check_positive("", **{f"overrides[{pattern!r}].{key}": value})
-            for name in settings:
-                if fnmatchcase(name, pattern):
-                    settings[name].update(values)
+        return overrides
+
+    def _settings(self, name: str) -> dict[str, float]:
+        """The lambdas of a layer."""
+        settings = {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r}
+        for pattern, values in self._overrides.items():
+            if fnmatchcase(name, pattern):
+                settings |= values
         return settings
 
     def configure_callbacks(self) -> list[Callback]:
@@ -280,10 +284,10 @@ class LocoPropModule(SupervisedModule):
         Only the first batch tells which layers cannot be local, so the rest optimizer is given every parameter; torch's
         optimizers pass over those without a gradient.
         """
+        self._candidates = candidates(self.network, self.skip)  # some may have been frozen since
         local = [p for layer in self._candidates.values() for p in layer.parameters()]
         outer = _make("optimizer", self._optimizer, local)
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        rest = _make("rest_optimizer", self._rest_optimizer, trained)
+        rest = _make("rest_optimizer", self._rest_optimizer, list(self.network.parameters()))
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
             if isinstance(optimizer, LBFGS):
                 raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
@@ -326,11 +330,11 @@ class LocoPropModule(SupervisedModule):
         logs = self._logs_this_step
         outer, rest = self.optimizers()  # type: ignore[attr-defined]
         self.network.zero_grad(set_to_none=True)
-        with Tape(self._local) as tape:
+        with Tape(self._local, [*self.network.parameters(), *self.network.buffers()]) as tape:
             output = self(x)
         target = self.task.target(*batch)
         loss, terms = self.task.loss(output, target), self.task.terms(target)
-        sampled = self._sampled(tape, output)
+        sampled = self._sampled(tape, output, loss.device)
         self.manual_backward(loss)
         with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
             self.problems = {
@@ -338,6 +342,9 @@ class LocoPropModule(SupervisedModule):
                 for name, record in tape.records.items()
                 if record.complete
             }
+        for name, record in tape.records.items():
+            if record.empty:  # gradients of zeros, which the rest optimizer would take for a reason to decay
+                self._local[name].zero_grad(set_to_none=True)
         if starting:
             self._announce()
         self._step_rest(rest)
@@ -345,13 +352,20 @@ class LocoPropModule(SupervisedModule):
         outer.step()
         self.problems = {}
         self._step_schedule(outer, rest)
-        self._log_training(loss.detach(), output.detach(), target, rate, logs)
+        self._log_training(loss.detach(), _detached(output), target, rate, logs)
         return {"loss": loss.detach()}
 
     def _discover(self, x: Any) -> None:
-        self._layers = discover(
-            self.network, _first_samples(x), self.skip, self.transfers, self.objective, self.output_transfer
-        )
+        self._layers = discover(self.network, x, self.skip, self.transfers, self.objective, self.output_transfer)
+        outputs = [layer.name for layer in self._layers if layer.output]
+        if self.output_transfer != "identity" and len(outputs) != 1:
+            raise UserError(
+                f"output_transfer='link' needs one layer whose pre-activation is the network's output, but there are "
+                f"{len(outputs)}: set transfers={{name: {self.output_transfer!r}}} instead."
+            )
+        for layer in self._layers:
+            if layer.local and layer.name not in self._candidates:
+                layer.transfer, layer.reason = None, "unfrozen after the optimizers were made"
         self._local = {layer.name: self._candidates[layer.name] for layer in self._layers if layer.local}
         self._transfers = {layer.name: layer.transfer for layer in self._layers if layer.transfer is not None}
 
@@ -359,21 +373,29 @@ class LocoPropModule(SupervisedModule):
         for problem in self.problems.values():
             self.solver.check(problem)
         rest = type(self.trainer.optimizers[1]).__name__
-        trained = {layer.name: rest for layer in self._layers or [] if layer.reason != "frozen"}
-        trained |= {name: self.solver.describe(problem) for name, problem in self.problems.items()}
+        trained = {}
+        for layer in self._layers or []:
+            if layer.name in self.problems:
+                trained[layer.name] = self.solver.describe(self.problems[layer.name])
+            elif layer.local and self._local[layer.name].weight.grad is None:
+                trained[layer.name], layer.reason = type(self.solver).__name__, "no gradient in the first batch"
+            elif layer.local:
+                trained[layer.name], layer.reason = rest, "called where its rows cannot be recorded"
+            elif layer.reason != "frozen":
+                trained[layer.name] = rest
         print_layers(self.trainer, self._layers or [], trained)
 
-    def _sampled(self, tape: Tape, output: Tensor) -> list[dict[str, Tensor]]:
+    def _sampled(self, tape: Tape, output: Any, device: torch.device) -> list[dict[str, Tensor]]:
         """Gradients of labels drawn from the model's prediction, as often as the oracle asks, from their own seed."""
         draws = self.oracle.draws(self.oracle_state or {name: {} for name in tape.records})
         if draws == 0:
             return []
-        generator = torch.Generator(output.device).manual_seed(crc32(f"{run_seed()} {self.global_step}".encode()))
-        labels = [self.task.sample_labels(output.detach(), generator) for _ in range(draws)]
+        generator = torch.Generator(device).manual_seed(crc32(f"{run_seed()} {self.global_step}".encode()))
+        labels = [self.task.sample_labels(_detached(output), generator) for _ in range(draws)]
         return [tape.gradients(self.task.loss(output, label)) for label in labels]
 
     def _problem(self, name: str, record: Record, sampled: list[Tensor], terms: int) -> LocalProblem:
-        layer, settings = self._local[name], self._settings[name]
+        layer, settings = self._local[name], self._settings(name)
         rows, g = record.map(), record.gradient()
         oracle, state = self.oracle, self.oracle_state.setdefault(name, {})
         oracle.observe(g, sampled, terms, state)
@@ -447,8 +469,10 @@ class LocoPropModule(SupervisedModule):
 def _follow(rest: Optimizer | LightningOptimizer, outer: Optimizer | LightningOptimizer) -> None:
     """Gives the rest optimizer the outer one's share of its first rate, after a schedule has set that."""
     group = outer.param_groups[0]
+    share = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
     for other in rest.param_groups:
-        other["lr"] = other["initial_lr"] * group["lr"] / group["initial_lr"]
+        start = other.setdefault("initial_lr", other["lr"])  # a callback may have added the group
+        other["lr"] = start * share
 
 
 def _make(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
@@ -462,15 +486,8 @@ def _make(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
         raise UserError(f"{setting}: {error}{hint}.") from error
 
 
-def _first_samples(x: Any) -> Any:
-    """A few samples of each input; inputs of another size than the first (a mask) are not per sample."""
-    sizes = [leaf.shape[0] for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-
-    def cut(leaf: Any) -> Any:
-        per_sample = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == sizes[0]
-        return leaf[:_PROBE_SAMPLES] if per_sample else leaf
-
-    return tree_map(cut, x)
+def _detached(output: Any) -> Any:
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
 
 
 def _check_solver(solver: LocalSolver, objective: str) -> None:

@@ -225,11 +225,87 @@ class Masked(nn.Module):
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_inputs_that_are_not_per_sample(tmp_path):
-    batch = ((torch.randn(8, 6, 4), torch.rand(6, 6)), torch.arange(8))
-    module = LocoPropModule(Masked(), Classification(18), ClosedForm(), 10.0, 10.0, "squared")
+    for samples in (8, 6):  # other than the mask's rows, and as many
+        batch = ((torch.randn(samples, 6, 4), torch.rand(6, 6)), torch.arange(samples))
+        module = LocoPropModule(Masked(), Classification(18), ClosedForm(), 10.0, 10.0, "squared")
+        before = weights(module)
+        trainer(tmp_path, max_steps=1).fit(module, DataLoader([batch], batch_size=None))
+        assert not torch.equal(before["layer.weight"], weights(module)["layer.weight"])
+
+
+class Bag(nn.Module):
+    """An expert that sees no rows, inputs of different lengths, a dictionary as the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag, self.expert, self.head, self.hidden = nn.EmbeddingBag(20, 5), *(nn.Linear(5, 3) for _ in range(3))
+
+    def forward(self, tokens, offsets):
+        x = self.bag(tokens, offsets)
+        none = torch.arange(0)
+        with torch.no_grad():
+            self.hidden(x)
+        return {"out": self.head(x).index_add(0, none, self.expert(x[none]))}
+
+
+class Out(Classification):
+    def loss(self, output, target):
+        return super().loss(output["out"], target)
+
+    def score(self, output):
+        return super().score(output["out"])
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.parametrize(
+    "solver", [ClosedForm(), Majorization(2), FixedPointIteration(2)], ids=lambda s: type(s).__name__
+)
+def test_a_network_of_another_kind(tmp_path, solver, capsys):
+    batch = ((torch.randint(0, 20, (30,)), torch.arange(0, 30, 5)), torch.arange(6) % 3)
+    module = LocoPropModule(
+        Bag(), Out(3), solver, 0.1, 10.0, "squared", oracle=WhitenedOracle(samples=0), damping="relative"
+    )
     before = weights(module)
-    trainer(tmp_path, max_steps=1).fit(module, DataLoader([batch], batch_size=None))
-    assert not torch.equal(before["layer.weight"], weights(module)["layer.weight"])
+    trainer(tmp_path, max_steps=2).fit(module, DataLoader([batch] * 2, batch_size=None))
+    after = weights(module)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"bag.weight", "head.weight", "head.bias"} and module.solver.counts == {}
+    rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
+    assert all("no gradient" in rows[name] for name in ("expert", "hidden"))
+    trainer(tmp_path, max_steps=1).fit(
+        BackpropModule(Bag(), Out(3), torch.optim.Adam), DataLoader([batch], batch_size=None)
+    )
+
+
+def test_freezing_between_and_within_fits(tmp_path):
+    class Freeze(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            pl_module.network[1].requires_grad_(batch_idx == 0)
+
+    module = locoprop(ClosedForm(), skip=["5"], net=MLP(64, 16, 2), objective="squared")
+    module.network[3].requires_grad_(False)
+    for frozen, free in (("3", "1"), ("1", "3")):
+        before = weights(module)
+        trainer(tmp_path, max_steps=2).fit(module, digits())
+        after = weights(module)
+        assert torch.equal(before[f"{frozen}.weight"], after[f"{frozen}.weight"])
+        assert not torch.equal(before[f"{free}.weight"], after[f"{free}.weight"])
+        module.network[3].requires_grad_(True)
+        module.network[1].requires_grad_(False)
+    module = locoprop(ClosedForm(), net=MLP(64, 16, 2), objective="squared")
+    before = weights(module)
+    trainer(tmp_path, [Freeze()], max_steps=1).fit(module, digits())
+    once = weights(module)
+    module.load_state_dict({f"network.{name}": w for name, w in before.items()})
+    trainer(tmp_path, [Freeze()], max_steps=3).fit(module, digits())
+    assert torch.equal(once["1.weight"], weights(module)["1.weight"])  # moved in the first step alone
+
+
+def test_the_link_needs_an_output_layer(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Unflatten(1, (10, 1)), nn.Flatten())
+    with pytest.raises(UserError, match="output_transfer='link' needs one layer .* there are 0: set transfers"):
+        trainer(tmp_path, max_steps=1).fit(locoprop(net=net, output_transfer="link"), digits())
 
 
 @pytest.mark.parametrize("guard", [True, False])

@@ -72,7 +72,8 @@ def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, Weight
     for name, layer in known.items():
         parameters = list(layer.parameters())
         own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
-        plain = isinstance(layer.weight, nn.Parameter) and len(parameters) == 1 + (layer.bias is not None)
+        plain = isinstance(layer.weight, nn.Parameter) and (layer.bias is None or isinstance(layer.bias, nn.Parameter))
+        plain = plain and len(parameters) == 1 + (layer.bias is not None)
         plain = plain and not _own_forward(layer)
         if own and plain and not any(fnmatchcase(name, pattern) for pattern in skip):
             found[name] = layer
@@ -118,7 +119,7 @@ def discover(
 
     Args:
         network: The network.
-        inputs: A few samples of a batch, as ``call`` takes them.
+        inputs: Those of a batch, as ``call`` takes them.
         skip: Patterns of layers that are not local.
         transfers: Transfer of a layer by name, overriding what is found.
         objective: "matching" takes the activation that follows a layer, "squared" the identity for all.
@@ -137,7 +138,7 @@ def discover(
             continue
         if name not in found:
             layers.append(Layer(name, module, None, _why_not(name, module, skip)))
-        elif probe.reads[name] != probe.calls[name]:
+        elif probe.read_elsewhere(name):
             layers.append(Layer(name, module, None, "weights are read outside the layer"))
         elif probe.calls[name] == 0:
             layers.append(Layer(name, module, None, "not called in the forward pass"))
@@ -163,18 +164,19 @@ def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
         return "partly frozen" if any(trainable) else "frozen"
     if not isinstance(module, WeightLayer):
         return ""
-    return "a forward of its own" if _own_forward(module) else "weights are shared or parametrized"
+    return "a forward or a forward hook of its own" if _own_forward(module) else "weights are shared or parametrized"
 
 
 def _own_forward(layer: WeightLayer) -> bool:
     kind = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d) if isinstance(layer, kind))
     names = ("forward", "_conv_forward")
-    return any(getattr(type(layer), name, None) is not getattr(kind, name, None) for name in names)
+    changed = any(getattr(type(layer), name, None) is not getattr(kind, name, None) for name in names)
+    return changed or any(name in vars(layer) for name in names) or bool(layer._forward_hooks)
 
 
 def _probe(network: nn.Module, inputs: Any, layers: Mapping[str, WeightLayer]) -> "_Probe":
     modes = [(m, m.training) for m in network.modules()]
-    buffers = [(b, b.clone()) for b in network.buffers()]
+    buffers = [(m, name, b, b.clone()) for m in network.modules() for name, b in m._buffers.items() if b is not None]
     probe = _Probe(layers)
     hooks = [m.register_forward_hook(probe.hook(name), with_kwargs=True) for name, m in layers.items()]
     devices = {x.device for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.device.type == "cuda"}
@@ -189,8 +191,8 @@ def _probe(network: nn.Module, inputs: Any, layers: Mapping[str, WeightLayer]) -
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)  # forward may have written into it, or bound another
     return probe
 
 
@@ -202,8 +204,7 @@ class _Probe(TorchFunctionMode):
         self._layers = layers
         self._sizes: dict[str, set[tuple[int, ...]]] = {name: set() for name in layers}
         self.calls = dict.fromkeys(layers, 0)
-        self._weights = {id(layer.weight): name for name, layer in layers.items()}
-        self.reads = dict.fromkeys(layers, 0)
+        self._reads = {id(p): 0 for layer in layers.values() for p in layer.parameters()}
         self._consumers: dict[str, list[Transfer | None]] = {name: [] for name in layers}
         self._outputs: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that no id is used twice
         self._is_output: set[str] = set()
@@ -224,12 +225,12 @@ class _Probe(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        if not made:  # an attribute such as shape or dim() is no consumer
+        if not made and func is not Tensor.__setitem__:  # an attribute such as shape or dim() is no consumer
             return result
         taken = {id(x): x for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)}
         for key, tensor in taken.items():
-            if key in self._weights:
-                self.reads[self._weights[key]] += 1
+            if key in self._reads:
+                self._reads[key] += 1
             if key in self._outputs and self._outputs[key][1] is tensor:
                 name = self._outputs[key][0]
                 layer = self._layers[name]
@@ -238,6 +239,10 @@ class _Probe(TorchFunctionMode):
                 if any(x is tensor for x in made):  # in place: what follows consumes the activation
                     del self._outputs[key]
         return result
+
+    def read_elsewhere(self, name: str) -> bool:
+        """Whether a parameter was used more often than the layer was called, or less, as by a function of its own."""
+        return any(self._reads[id(p)] != self.calls[name] for p in self._layers[name].parameters())
 
     def sizes_differ(self, name: str) -> bool:
         return len(self._sizes[name]) > 1

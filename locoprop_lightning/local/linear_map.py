@@ -5,6 +5,7 @@ last column without a bias. A row is what one output position sees: a sample or 
 convolution. The constant-one input that belongs to the bias exists in the mathematics only; the rows are never copied.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,6 +65,19 @@ def rows_of(layer: WeightLayer, x: Tensor) -> Tensor:
     return _batched(layer, x).movedim(1, -1).reshape(-1, layer.out_channels)
 
 
+def _padding(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """Padding before and after each dimension, the last one first, as the layer's forward takes it."""
+    if layer.padding_mode != "zeros":
+        return list(layer._reversed_padding_repeated_twice)  # torch reads this, whatever became of the settings
+    if layer.padding == "valid":
+        return [0, 0] * len(layer.kernel_size)
+    if layer.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    sides: Sequence[int] = layer.padding  # type: ignore[assignment]
+    return [side for side in reversed(sides) for _ in range(2)]
+
+
 def map_of(layer: WeightLayer, inputs: list[Tensor]) -> "LinearMap":
     """The map of a layer at the inputs of all its calls, which agree in all sizes but the first."""
     bias = layer.bias is not None
@@ -71,7 +85,7 @@ def map_of(layer: WeightLayer, inputs: list[Tensor]) -> "LinearMap":
         return LinearMap(join([x.reshape(-1, x.shape[-1]) for x in inputs]), bias)
     x = join([_batched(layer, x) for x in inputs])
     stride, dilation, kernel = layer.stride, layer.dilation, layer.kernel_size
-    pad = layer._reversed_padding_repeated_twice  # of torch's own; also where padding is "same" or "valid"
+    pad = _padding(layer)
     if isinstance(layer, nn.Conv1d):
         x = x.unsqueeze(2)
         stride, dilation, kernel, pad = (1, *stride), (1, *dilation), (1, *kernel), [*pad, 0, 0]

@@ -1,6 +1,6 @@
 """Records inputs Y, pre-activations A and gradients G of chosen layers in one forward and backward pass."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from types import TracebackType
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.local.linear_map import LinearMap, WeightLayer, join, map_of, rows_of
 
 
@@ -20,8 +21,9 @@ class Record:
         edges: Where the gradient w.r.t. the pre-activation of each call leaves the graph.
     """
 
-    def __init__(self, layer: WeightLayer) -> None:
+    def __init__(self, layer: WeightLayer, moving: Collection[int] = ()) -> None:
         self._layer = layer
+        self._moving = moving
         self._inputs: list[Tensor] = []
         self._outputs: list[tuple[Tensor, int]] = []
         self._gradients: dict[int, Tensor] = {}
@@ -33,7 +35,7 @@ class Record:
         call = self.calls
         self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
         y = inputs.detach().to(output.dtype)  # what the layer computes with under autocast
-        self._inputs.append(y.clone() if inputs.is_leaf and inputs.requires_grad else y)  # a parameter moves first
+        self._inputs.append(y.clone() if y.untyped_storage().data_ptr() in self._moving else y)
         self._outputs.append((output.detach(), output._version))
         # Both are taken before any in-place activation, so they stand for the pre-activation itself.
         self.edges.append(get_gradient_edge(output))
@@ -56,8 +58,19 @@ class Record:
 
     @property
     def complete(self) -> bool:
-        """Whether the layer was called and the backward pass reached it."""
-        return bool(self._gradients)
+        """Whether there is a problem to solve: a call with rows that the backward pass reached, and nothing frozen."""
+        if not self._gradients or self.empty or not all(p.requires_grad for p in self._layer.parameters()):
+            return False
+        sizes = () if isinstance(self._layer, nn.Linear) else self._layer.kernel_size
+        images = {
+            y.shape[y.dim() - len(sizes) :] for y in self._inputs
+        }  # of one size, so that their rows can be joined
+        return len(images) == 1
+
+    @property
+    def empty(self) -> bool:
+        """Whether the layer saw no rows, as an expert does to which no token was sent."""
+        return not any(a.numel() > 0 for a, _ in self._outputs)
 
     def map(self) -> LinearMap:
         """How the layer acts on Y, the inputs of all its calls; in float32 at least."""
@@ -91,12 +104,14 @@ class Tape:
 
     Args:
         layers: The layers to record, by name.
+        moving: Tensors that change before the records are used; inputs that share their memory are copied.
     """
 
-    def __init__(self, layers: Mapping[str, WeightLayer]) -> None:
+    def __init__(self, layers: Mapping[str, WeightLayer], moving: Iterable[Tensor] = ()) -> None:
         self._layers = layers
         self._handles: list[RemovableHandle] = []
-        self.records = {name: Record(layer) for name, layer in layers.items()}
+        storages = {x.untyped_storage().data_ptr() for x in moving}
+        self.records = {name: Record(layer, storages) for name, layer in layers.items()}
 
     def __enter__(self) -> "Tape":
         for name, layer in self._layers.items():
@@ -116,7 +131,15 @@ class Tape:
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """G of another loss of the same forward pass, by layer [n, d_out]; to be called before the backward pass."""
         edges = [edge for record in self.records.values() for edge in record.edges]
-        found = iter(torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True))
+        try:
+            found = iter(torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True))
+        except RuntimeError as error:
+            if "checkpoint" not in str(error).lower():
+                raise
+            raise UserError(
+                "The oracle's sampled labels need a backward pass of their own, which checkpoint(use_reentrant=True) "
+                "refuses: set its samples=0, or use_reentrant=False."
+            ) from error
         for record in self.records.values():
             record.forget()  # what the hooks kept of this pass
         return {name: record.join(islice(found, record.calls)) for name, record in self.records.items() if record.calls}

@@ -220,7 +220,7 @@ def test_linear_with_a_forward_of_its_own_is_not_local():
 
     network = nn.Sequential(Scaled(3, 4), nn.Tanh(), nn.Linear(4, 2))
     first, last = discover(network, torch.randn(2, 3))
-    assert not first.local and first.reason == "a forward of its own"
+    assert not first.local and first.reason == "a forward or a forward hook of its own"
     assert last.local
 
 
@@ -289,4 +289,71 @@ def test_convolution_with_a_product_of_its_own_is_not_local():
             return super()._conv_forward(F.pad(x, (1, 1, 1, 1), "circular"), weight, bias)
 
     layer = look(nn.Sequential(Own(1, 1, 3)), torch.randn(2, 1, 8, 8))["0"]
-    assert not layer.local and layer.reason == "a forward of its own"
+    assert not layer.local and layer.reason == "a forward or a forward hook of its own"
+
+
+def reasons(network, x, **arguments):
+    return {
+        layer.name: (layer.reason, layer.transfer and layer.transfer.name)
+        for layer in discover(network, x, **arguments)
+    }
+
+
+def test_layers_whose_output_is_not_their_product_are_not_local():
+    own = "a forward or a forward hook of its own"
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    network[0].register_forward_hook(lambda module, args, output: output * 3)
+    forward = network[2].forward
+    network[2].forward = lambda x: forward(x) * 3
+    found = reasons(network, torch.randn(5, 3))
+    assert found["0"] == found["2"] == (own, None) and found["3"] == ("", "identity")
+
+
+def test_biases_of_others():
+    class Borrowed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x).relu() + self.a.bias)
+
+    assert reasons(Borrowed(), torch.randn(5, 3))["a"] == ("weights are read outside the layer", None)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    nn.utils.parametrize.register_parametrization(network[0], "bias", nn.Tanh())
+    assert reasons(network, torch.randn(5, 3))["0"] == ("weights are shared or parametrized", None)
+
+
+def test_what_is_written_over_is_followed_by_nothing():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            y = self.a(x)
+            y[:, 0] = 0
+            kept = torch.zeros_like(y)
+            z = self.b(y.relu())
+            kept[:] = z
+            return kept + z.tanh()
+
+    none = ("no single known activation follows", "identity")
+    assert reasons(Written(), torch.randn(5, 3)) == {"a": none, "b": none}
+
+
+def test_buffers_that_forward_binds_anew_are_restored():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x):
+            self.count = self.count + 1
+            return self.layer(x)
+
+    network = Counting()
+    count = network.count
+    discover(network, torch.randn(5, 3))
+    assert network.count is count and count.item() == 0

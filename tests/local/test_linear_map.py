@@ -178,3 +178,16 @@ print(growth(map_of(layer, [x]).gram), growth(lambda: nn.functional.unfold(x, 3,
     grown, unfolded = map(int, ran.stdout.split())
     assert grown <= 150, f"{grown} MB"
     assert unfolded > 400, "the measurement sees nothing"
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+@pytest.mark.parametrize("padding", ["same", "valid", 1])
+def test_settings_changed_after_construction(kind, padding):
+    """As those do who dilate a trained network."""
+    layer = kind(2, 3, 3, padding=padding).double()
+    x = torch.randn(4, 2, *[7] * len(layer.kernel_size), dtype=torch.float64)
+    layer.dilation = (2,) * len(layer.kernel_size)
+    if padding == 1:
+        layer.padding = tuple(range(1, len(layer.kernel_size) + 1))
+    weight = torch.cat([layer.weight.detach().flatten(1), layer.bias.detach()[:, None]], 1)
+    close(map_of(layer, [x]).apply(weight), rows_of(layer, layer(x).detach()), 1e-12)

@@ -175,15 +175,33 @@ def test_convolutions_equal_autograd(groups, layout, activation):
 
 def test_inputs_are_those_that_the_layer_saw():
     latent, layer = nn.Parameter(torch.randn(5, 3)), nn.Linear(3, 3)
-    with Tape({"layer": layer}) as tape:
-        layer(latent).sum().backward()
-    seen = latent.detach().clone()
-    with torch.no_grad():
-        latent.add_(1.0)  # as another optimizer does
-    assert torch.equal(tape.records["layer"].map().rows, seen)
+    for inputs in (lambda: latent, lambda: latent[1:], lambda: latent.detach().mT.mT):
+        with Tape({"layer": layer}, [latent]) as tape:
+            layer(inputs()).sum().backward()
+        seen = inputs().detach().clone()
+        with torch.no_grad():
+            latent.add_(1.0)  # as another optimizer does
+        assert torch.equal(tape.records["layer"].map().rows, seen)
     x = torch.randn(5, 3)
     with torch.autocast("cpu", torch.bfloat16), Tape({"layer": layer}) as tape:
         x += layer(x)
         x.sum().backward()
     assert (tape.records["layer"].map().rows - x).abs().max() > 0.1
     assert torch.equal(tape.records["layer"].map().rows, tape.records["layer"].map().rows.bfloat16().float())
+
+
+def test_what_makes_no_problem():
+    """Calls without rows, images of two sizes, and a layer that was frozen meanwhile."""
+    x = torch.randn(5, 3)
+    linear, convolution = nn.Linear(3, 2), nn.Conv2d(1, 2, 3)
+    with Tape({"linear": linear}) as tape:
+        linear(x[:0]).sum().backward()
+    assert not tape.records["linear"].complete
+    with Tape({"convolution": convolution}) as tape:
+        (convolution(torch.randn(2, 1, 5, 5)).sum() + convolution(torch.randn(2, 1, 4, 5)).sum()).backward()
+    assert not tape.records["convolution"].complete
+    for frozen in ("weight", "bias"):
+        linear.requires_grad_(True).get_parameter(frozen).requires_grad_(False)
+        with Tape({"linear": linear}) as tape:
+            linear(x.clone().requires_grad_()).sum().backward()
+        assert not tape.records["linear"].complete
