@@ -6,6 +6,9 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -37,6 +40,18 @@ class LocoPropCLI(LightningCLI):
             args=None if args is None else list(args),
             run=run,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and refuses a file that is no checkpoint, of which loading would say a number.
+
+        Raises:
+            UserError: Names the file.
+        """
+        super().parse_arguments(parser, args)
+        command = self.config.get("subcommand")
+        path = self.config[command].get("ckpt_path") if command else None
+        if path and Path(path).is_file() and not is_zipfile(path):
+            raise UserError(f"ckpt_path={path}: is not a checkpoint that torch has saved.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the settings of our callbacks."""
@@ -111,6 +126,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         reason = f"there is no class {name[1]}; {_known(keys[-1])}"
     elif name := re.fullmatch(r"Expected an instantiatable class, but (?:.*\.)?(\w+) is abstract", reason):
         reason = f"{name[1]} is abstract; {_known(keys[-1])}"
+    elif re.match(r"No module named|module '.*' has no attribute", reason):
+        reason = f"{reason}; {_known(keys[-1])}"
     elif name := re.fullmatch(r"Option '(.*)' is not accepted", reason):
         reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
         if owner == "typing.Union":

@@ -29,6 +29,13 @@ def check_positive(owner: str, **values: float) -> None:
             raise UserError(f"{_shown(owner, name, value)}: must be above 0.")
 
 
+def check_fraction(owner: str, **values: float) -> None:
+    """Refuses what is not in [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{_shown(owner, name, value)}: must be in [0, 1).")
+
+
 def check_choice(owner: str, allowed: Iterable[str], **values: str) -> None:
     """Refuses what is not among the allowed."""
     allowed = list(allowed)

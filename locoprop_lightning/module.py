@@ -21,7 +21,7 @@ from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer
 from locoprop_lightning.local.discovery import call, candidates, check_names, check_patterns
 from locoprop_lightning.local.factor import State
 from locoprop_lightning.local.linear_map import WeightLayer
-from locoprop_lightning.optimizers import LinearDecay
+from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.seed import run_seed
 from locoprop_lightning.solvers import LocalSolver
@@ -67,8 +67,8 @@ class SupervisedModule(LightningModule):
 
     def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection) -> None:
         output, target = self(batch[0]), self.task.target(*batch)
-        metrics.update(self.task.score(output), target)
         loss, size = self.task.loss(output, target), self.task.terms(target)
+        metrics.update(self.task.score(output), target)
         self.log(f"{stage}/loss", loss, batch_size=size, prog_bar=stage == "val", sync_dist=True)
         self.log_dict(metrics, batch_size=size, prog_bar=stage == "val")
 
@@ -117,7 +117,13 @@ class SupervisedModule(LightningModule):
             )
 
     def _optimizer_names(self) -> list[str]:
-        return [type(optimizer).__name__ for optimizer in self.trainer.optimizers]
+        """What must be the same for the optimizers' state to fit: their kinds, and how many parameters they have."""
+        names = []
+        for optimizer in self.trainer.optimizers:
+            parts = optimizer.children if isinstance(optimizer, SplitOptimizer) else (optimizer,)
+            kinds = "/".join(type(part).__name__ for part in parts)
+            names.append(f"{kinds} ({sum(len(group['params']) for group in optimizer.param_groups)} parameters)")
+        return names
 
     @property
     def _logs_this_step(self) -> bool:
@@ -241,7 +247,7 @@ class LocoPropModule(SupervisedModule):
         self.objective = objective
         self.oracle = GradientOracle() if oracle is None else oracle
         self.output_transfer = task.link if output_transfer == "link" else "identity"
-        self.transfers = {name: resolve_transfer(t) for name, t in (transfers or {}).items()}
+        self.transfers = {name: _transfer(name, t) for name, t in (transfers or {}).items()}
         self.skip = list(skip)
         self.damping = damping
         self.guard = guard
@@ -262,7 +268,8 @@ class LocoPropModule(SupervisedModule):
         check_patterns("overrides", overrides, self._candidates)
         for pattern, values in overrides.items():
             for key, value in values.items():
-                check_choice("", ("lambda_a", "lambda_r"), **{f"overrides[{pattern!r}]": key})
+                if key not in ("lambda_a", "lambda_r"):
+                    raise UserError(f"overrides[{pattern!r}] has no setting {key!r}: take lambda_a or lambda_r.")
                 check_positive("", **{f"overrides[{pattern!r}].{key}": value})
         return overrides
 
@@ -319,6 +326,8 @@ class LocoPropModule(SupervisedModule):
         """Sets the rest optimizer's rate after a resume too."""
         if self.lr_schedulers() is not None:
             outer, rest = self.optimizers()  # type: ignore[attr-defined]
+            for group in outer.param_groups:
+                group.setdefault("initial_lr", group["lr"])  # the run had no schedule before
             _follow(rest, outer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -423,7 +432,8 @@ class LocoPropModule(SupervisedModule):
             name=name,
         )
         if self.damping == "relative":
-            problem.lambda_r = settings["lambda_r"] * problem.map.trace() / problem.map.width
+            mean = problem.map.trace() / problem.map.width
+            problem.lambda_r = settings["lambda_r"] * mean.clamp_min(torch.finfo(mean.dtype).tiny)  # inputs of zeros
         return problem
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -484,6 +494,13 @@ def _make(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
     except (TypeError, ValueError) as error:
         hint = "; SplitOptimizer gives matrices one rule and the rest another" if "2D" in str(error) else ""
         raise UserError(f"{setting}: {error}{hint}.") from error
+
+
+def _transfer(name: str, transfer: str | Transfer) -> Transfer:
+    try:
+        return resolve_transfer(transfer)
+    except UserError as error:
+        raise UserError(f"transfers[{name!r}]: {error}") from error
 
 
 def _detached(output: Any) -> Any:

@@ -76,7 +76,14 @@ def test_fit_validate_test_and_predict(folder, capsys):
             "its path, such as your_package.YourClass",
         ),
         (["--model.optimizer", "X"], "no class X; take a class by its path, such as your_package.YourClass"),
-        (["--model.oracle", "my.Oracle"], "model.oracle: No module named 'my'"),
+        (
+            ["--model.oracle", "locoprop_lightning.oracles.RmsOracle"],
+            "model.oracle: module 'locoprop_lightning.oracles' has no attribute 'RmsOracle'; take GradientOracle, "
+            "RMSOracle, WhitenedOracle, or a class by its path, such as your_package.YourClass",
+        ),
+        (["--model.task.num_classes", "5"], "num_classes=5): the network has 10 outputs; make them agree."),
+        (["--ckpt_path", "no.ckpt"], "Checkpoint file not found: no.ckpt"),
+        (["--ckpt_path", __file__], "test_cli.py: is not a checkpoint that torch has saved."),
         (
             ["--model.oracle", "RMSOracle", "--model.oracle.per", "row"],
             "model.oracle.per: must be one of 'unit', 'layer', not row",

@@ -10,7 +10,7 @@ from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.data import Digits
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
-from locoprop_lightning.optimizers import LinearDecay
+from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.oracles import Oracle, RMSOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
@@ -135,7 +135,7 @@ def test_resume_is_exact(tmp_path, make):
 def flat(state, path=""):
     """Tensors and numbers of a state, by their path."""
     if not isinstance(state, dict):
-        return {path: torch.as_tensor(state)}
+        return {path: torch.as_tensor(list(state.encode()) if isinstance(state, str) else state)}
     return {key: x for name, value in state.items() for key, x in flat(value, f"{path}/{name}").items()}
 
 
@@ -409,6 +409,29 @@ def test_what_is_no_object_of_its_kind_is_refused():
             locoprop(**arguments)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_other_rules_and_schedules_on_resume(tmp_path):
+    """The two rules of a SplitOptimizer, a schedule where there was none, and an outer rate of zero with one."""
+
+    def split(matrix):
+        return lambda p: SplitOptimizer(p, matrix, torch.optim.AdamW)
+
+    saved = ModelCheckpoint(tmp_path, save_last=True)
+    trainer(tmp_path, [saved]).fit(locoprop(skip=["3"], optimizer=split(torch.optim.Adam)), digits())
+    resume = dict(ckpt_path=saved.last_model_path, weights_only=True)
+    with pytest.raises(UserError, match="trained by Adam/AdamW .*, not by RMSprop/AdamW"):
+        trainer(tmp_path, max_epochs=2).fit(
+            locoprop(skip=["3"], optimizer=split(torch.optim.RMSprop)), digits(), **resume
+        )
+    scheduled = locoprop(skip=["3"], optimizer=split(torch.optim.Adam), lr_scheduler=LinearDecay)
+    fit = trainer(tmp_path, max_epochs=2)
+    fit.fit(scheduled, digits(), **resume)
+    outer, rest = (optimizer.param_groups[0]["lr"] for optimizer in fit.optimizers)
+    assert 0 < outer < 1e-3 and rest == pytest.approx(outer)  # both began at 1e-3
+    still = locoprop(optimizer=lambda p: torch.optim.SGD(p, lr=0.0), lr_scheduler=LinearDecay)
+    trainer(tmp_path, max_steps=1).fit(still, digits())
+
+
 @pytest.mark.parametrize("setting", ["optimizer", "rest_optimizer"])
 def test_lbfgs_is_refused(tmp_path, setting):
     module = locoprop(**{setting: lambda p: torch.optim.LBFGS(p)})
@@ -444,12 +467,14 @@ def test_a_checkpoint_of_another_method_or_network_is_refused(tmp_path):
     trainer(tmp_path, [saved]).fit(locoprop(skip=["3"], lr_scheduler=LinearDecay), digits())
     resume = dict(ckpt_path=saved.last_model_path, weights_only=True)
     adam = BackpropModule(network(), Classification(), lambda p: torch.optim.Adam(p))
-    with pytest.raises(UserError, match="trained by SGD and AdamW, not by Adam; resume with"):
+    with pytest.raises(UserError, match=r"by SGD \(2 parameters\) and AdamW \(4 .*, not by Adam \(4 .*; resume with"):
         trainer(tmp_path, max_epochs=2).fit(adam, digits(), **resume)
     trainer(tmp_path).test(adam, digits(), verbose=False, **resume)  # its weights are welcome
     trainer(tmp_path).fit(adam, digits())
     with pytest.raises(UserError, match=r"another network: size mismatch for network.1.weight.* \(2 more do not fit\)"):
         trainer(tmp_path, max_epochs=2).fit(locoprop(net=MLP(64, 8, 1)), digits(), **resume)
+    with pytest.raises(UserError, match=r"SGD \(2 parameters\) and AdamW .*, not by SGD \(4 parameters\)"):
+        trainer(tmp_path, max_epochs=2).fit(locoprop(), digits(), **resume)
     longer = locoprop(skip=["3"], lr_scheduler=LinearDecay)
     rates = []
     look = Look(lambda module: rates.append([o.param_groups[0]["lr"] for o in module.trainer.optimizers]))
@@ -476,7 +501,11 @@ def test_arguments():
         (dict(output_transfer="softmax"), r"output_transfer='softmax'"),
         (dict(skip=["frist"]), r"skip: 'frist' matches no layer; the layers are 1, 3"),
         (dict(overrides={"5": {"lambda_r": 1.0}}), r"overrides: '5' matches no layer"),
-        (dict(overrides={"1": {"lambda": 1.0}}), r"'lambda': take one of lambda_a, lambda_r"),
+        (
+            dict(overrides={"1": {"lambda": 1.0}}),
+            r"overrides\['1'\] has no setting 'lambda': take lambda_a or lambda_r",
+        ),
+        (dict(transfers={"1": "tahn"}), r"transfers\['1'\]: There is no transfer 'tahn'"),
         (dict(skip=["*"]), r"no layer to train locally"),
     ]
     for arguments, message in cases:

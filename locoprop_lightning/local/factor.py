@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import check_counts, check_fraction
 from locoprop_lightning.local.linear_map import times
 
 State = dict[str, Any]
@@ -28,8 +28,7 @@ class Factor:
     """
 
     def __init__(self, average: float, refresh_every: int, warmup: int, owner: str, root: bool = False) -> None:
-        if not 0 <= average < 1:
-            raise UserError(f"{owner}(average={average}): must be in [0, 1).")
+        check_fraction(owner, average=average)
         check_counts(owner, 1, refresh_every=refresh_every)
         check_counts(owner, 0, warmup=warmup)
         self.average = average

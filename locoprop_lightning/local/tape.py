@@ -69,8 +69,8 @@ class Record:
 
     @property
     def empty(self) -> bool:
-        """Whether the layer saw no rows, as an expert does to which no token was sent."""
-        return not any(a.numel() > 0 for a, _ in self._outputs)
+        """Whether the layer was called without rows, as an expert does to which no token was sent."""
+        return bool(self._outputs) and not any(a.numel() > 0 for a, _ in self._outputs)
 
     def map(self) -> LinearMap:
         """How the layer acts on Y, the inputs of all its calls; in float32 at least."""

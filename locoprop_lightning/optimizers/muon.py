@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, check_fraction
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al., 2024)
 
@@ -39,8 +39,7 @@ class FullPrecisionMuon(Optimizer):
     ) -> None:
         if not lr >= 0:
             raise UserError(f"FullPrecisionMuon(lr={lr}): must be at least 0.")
-        if not 0 <= momentum < 1:
-            raise UserError(f"FullPrecisionMuon(momentum={momentum}): must be in [0, 1).")
+        check_fraction("FullPrecisionMuon", momentum=momentum)
         if not weight_decay >= 0:
             raise UserError(f"FullPrecisionMuon(weight_decay={weight_decay}): must be at least 0.")
         check_counts("FullPrecisionMuon", 1, ns_steps=ns_steps)

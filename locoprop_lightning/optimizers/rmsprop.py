@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from locoprop_lightning.errors import UserError, check_positive
+from locoprop_lightning.errors import UserError, check_fraction, check_positive
 
 
 class TensorFlowRMSprop(Optimizer):
@@ -40,9 +40,7 @@ class TensorFlowRMSprop(Optimizer):
     ) -> None:
         if not lr >= 0:
             raise UserError(f"TensorFlowRMSprop(lr={lr}): must be at least 0.")
-        for name, value in (("decay", decay), ("momentum", momentum)):
-            if not 0 <= value < 1:
-                raise UserError(f"TensorFlowRMSprop({name}={value}): must be at least 0 and below 1.")
+        check_fraction("TensorFlowRMSprop", decay=decay, momentum=momentum)
         check_positive("TensorFlowRMSprop", eps=eps)
         super().__init__(params, {"lr": lr, "decay": decay, "momentum": momentum, "eps": eps})
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, check_fraction
 
-_SETTINGS = ("end_factor", "total_steps", "warmup")
+_SETTINGS = ("base_lrs", "end_factor", "total_steps", "warmup")
 
 
 class LinearDecay(LRScheduler):
@@ -28,8 +28,7 @@ class LinearDecay(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, end_factor: float = 0.02, total_steps: int | None = None, warmup: float = 0.0
     ) -> None:
-        if not 0 <= warmup < 1:
-            raise UserError(f"LinearDecay(warmup={warmup}): must be in [0, 1).")
+        check_fraction("LinearDecay", warmup=warmup)
         if not 0 <= end_factor <= 1:
             raise UserError(f"LinearDecay(end_factor={end_factor}): must be in [0, 1].")
         if total_steps is not None:
@@ -53,12 +52,12 @@ class LinearDecay(LRScheduler):
         return [rate * factor for rate in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the schedule stands; no hyper-parameters, so that an edited configuration holds on resume."""
+        """Where the schedule stands; neither its settings nor the rates, so that an edited configuration holds."""
         return {k: v for k, v in super().state_dict().items() if k not in _SETTINGS}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the schedule stood, at the rates that these settings have there."""
         super().load_state_dict(state_dict)
         self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = rate
+        for group, start, rate in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
+            group["initial_lr"], group["lr"] = start, rate

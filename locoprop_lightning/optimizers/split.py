@@ -52,6 +52,11 @@ class SplitOptimizer(Optimizer):
         self._children = children  # from here on, new groups go through them
         self._link()
 
+    @property
+    def children(self) -> tuple[Optimizer, Optimizer]:
+        """The optimizer of the matrices and that of the others."""
+        return self._children
+
     def _link(self) -> None:
         """Gives the children the state and their groups."""
         for child, matrices in zip(self._children, (True, False), strict=True):

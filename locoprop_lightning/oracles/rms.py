@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError, check_choice, check_positive
+from locoprop_lightning.errors import check_choice, check_fraction, check_positive
 from locoprop_lightning.local.factor import average_of, update_average
 from locoprop_lightning.oracles.oracle import Oracle, State
 
@@ -24,8 +24,7 @@ class RMSOracle(Oracle):
     """
 
     def __init__(self, beta: float = 0.9, eps: float = 1e-3, per: Literal["unit", "layer"] = "unit") -> None:
-        if not 0 <= beta < 1:
-            raise UserError(f"RMSOracle(beta={beta}): must be in [0, 1).")
+        check_fraction("RMSOracle", beta=beta)
         check_positive("RMSOracle", eps=eps)
         check_choice("RMSOracle", ("unit", "layer"), per=per)
         self.beta = beta

@@ -53,7 +53,7 @@ class InnerOptimizer(IterativeSolver):
         if isinstance(made, LBFGS):
             raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
         rates = [group["lr"] for group in made.param_groups]
-        if self.persistent and state.get("shape") == list(parameter.shape):
+        if self.persistent and state.get("kind") == self._kind(parameter):
             # A copy, so that the state stays what it was. Rates and the like are those of the configuration.
             made.load_state_dict({**made.state_dict(), "state": deepcopy(state["optimizer"])})
         return made, rates
@@ -78,8 +78,12 @@ class InnerOptimizer(IterativeSolver):
         outcome = super().run(problem, state, record)
         if self.persistent and self.iterations > 0:
             learnt = self._latest.state_dict()["state"]
-            state |= {"optimizer": learnt, "shape": list(outcome.displacement.shape)}
+            state |= {"optimizer": learnt, "kind": self._kind(outcome.displacement)}
         return outcome
+
+    def _kind(self, v: Tensor) -> str:
+        """What must be the same for a kept state to fit."""
+        return f"{type(self._latest).__name__} of {list(v.shape)}"
 
     def retry(self, problem: LocalProblem, state: State, status: Status, record: bool = False) -> None:
         """Puts the optimizer's state back, where something non-finite entered it."""

@@ -81,8 +81,9 @@ class Majorization(FactoredSolver, IterativeSolver):
 
     def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, inner: "_Inner") -> Tensor:
         """The growth of the residual where nothing lets J rise, the change of J else."""
-        monotone = inner.exact and self.acceleration is None
-        return last - first if monotone else self.rise(problem, v, exact=False)
+        if not inner.exact:
+            return self.rise(problem, v, exact=False)
+        return last - first if self.acceleration is None else problem.value(v)
 
 
 class _Inner:

@@ -172,8 +172,12 @@ class LocalSolver(Callback, ABC):
     def _count(self, name: str, status: Status) -> None:
         counts = self.counts.setdefault(name, {})
         if status is not Status.RETRIED and not counts.keys() - {Status.RETRIED.value}:
-            said = "diverged" if status is Status.DIVERGED else "was not finite, and the layer keeps its weights"
-            way_out = "a larger lambda_r or a smaller lambda_a helps"
+            said, way_out = "diverged", "a larger lambda_r or a smaller lambda_a helps"
+            if status is Status.NONFINITE:
+                said, way_out = (
+                    "was not finite, and the layer keeps its weights",
+                    "look at the inputs and the loss first",
+                )
             _log.warning("Layer %r: its local solution %s (said once, then counted); %s.", name, said, way_out)
         counts[status.value] = counts.get(status.value, 0) + 1
 

@@ -153,3 +153,11 @@ def test_arguments():
             Factor(*arguments, "Test")
     assert Factor(0.0, 1, 40, "Test").current
     assert not Factor(0.0, 2, 40, "Test").current and not Factor(0.5, 1, 40, "Test").current
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_the_inverse_of_nothing_is_nothing(root):
+    state = {}
+    factor = Factor(0.0, 1, 0, "Test", root=root)
+    factor.refresh(state, torch.zeros(3, 3, dtype=torch.float64), 1, 1e-3, relative=True)
+    assert torch.equal(state["inverse"], torch.zeros(3, 3, dtype=torch.float64))

@@ -51,10 +51,11 @@ def test_an_edited_length_holds_on_resume():
     schedule.optimizer.step()
     schedule.step()
     resumed = LinearDecay(optimizer(), total_steps=20)
-    resumed.optimizer.load_state_dict(schedule.optimizer.state_dict())  # with the rate of the old length
+    resumed.optimizer.load_state_dict(schedule.optimizer.state_dict())  # with the rates of before
+    resumed.base_lrs = [0.6]  # as an edited rate makes it
     resumed.load_state_dict(schedule.state_dict())
     assert (resumed.last_epoch, resumed.total_steps) == (1, 20)
-    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * (1 - 0.98 / 20))
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.6 * (1 - 0.98 / 20))
     assert resumed.get_last_lr() == [resumed.optimizer.param_groups[0]["lr"]]
 
 

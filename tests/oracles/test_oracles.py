@@ -372,3 +372,12 @@ def test_an_edited_power_or_damping_holds_on_resume():
     fresh = {}
     edited.observe(batch(seed=1), [], 12, fresh)
     close(edited.direction(batch(seed=1), 12, state), edited.direction(batch(seed=1), 12, fresh))
+
+
+def test_a_stale_second_moment_is_scaled_back_to_four_times():
+    """Of the size 1 that whitened gradients should have, not of the smaller one that damping leaves."""
+    oracle, state = WhitenedOracle(power=0.5, beta=0.0, samples=0, refresh_every=100, warmup=0, damping=0.1), {}
+    small = batch()
+    for gradient in (small, 100 * small):
+        oracle.observe(gradient, [], len(gradient), state)
+    assert oracle.direction(100 * small, len(small), state).square().mean().sqrt().item() == pytest.approx(4.0)

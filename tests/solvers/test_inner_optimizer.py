@@ -61,7 +61,7 @@ def through_a_file(solver):
 def flat(state):
     """Every tensor and number in a state, by its path."""
     if not isinstance(state, dict):
-        return {"": torch.as_tensor(state)}
+        return {"": torch.as_tensor(list(state.encode()) if isinstance(state, str) else state)}
     return {f"{key}.{path}": x for key, value in state.items() for path, x in flat(value).items()}
 
 
@@ -207,3 +207,13 @@ def test_arguments():
         InnerOptimizer(OPTIMIZERS["adam"], schedule="linear")
     with pytest.raises(UserError, match=r"GradientDescent\(schedule='linear'\)"):
         GradientDescent(schedule="linear")
+
+
+def test_another_optimizer_starts_anew(make_problem):
+    before, problem = make_problem(seed=0), make_problem(seed=1)
+    adam = InnerOptimizer(lambda p: torch.optim.Adam(p, lr=1e-3), 3)
+    adam.solve(before)
+    make = lambda: InnerOptimizer(lambda p: torch.optim.RMSprop(p, lr=1e-3), 3)  # noqa: E731
+    resumed = make()
+    resumed.load_state_dict(adam.state_dict())
+    assert torch.equal(resumed.solve(problem).weight, make().solve(problem).weight)

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.local import transfer as transfers
 from locoprop_lightning.solvers import ClosedForm, Majorization, Status
 from tests.support import close, joined
@@ -224,3 +225,14 @@ def test_arguments():
         Majorization(average=1)
     with pytest.raises(UserError, match=r"Majorization\(refresh_every=0\)"):
         Majorization(refresh_every=0)
+
+
+def test_nesterov_with_the_current_c_loses_no_layer_whose_loss_fell():
+    """Where a few rows are much larger than the others, some of them alone would raise a false alarm."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        y, d, w = (torch.randn(shape, dtype=torch.float64) for shape in ((512, 6), (512, 4), (4, 6)))
+        y = y * (1.5 * torch.randn(512, 1, dtype=torch.float64)).exp()
+        problem = LocalProblem(y, y @ w.T, d, w, None, resolve_transfer("identity"), lambda_a=0.1, lambda_r=1.0)
+        solution = Majorization(3, "nesterov").solve(problem)
+        assert problem.value(solution.weight - w) <= 0 and solution.status is Status.SOLVED

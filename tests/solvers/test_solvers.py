@@ -249,6 +249,7 @@ def test_second_attempts_are_applied_and_counted(make_problem, caplog):
     module.problems = {"layer": grown}
     solver.on_before_optimizer_step(None, module, None)
     assert solver.counts == {"layer": {"retried": 1}} and not caplog.records
+    assert solver.state["layer"]["age"] == 1  # as after any other refresh
     close(module.committed["layer"], joined(ClosedForm().solve(grown), grown), 1e-10)
 
 
@@ -269,7 +270,7 @@ def test_a_refused_layer_is_said_once(make_problem, caplog, retried):
     assert solver.counts["layer"]["nonfinite"] == 2
     assert [r.getMessage() for r in caplog.records] == [
         "Layer 'layer': its local solution was not finite, and the layer keeps its weights (said once, then counted); "
-        "a larger lambda_r or a smaller lambda_a helps."
+        "look at the inputs and the loss first."
     ]
 
 
