@@ -51,6 +51,7 @@ DIRECT = {
 EVERY = {**{name: lambda make=make: make(10) for name, make in ITERATIVE.items()}, **DIRECT}
 # J need not fall where the proximal term is left out, nor with an optimizer that knows nothing of J.
 PROMISED = {name for name in EVERY if name != "published" and not name.startswith("inner")}
+MONOTONE = {"fpi", "corrected", "conjugate_gradient", "majorization"}  # lambda_r is above lambda_max(C) here
 
 PROBLEMS = {
     "tall": dict(n=12, d_in=5),
@@ -175,6 +176,9 @@ def test_iterations(problem_for, name, kind, dtype):
             elif name in PROMISED:
                 assert problem.value(v) < 0
             torch.testing.assert_close(recorded.losses[-1], problem.loss(v), **tolerance)
+            if name in MONOTONE:
+                rounding = 10 * torch.finfo(dtype).eps * recorded.losses[0]
+                assert (recorded.losses.diff() <= rounding).all()
         torch.testing.assert_close(plain.weight, recorded.weight, **tolerance)
         torch.testing.assert_close(recorded.losses[0], problem.first_loss(), **tolerance)
 
