@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from locoprop_lightning.errors import check_counts
@@ -9,11 +10,14 @@ from locoprop_lightning.module import LocoPropModule
 
 
 class LocalLossMonitor(Callback):
-    """Logs ``local_loss/<layer>/first``, ``/last`` and ``/reduction``, and ``/status/<name>`` counts.
+    """Logs what the solver did to each layer, as ``local_loss/<layer>/...``.
 
-    Counted are solves that failed, and those that failed at first (``retried``).
+    ``first`` and ``last`` are the local loss a sample before and after the solve, ``reduction`` is the part of it that
+    is gone. ``displacement`` is the norm of the applied displacement relative to the weights'; ``out_of_range`` is the
+    fraction of targets outside the range of f. ``status/<name>`` counts solves that failed, and those that failed at
+    first (``retried``).
 
-    The curves are computed on the logged steps alone, where they cost about as much as the solve itself.
+    All this is computed on the logged steps alone, where they cost about as much as the solve itself.
 
     Args:
         every_n_steps: Steps between two logged ones; the trainer's ``log_every_n_steps`` if not given, 0 for never.
@@ -38,11 +42,14 @@ class LocalLossMonitor(Callback):
             return
         values: dict[str, float] = {}
         solver = pl_module.solver
-        for name, losses in solver.losses.items():
-            first, last = losses[[0, -1]].tolist()
+        rows = [[r.losses[0], r.losses[-1], r.displacement, r.out_of_range] for r in solver.reports.values()]
+        table = torch.stack([torch.stack(row) for row in rows]).tolist() if rows else []  # one wait for all layers
+        for name, (first, last, displacement, out_of_range) in zip(solver.reports, table, strict=True):
             values[f"local_loss/{name}/first"] = first
             values[f"local_loss/{name}/last"] = last
             values[f"local_loss/{name}/reduction"] = 1 - last / first if first else 0.0
+            values[f"local_loss/{name}/displacement"] = displacement
+            values[f"local_loss/{name}/out_of_range"] = out_of_range
         for name, counts in solver.counts.items():
             values |= {f"local_loss/{name}/status/{status}": count for status, count in counts.items()}
         step = trainer.global_step - 1

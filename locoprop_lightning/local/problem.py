@@ -93,6 +93,18 @@ class LocalProblem:
         """T = f(A) - lambda_a D [n, d_out]."""
         return self.transfer.f(self.pre_activation) - self.lambda_a * self.direction
 
+    def out_of_range(self) -> Tensor:
+        """Fraction of the targets that no output of f comes near: outside the closed range of f, scalar."""
+        low, high = self.transfer.range
+        if low == -math.inf and high == math.inf:
+            return self.weight.new_zeros(())
+        return ((self.target < low) | (self.target > high)).to(self.weight.dtype).mean()
+
+    def relative(self, v: Tensor) -> Tensor:
+        """Norm of a displacement relative to that of [W0 | b0], scalar."""
+        start = torch.stack([torch.linalg.vector_norm(p) for p in (self.weight, self.bias) if p is not None])
+        return torch.linalg.vector_norm(v) / torch.linalg.vector_norm(start).clamp_min(torch.finfo(v.dtype).tiny)
+
     def zeros(self) -> Tensor:
         """The start of the step, V = 0 [d_out, width]."""
         return self.weight.new_zeros(self.shape)

@@ -60,6 +60,20 @@ class Outcome(NamedTuple):
     losses: Tensor | None
 
 
+class Report(NamedTuple):
+    """What is logged of one layer's solve, on the device.
+
+    Attributes:
+        losses: Local loss a sample before the first and after each iteration [T + 1].
+        displacement: Norm of the applied displacement relative to the weights', scalar; 0 for a refused solution.
+        out_of_range: Fraction of the targets outside the range of f, scalar.
+    """
+
+    losses: Tensor
+    displacement: Tensor
+    out_of_range: Tensor
+
+
 class LocalSolver(Callback, ABC):
     """Solves the local problem of each layer and hands the displacements to the outer optimizer.
 
@@ -72,7 +86,7 @@ class LocalSolver(Callback, ABC):
 
     def __init__(self) -> None:
         self.state: dict[str, State] = {}  # by name of the layer
-        self.losses: dict[str, Tensor] = {}  # local-loss curves [T + 1] of the latest step, if it recorded any
+        self.reports: dict[str, Report] = {}  # of the latest step, by layer, if it recorded
         self.counts: dict[str, dict[str, int]] = {}  # solves that failed at first, by layer and status
 
     @abstractmethod
@@ -162,12 +176,16 @@ class LocalSolver(Callback, ABC):
         device = next(iter(problems.values())).weight.device.type if problems else "cpu"
         with torch.autocast(device, enabled=False):
             results = self._solve_all(problems, record)
+        self.reports = {}
         for name, (outcome, status) in results.items():
             if status is not Status.SOLVED:
                 self._count(name, status)
             applied = status in (Status.SOLVED, Status.RETRIED) or (status is Status.DIVERGED and not pl_module.guard)
             pl_module.commit(name, outcome.displacement if applied else None)  # type: ignore[operator]
-        self.losses = {name: o.losses for name, (o, _) in results.items() if o.losses is not None}
+            if outcome.losses is not None:
+                problem = problems[name]
+                size = problem.relative(outcome.displacement if applied else problem.zeros())
+                self.reports[name] = Report(outcome.losses, size, problem.out_of_range())
 
     def _count(self, name: str, status: Status) -> None:
         counts = self.counts.setdefault(name, {})

@@ -44,6 +44,8 @@ def test_scalars_of_a_run(tmp_path):
         for f, k, r in zip(first, last, reduction, strict=True):
             assert 0 < k.value < f.value
             assert r.value == pytest.approx(1 - k.value / f.value, rel=1e-5)
+        sizes, outside = (events.Scalars(f"local_loss/{layer}/{t}") for t in ("displacement", "out_of_range"))
+        assert all(0 < e.value < 1 for e in sizes) and all(e.value == 0 for e in outside)  # the identity has any value
 
 
 def test_nothing_is_recorded_when_switched_off(tmp_path):

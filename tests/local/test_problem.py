@@ -256,3 +256,16 @@ def test_reduced_problem_of_zeros_and_of_nan(make_problem):
     assert (lift(torch.ones(3, 4, dtype=torch.float64)) == 0).all()
     problem.map.rows = problem.map.rows * torch.nan
     assert problem.reduced()[0].map.rows.isnan().all()
+
+
+def test_what_is_logged_of_a_problem(make_problem):
+    problem = make_problem("tanh", lambda_a=3.0, scale=2.0)
+    outside = (problem.target.abs() > 1).double().mean().item()
+    assert 0 < outside < 1 and problem.out_of_range().item() == pytest.approx(outside)
+    assert make_problem("identity", lambda_a=3.0, scale=2.0).out_of_range() == 0
+    relu = make_problem("relu", lambda_a=1e-9)
+    assert 0 <= relu.out_of_range() < 1  # a target of exactly zero is in range
+    v = torch.randn_like(problem.zeros())
+    start = torch.cat([problem.weight.flatten(), problem.bias])
+    assert problem.relative(v).item() == pytest.approx((v.norm() / start.norm()).item())
+    assert problem.relative(problem.zeros()) == 0
