@@ -13,7 +13,7 @@ from zipfile import is_zipfile
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import nn, optim
 
 import locoprop_lightning
 
@@ -50,7 +50,7 @@ class LocoPropCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command else None
-        if path and Path(path).is_file() and not is_zipfile(path):
+        if path and (Path(path).is_dir() or (Path(path).is_file() and not is_zipfile(path))):
             raise UserError(f"ckpt_path={path}: is not a checkpoint that torch has saved.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -141,21 +141,23 @@ def _refusal(chain: Sequence[BaseException]) -> str:
 
 
 _CLASSES = {
-    "model": (locoprop_lightning, SupervisedModule),
-    "solver": (solvers, solvers.LocalSolver),
-    "oracle": (oracles, oracles.Oracle),
-    "network": (networks, nn.Module),
-    "task": (tasks, tasks.Task),
-    "data": (data, LightningDataModule),
+    "model": ((locoprop_lightning,), SupervisedModule),
+    "solver": ((solvers,), solvers.LocalSolver),
+    "oracle": ((oracles,), oracles.Oracle),
+    "network": ((networks,), nn.Module),
+    "task": ((tasks,), tasks.Task),
+    "data": ((data,), LightningDataModule),
+    "optimizer": ((optimizers, optim), optim.Optimizer),
+    "rest_optimizer": ((optimizers, optim), optim.Optimizer),
+    "lr_scheduler": ((optimizers, optim.lr_scheduler), optim.lr_scheduler.LRScheduler),
 }
 
 
 def _known(key: str) -> str:
-    """The package's own classes for a setting."""
-    package, kind = _CLASSES.get(key, (None, object))
-    members = vars(package) if package else {}
-    own = [m for m in members.values() if isinstance(m, type) and issubclass(m, kind) and m is not kind]
-    names = sorted(m.__name__ for m in own if not inspect.isabstract(m))
+    """The classes for a setting that are known by their names."""
+    packages, kind = _CLASSES.get(key, ((), object))
+    members = [member for package in packages for member in vars(package).values() if isinstance(member, type)]
+    names = sorted({m.__name__ for m in members if issubclass(m, kind) and m is not kind and not inspect.isabstract(m)})
     choice = f"{', '.join(names)}, or " if names else ""
     return f"take {choice}a class by its path, such as your_package.YourClass"
 

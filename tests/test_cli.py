@@ -75,7 +75,7 @@ def test_fit_validate_test_and_predict(folder, capsys):
             "model.oracle: there is no class Nonsense; take GradientOracle, RMSOracle, WhitenedOracle, or a class by "
             "its path, such as your_package.YourClass",
         ),
-        (["--model.optimizer", "X"], "no class X; take a class by its path, such as your_package.YourClass"),
+        (["--trainer.logger", "X"], "no class X; take a class by its path, such as your_package.YourClass"),
         (
             ["--model.oracle", "locoprop_lightning.oracles.RmsOracle"],
             "model.oracle: module 'locoprop_lightning.oracles' has no attribute 'RmsOracle'; take GradientOracle, "
@@ -84,6 +84,7 @@ def test_fit_validate_test_and_predict(folder, capsys):
         (["--model.task.num_classes", "5"], "num_classes=5): the network has 10 outputs; make them agree."),
         (["--ckpt_path", "no.ckpt"], "Checkpoint file not found: no.ckpt"),
         (["--ckpt_path", __file__], "test_cli.py: is not a checkpoint that torch has saved."),
+        (["--ckpt_path", str(ROOT)], "is not a checkpoint that torch has saved."),
         (
             ["--model.oracle", "RMSOracle", "--model.oracle.per", "row"],
             "model.oracle.per: must be one of 'unit', 'layer', not row",
@@ -113,6 +114,16 @@ def test_mistakes_end_with_one_sentence(capsys, more, message):
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("locoprop: error: ")]
     assert line.endswith(message)
+
+
+@pytest.mark.parametrize(("setting", "names"), [("optimizer", "Adam, SplitOptimizer"), ("lr_scheduler", "LinearDecay")])
+def test_what_else_could_stand_there(capsys, setting, names):
+    with pytest.raises(SystemExit):
+        main(arguments("fit", f"--model.{setting}", "X"))
+    line = capsys.readouterr().err
+    assert f"model.{setting}: there is no class X; take " in line and all(
+        f" {name}," in line for name in names.split(", ")
+    )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[str(p.relative_to(ROOT / "configs")) for p in CONFIGS])
