@@ -273,7 +273,7 @@ class LocoPropModule(SupervisedModule):
                 check_positive("", **{f"overrides[{pattern!r}].{key}": value})
         return overrides
 
-    def _settings(self, name: str) -> dict[str, float]:
+    def _lambdas(self, name: str) -> dict[str, float]:
         """The lambdas of a layer."""
         settings = {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r}
         for pattern, values in self._overrides.items():
@@ -298,8 +298,6 @@ class LocoPropModule(SupervisedModule):
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
             if isinstance(optimizer, LBFGS):
                 raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
-        for group in rest.param_groups:
-            group["initial_lr"] = group["lr"]
         schedules = [] if self._lr_scheduler is None else [self._schedule(self._lr_scheduler, outer)]
         if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
             raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
@@ -376,6 +374,7 @@ class LocoPropModule(SupervisedModule):
             if layer.local and layer.name not in self._candidates:
                 layer.transfer, layer.reason = None, "unfrozen after the optimizers were made"
         self._local = {layer.name: self._candidates[layer.name] for layer in self._layers if layer.local}
+        self._settings = {name: self._lambdas(name) for name in self._local}
         self._transfers = {layer.name: layer.transfer for layer in self._layers if layer.transfer is not None}
 
     def _announce(self) -> None:
@@ -400,11 +399,12 @@ class LocoPropModule(SupervisedModule):
         if draws == 0:
             return []
         generator = torch.Generator(device).manual_seed(crc32(f"{run_seed()} {self.global_step}".encode()))
-        labels = [self.task.sample_labels(_detached(output), generator) for _ in range(draws)]
+        prediction = _detached(output)
+        labels = [self.task.sample_labels(prediction, generator) for _ in range(draws)]
         return [tape.gradients(self.task.loss(output, label)) for label in labels]
 
     def _problem(self, name: str, record: Record, sampled: list[Tensor], terms: int) -> LocalProblem:
-        layer, settings = self._local[name], self._settings(name)
+        layer, settings = self._local[name], self._settings[name]
         rows, g = record.map(), record.gradient()
         oracle, state = self.oracle, self.oracle_state.setdefault(name, {})
         oracle.observe(g, sampled, terms, state)
@@ -481,7 +481,7 @@ def _follow(rest: Optimizer | LightningOptimizer, outer: Optimizer | LightningOp
     group = outer.param_groups[0]
     share = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
     for other in rest.param_groups:
-        start = other.setdefault("initial_lr", other["lr"])  # a callback may have added the group
+        start = other.setdefault("initial_lr", other["lr"])
         other["lr"] = start * share
 
 

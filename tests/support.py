@@ -24,3 +24,16 @@ def joined(solution, problem):
     """V = [W+ | b+] - [W0 | b0]."""
     v = solution.weight - problem.weight
     return v if problem.bias is None else torch.cat([v, (solution.bias - problem.bias)[:, None]], 1)
+
+
+def flat(state, path=""):
+    """Every tensor, number and string in a state, as tensors by their path."""
+    if not isinstance(state, dict):
+        return {path: torch.as_tensor(list(state.encode()) if isinstance(state, str) else state)}
+    return {key: x for name, value in state.items() for key, x in flat(value, f"{path}/{name}").items()}
+
+
+def same(a, b):
+    """Whether two states hold the same, bit for bit."""
+    a, b = flat(a), flat(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

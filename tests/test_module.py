@@ -21,6 +21,7 @@ from locoprop_lightning.solvers import (
     Majorization,
 )
 from locoprop_lightning.tasks import Classification
+from tests.support import flat, same
 
 STEPS = 3  # in an epoch: 1,500 digits by 500
 
@@ -130,18 +131,6 @@ def test_resume_is_exact(tmp_path, make):
     if isinstance(whole, LocoPropModule):
         assert whole.solver.counts == resumed.solver.counts
         assert same(whole.solver.state, resumed.solver.state) and same(whole.oracle_state, resumed.oracle_state)
-
-
-def flat(state, path=""):
-    """Tensors and numbers of a state, by their path."""
-    if not isinstance(state, dict):
-        return {path: torch.as_tensor(list(state.encode()) if isinstance(state, str) else state)}
-    return {key: x for name, value in state.items() for key, x in flat(value, f"{path}/{name}").items()}
-
-
-def same(a, b):
-    a, b = flat(a), flat(b)
-    return a.keys() == b.keys() and equal(a, b)
 
 
 @pytest.mark.parametrize("make", [rms, kfac], ids=["rms", "kfac"])

@@ -192,10 +192,8 @@ class LocalSolver(Callback, ABC):
         if status is not Status.RETRIED and not counts.keys() - {Status.RETRIED.value}:
             said, way_out = "diverged", "a larger lambda_r or a smaller lambda_a helps"
             if status is Status.NONFINITE:
-                said, way_out = (
-                    "was not finite, and the layer keeps its weights",
-                    "look at the inputs and the loss first",
-                )
+                said = "was not finite, and the layer keeps its weights"
+                way_out = "look at the inputs and the loss first"
             _log.warning("Layer %r: its local solution %s (said once, then counted); %s.", name, said, way_out)
         counts[status.value] = counts.get(status.value, 0) + 1
 

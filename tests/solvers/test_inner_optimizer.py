@@ -8,7 +8,7 @@ from torch import nn
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.optimizers import TensorFlowRMSprop
 from locoprop_lightning.solvers import GradientDescent, InnerOptimizer, Status
-from tests.support import close, joined
+from tests.support import close, flat, joined, same
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
@@ -56,18 +56,6 @@ def through_a_file(solver):
     torch.save(solver.state_dict(), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def flat(state):
-    """Every tensor and number in a state, by its path."""
-    if not isinstance(state, dict):
-        return {"": torch.as_tensor(list(state.encode()) if isinstance(state, str) else state)}
-    return {f"{key}.{path}": x for key, value in state.items() for path, x in flat(value).items()}
-
-
-def same(a, b):
-    a, b = flat(a), flat(b)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @both_losses
