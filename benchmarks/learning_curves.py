@@ -33,6 +33,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
 from locoprop_lightning.cli import LocoPropCLI, one_sentence
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.module import SupervisedModule
 
 STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
@@ -248,11 +249,14 @@ def table(options: argparse.Namespace) -> None:
     records = [run.record for runs in methods.values() for run in runs]
     ends = {len(run.raw) - 1 for runs in methods.values() for run in runs if run.over is None}
     last = max(ends, default=0)
+    for step in options.steps:
+        if step > last:
+            print(f"no run has a step {step}; the last one is {last}", file=sys.stderr)
     columns = [(f"step {step}", ".3f", partial(Run.at, step=step)) for step in options.steps if step <= last]
     if not ends <= set(options.steps) or not ends:
         columns.append(("last step", ".3f", lambda run: run.smoothed[-1]))
     columns += [(f"{seconds:g} s", ".3f", partial(Run.after, seconds=seconds)) for seconds in options.seconds]
-    columns.append((f"highest after step {SETTLED}", ".3f", Run.highest))
+    columns.append((f"highest raw loss after step {SETTLED}", ".3f", Run.highest))
     metric, form = ("test_accuracy", ".4f") if any(r.get("test_accuracy") for r in records) else ("test_loss", ".3f")
     name = metric.replace("_", " ")
     for epoch in options.epochs:
@@ -309,6 +313,8 @@ def figure(options: argparse.Namespace) -> None:
         axes.grid(alpha=0.3)
         drawing.legend(loc="outside right upper", handlelength=4, fontsize="small")
         options.file.parent.mkdir(parents=True, exist_ok=True)
+        if options.file.suffix[1:] not in drawing.canvas.get_supported_filetypes():
+            raise UserError(f"{options.file}: no format of a figure; take .svg, .png or .pdf.")
         drawing.savefig(options.file, metadata={"Date": None})
         plt.close(drawing)
 

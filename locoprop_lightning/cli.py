@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,7 +21,7 @@ import locoprop_lightning
 # Imported so that their short names work on the command line.
 from locoprop_lightning import data, networks, optimizers, oracles, solvers, tasks  # noqa: F401
 from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, PredictionWriter
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.module import SupervisedModule
 
 
@@ -42,16 +43,25 @@ class LocoPropCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, and refuses a file that is no checkpoint, of which loading would say a number.
+        """Parses, and refuses what would be a stack of internals later: a broken file, no checkpoint, a seed below 0.
 
         Raises:
-            UserError: Names the file.
+            UserError: Names the setting and its value.
         """
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError:
+            _check_files(sys.argv[1:] if args is None else args)
+            raise
         command = self.config.get("subcommand")
-        path = self.config[command].get("ckpt_path") if command else None
+        config = self.config[command] if command else self.config
+        if not isinstance(config.get("seed_everything"), bool | None):
+            check_counts("", 0, seed_everything=config.seed_everything)
+        path = config.get("ckpt_path")
         if path and (Path(path).is_dir() or (Path(path).is_file() and not is_zipfile(path))):
             raise UserError(f"ckpt_path={path}: is not a checkpoint that torch has saved.")
+        if command in ("validate", "test", "predict") and path is None:
+            print(f"locoprop {command}: no --ckpt_path, so the network has its initial weights.", file=sys.stderr)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the settings of our callbacks."""
@@ -105,6 +115,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _check_files(args: Sequence[str]) -> None:
+    """Refuses a file of settings that is none; the parser would not name it.
+
+    Raises:
+        UserError: Names the file.
+    """
+    for flag, path in zip(args, [*args[1:], ""], strict=True):
+        name, _, value = flag.partition("=")
+        file = Path(value or path)
+        if name not in ("--config", "-c") or not file.is_file():
+            continue
+        try:
+            settings = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"config={file}: is no YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(settings, dict):
+            raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
+
+
 _TYPE = re.compile(r"Expected an? (?:typing.Literal\[(.*?)\](?=\s|\.)|<class '(.*?)'>)")
 
 
@@ -127,6 +156,9 @@ def _refusal(chain: Sequence[BaseException]) -> str:
     elif name := re.fullmatch(r"Expected an instantiatable class, but (?:.*\.)?(\w+) is abstract", reason):
         reason = f"{name[1]} is abstract; {_known(keys[-1])}"
     elif re.match(r"No module named|module '.*' has no attribute", reason):
+        where = " (PYTHONPATH=. finds modules in this folder)" if reason.startswith("No module") else ""
+        reason = f"{reason}{where}; {_known(keys[-1])}"
+    elif re.match(r"Import path .* does not correspond to a subclass of", reason):
         reason = f"{reason}; {_known(keys[-1])}"
     elif name := re.fullmatch(r"Option '(.*)' is not accepted", reason):
         reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
@@ -136,9 +168,19 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         # Where a setting may have several types, the last report is of the first one alone; the last but one names all.
         types = _TYPE.findall(f"{chain[-2]} {reason}")
         kinds = dict.fromkeys(f"one of {choices}" if choices else kind for choices, kind in types)
-        reason = f"must be {' or '.join(kind for kind in kinds if kind != 'NoneType')}, not {value[1]}"
+        allowed = " or ".join(kind for kind in kinds if kind != "NoneType")
+        if allowed == "float" and value[1] in ("nan", "inf", "-inf"):
+            allowed = "a finite number"
+        forms = [_FORMS[part] for part in setting.split(".") if part in _FORMS]
+        reason = f"must be {forms[0] if forms else allowed}, not {value[1]}"
     return f"{setting}: {reason}"
 
+
+_FORMS = {
+    "overrides": 'lambdas by pattern of layers, such as \'{"1": {"lambda_r": 3}}\'',
+    "skip": "a list of patterns of layers, such as '[\"1\"]'",
+    "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
+}
 
 _CLASSES = {
     "model": ((locoprop_lightning,), SupervisedModule),

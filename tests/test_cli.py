@@ -67,7 +67,29 @@ def test_fit_validate_test_and_predict(folder, capsys):
         (["--model.network.in_features", "65"], "set in_features to 64."),
         (["--data.batch_size", "0"], "batch_size=0: must be at least 1."),
         (["--model.objective", "sqared"], "model.objective: must be one of 'matching', 'squared', not sqared"),
-        (["--model.lambda_a", "nan"], "model.lambda_a: must be float, not nan"),
+        (["--model.lambda_a", "nan"], "model.lambda_a: must be a finite number, not nan"),
+        (
+            ["--model.overrides.1.lambda_r", "3"],
+            """model.overrides: must be lambdas by pattern of layers, such as '{"1": {"lambda_r": 3}}', not 3""",
+        ),
+        (["--model.skip", "5"], """model.skip: must be a list of patterns of layers, such as '["1"]', not 5"""),
+        (["--seed_everything=-5"], "seed_everything=-5: must be at least 0."),
+        (
+            ["--model.network", "MLP"],
+            "Give the full class path to avoid ambiguity: torchvision.ops.MLP, locoprop_lightning.networks.MLP.",
+        ),
+        (
+            ["--model.oracle", "torch.nn.Linear"],
+            "model.oracle: Import path torch.nn.Linear does not correspond to a subclass of Oracle; take "
+            "GradientOracle, RMSOracle, WhitenedOracle, or a class by its path, such as your_package.YourClass",
+        ),
+        (
+            ["--model.solver", "nowhere.Mine"],
+            "No module named 'nowhere' (PYTHONPATH=. finds modules in this folder); take AndersonAcceleration, "
+            "ClosedForm, ConjugateGradient, FixedPointIteration, GradientDescent, InnerOptimizer, Majorization, or a "
+            "class by its path, such as your_package.YourClass",
+        ),
+        (["--model.solver.iterations", "0"], "AndersonAcceleration(iterations=0): must be at least 1."),
         (["--data.seed", "x"], "data.seed: must be int, not x"),
         (["--seed_everything", "x"], "seed_everything: must be bool or int, not x"),
         (
@@ -114,6 +136,22 @@ def test_mistakes_end_with_one_sentence(capsys, more, message):
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("locoprop: error: ")]
     assert line.endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "holds no settings; see configs/ for files that do."), ("a: [", "is no YAML: ")]
+)
+@pytest.mark.parametrize("flag", ["--config={}", "--config {}"])
+def test_a_broken_file_of_settings_is_named(folder, capsys, text, message, flag):
+    (folder / "broken.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["fit", *flag.format("broken.yaml").split()])
+    assert f"locoprop: error: config=broken.yaml: {message}" in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_the_weights_are_said_to_be_initial(capsys):
+    main(arguments("validate"))
+    assert "locoprop validate: no --ckpt_path, so the network has its initial weights." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("setting", "names"), [("optimizer", "Adam, SplitOptimizer"), ("lr_scheduler", "LinearDecay")])

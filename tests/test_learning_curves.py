@@ -51,16 +51,18 @@ def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):
     made_up(folder, "broken", 0, [1.0] * 99 + [math.nan], 0.1, nonfinite_step=99)
     (folder / "ms.json").write_text(json.dumps({"slow": 1000, "fast": 200}))
     curves.main(["table", "--out", str(folder)])
-    rows = rows_of(capsys.readouterr().out)
+    output = capsys.readouterr()
+    assert "no run has a step 472; the last one is 236" in output.err
+    rows = rows_of(output.out)
     assert list(rows) == ["fast", "slow", "broken"]
     slow, fast, broken = rows["slow"], rows["fast"], rows["broken"]
-    for column in ("step 118", "step 236", "30 s", "highest after step 100"):
+    for column in ("step 118", "step 236", "30 s", "highest raw loss after step 100"):
         assert slow[column] == "0.500 (0.400..0.900)"
     assert slow["test accuracy"] == "0.5000 (0.4000..0.9000)" and slow["seeds"] == "3" and slow["ms a step"] == "500.0"
     assert "step 472" not in slow  # no run got that far
     assert fast["30 s"] == "0.300" and fast["60 s"] == "-"  # over after 47.4 s
-    assert fast["highest after step 100"] == "0.700" and fast["step 118"] == "0.307"
-    assert broken["step 118"] == broken["30 s"] == broken["highest after step 100"] == "non-finite"
+    assert fast["highest raw loss after step 100"] == "0.700" and fast["step 118"] == "0.307"
+    assert broken["step 118"] == broken["30 s"] == broken["highest raw loss after step 100"] == "non-finite"
     options = ["--steps", "5", "--seconds", "10", "--epochs", "1", "3"]
     curves.main(["table", "--out", str(folder), *options])
     chosen = rows_of(capsys.readouterr().out)["fast"]
@@ -109,6 +111,9 @@ def test_real_runs(folder, capsys):
         curves.main(command)
     for file in ("a.svg", "b.svg"):
         curves.main(["figure", "--out", "results", file])
+    with pytest.raises(SystemExit):
+        curves.main(["figure", "--out", "results", "a.txt"])
+    assert "a.txt: no format of a figure; take .svg, .png or .pdf." in capsys.readouterr().err
     drawn = (folder / "a.svg").read_text()
     assert drawn == (folder / "b.svg").read_text() and ">foof</text>" in drawn
 

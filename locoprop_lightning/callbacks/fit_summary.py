@@ -58,10 +58,22 @@ class FitSummary(Callback):
         self._smoothed = loss if smoothed is None else _DECAY * smoothed.to(loss.device) + (1 - _DECAY) * loss
         self._steps += 1
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Prints what an interrupted fit came to."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.training:
+            self._stop()
+            self.on_fit_end(trainer, pl_module)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the summary on the first process."""
         folder = trainer.log_dir  # asks all processes
-        if not trainer.is_global_zero or self._smoothed is None or self._raw is None:
+        if not trainer.is_global_zero or self._smoothed is None:
+            return
+        if self._raw is None:
+            print(
+                f"\nNothing was trained: the checkpoint is at step {trainer.global_step}, where this fit ends already; "
+                "raise trainer.max_epochs or trainer.max_steps to go on."
+            )
             return
         lines = [("train loss", f"{self._raw.item():.4f} (smoothed {self._smoothed.item():.4f})")]
         for name, value in sorted(trainer.callback_metrics.items()):

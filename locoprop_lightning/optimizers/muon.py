@@ -55,7 +55,7 @@ class FullPrecisionMuon(Optimizer):
             if p.ndim < 2:
                 raise UserError(
                     f"FullPrecisionMuon: takes matrices and weights of convolutions, not a parameter of shape "
-                    f"{tuple(p.shape)}; SplitOptimizer gives the others to another optimizer."
+                    f"{tuple(p.shape)}; SplitOptimizer(matrix=..., other=...) gives the others to another."
                 )
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ class AndersonAcceleration(IterativeSolver):
     gradient, is applied where the one before it was accepted; else the unit ends on its last accepted iterate.
 
     Args:
-        iterations: T, at least 0.
+        iterations: T, at least 1.
         memory: Number of iterates mixed, at least 1.
         ridge: Added to the diagonal of the residuals' Gram matrix, relative to its mean diagonal entry.
         beta: Mixing, above 0.
@@ -47,7 +47,7 @@ class AndersonAcceleration(IterativeSolver):
     def init(self, problem: LocalProblem, state: State) -> "_History":  # noqa: D102
         v = problem.zeros()
         rows = 1 if problem.transfer.rowwise else v.shape[0]
-        return _History(v.reshape(rows, -1), min(self.memory, max(self.iterations, 1)), self.beta)
+        return _History(v.reshape(rows, -1), min(self.memory, self.iterations), self.beta)
 
     def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: "_History") -> Tensor:
         """One mix of the history."""

@@ -16,14 +16,14 @@ class ConjugateGradient(LocalSolver):
     with C itself where counting operations says so. J falls with every step, the residual need not.
 
     Args:
-        iterations: T, at least 0.
+        iterations: T, at least 1.
     """
 
     squared_only = True
 
     def __init__(self, iterations: int = 10) -> None:  # T
         super().__init__()
-        check_counts("ConjugateGradient", 0, iterations=iterations)
+        check_counts("ConjugateGradient", 1, iterations=iterations)
         self.iterations = iterations
 
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102

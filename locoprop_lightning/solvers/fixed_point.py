@@ -16,7 +16,7 @@ class FixedPointIteration(IterativeSolver):
     iteration is back-propagation with rate lambda_a / lambda_r.
 
     Args:
-        iterations: T, at least 0.
+        iterations: T, at least 1.
     """
 
     def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: Any) -> Tensor:  # noqa: D102

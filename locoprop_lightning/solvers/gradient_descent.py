@@ -16,7 +16,7 @@ class GradientDescent(IterativeSolver):
     """W <- W - eta_k grad, T times (review, Algorithms 1 and 2).
 
     Args:
-        iterations: T, at least 0.
+        iterations: T, at least 1.
         rate: eta; 1/lambda_r if not given.
         proximal: Whether the gradient contains the proximal term. False is the published LocoProp (Algorithm 1), where
             lambda_r matters through the default rate alone; True is the review's corrected one (Algorithm 2).

@@ -25,7 +25,7 @@ class InnerOptimizer(IterativeSolver):
 
     Args:
         optimizer: Makes the optimizer from the displacement.
-        iterations: T, at least 0.
+        iterations: T, at least 1.
         proximal: Whether the gradient contains the proximal term; False as published.
         persistent: Whether the optimizer's state is kept across batches.
         schedule: "constant", or "published" to multiply the rate by max(1 - k/T, 0.25) in iteration k.

@@ -24,7 +24,7 @@ class Majorization(FactoredSolver, IterativeSolver):
     its momentum.
 
     Args:
-        iterations: T, at least 0.
+        iterations: T, at least 1.
         acceleration: None, or "nesterov" (Nesterov, 1983; restarts by O'Donoghue and Candes, 2015).
         average: See ``FactoredSolver``.
         refresh_every: See ``FactoredSolver``.

@@ -210,14 +210,14 @@ class IterativeSolver(LocalSolver):
     """T inner steps from V = 0; the first gradient is the back-propagated one, so T steps cost T - 1 gradients.
 
     Args:
-        iterations: T, at least 0.
+        iterations: T, at least 1.
     """
 
     proximal = True  # whether the gradients contain lambda_r V
 
     def __init__(self, iterations: int = 10) -> None:  # T
         super().__init__()
-        check_counts(type(self).__name__, 0, iterations=iterations)
+        check_counts(type(self).__name__, 1, iterations=iterations)
         self.iterations = iterations
 
     def affine(self, problem: LocalProblem) -> tuple[Scalar, Scalar] | None:
@@ -266,7 +266,7 @@ class IterativeSolver(LocalSolver):
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
         """The driver loop."""
         inner = self.init(problem, state)
-        cost = problem.plan(max(self.iterations - 1, 0))
+        cost = problem.plan(self.iterations - 1)
         affine = self.affine(problem)
         if affine is None or _squaring_cost(problem, self.iterations) >= cost:
             return self._loop(problem, inner, record)

@@ -1,6 +1,9 @@
+import contextlib
+import re
+
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -81,6 +84,29 @@ def test_summary_tells_a_resume(tmp_path, capsys):
     second.load_state_dict(first.state_dict())
     fit(tmp_path / "second", second)
     assert " for the 3 steps since the resume" in capsys.readouterr().out
+
+
+def test_an_interrupted_fit_has_a_summary(tmp_path, capsys):
+    class Interrupt(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                raise KeyboardInterrupt
+
+    with contextlib.suppress(SystemExit):
+        fit(tmp_path, FitSummary(), Interrupt())
+    printed = capsys.readouterr().out
+    assert "smoothed" in printed and re.search(r"steps +2\n", printed)
+
+
+def test_a_resume_at_the_end_says_that_nothing_was_trained(tmp_path, capsys):
+    summary = FitSummary()
+    summary.load_state_dict({"smoothed": torch.tensor(1.0), "seconds": 1.0, "steps": 3})
+    trainer = Trainer(
+        max_epochs=0, accelerator="cpu", logger=False, callbacks=[summary], enable_checkpointing=False, **QUIET
+    )
+    module = LocoPropModule(MLP(64, 16, 1), Classification(), ClosedForm(), 30.0, 10.0, objective="squared")
+    trainer.fit(module, Digits(batch_size=500))
+    assert "Nothing was trained: the checkpoint is at step 0" in capsys.readouterr().out
 
 
 def test_summary_says_where_most_solutions_failed(tmp_path, capsys):

@@ -31,9 +31,9 @@ def test_exact_after_as_many_iterations_as_inputs(make_problem, n, bias):
 @both_sides
 def test_j_falls_with_every_iteration(make_problem, n, bias):
     problem = make_problem(n=n, d_in=6, bias=bias, lambda_r=0.05)
-    values = torch.stack(
-        [problem.value(joined(ConjugateGradient(t).solve(problem), problem)) for t in range(problem.map.width + 1)]
-    )
+    solutions = [ConjugateGradient(t).solve(problem) for t in range(1, problem.map.width + 1)]
+    start = problem.value(problem.zeros())
+    values = torch.stack([start, *(problem.value(joined(solution, problem)) for solution in solutions)])
     rank = min(n, problem.map.width)
     assert (values.diff()[:rank] < 0).all() and (values.diff() < 1e-12).all()
     losses = ConjugateGradient(problem.map.width).solve(problem, record=True).losses

@@ -161,7 +161,7 @@ def test_no_solver_is_missing():
 @both_dtypes
 def test_iterations(problem_for, name, kind, dtype):
     tolerance = dict.fromkeys(("rtol", "atol"), 1e-9 if dtype == torch.float64 else 1e-4)
-    for iterations in (0, 1, 2, 10):
+    for iterations in (1, 2, 10):
         solver = ITERATIVE[name](iterations)
         problem = problem_for(solver, kind, dtype=dtype)
         plain, recorded = solver.solve(problem), ITERATIVE[name](iterations).solve(problem, record=True)
@@ -171,9 +171,7 @@ def test_iterations(problem_for, name, kind, dtype):
             assert solution.weight.dtype == dtype and solution.weight.shape == problem.weight.shape
             assert (solution.bias is None) == (problem.bias is None)
             v = joined(solution, problem)
-            if iterations == 0:
-                assert unchanged(solution, problem)
-            elif name in PROMISED:
+            if name in PROMISED:
                 assert problem.value(v) < 0
             torch.testing.assert_close(recorded.losses[-1], problem.loss(v), **tolerance)
             if name in MONOTONE:

@@ -219,7 +219,7 @@ def test_rows_that_shrink_do_no_harm(make_problem, make, settings):
 def test_arguments():
     with pytest.raises(UserError, match=r"Majorization\(acceleration='fast'\): take null or 'nesterov'"):
         Majorization(acceleration="fast")
-    with pytest.raises(UserError, match=r"Majorization\(iterations=-1\): must be at least 0"):
+    with pytest.raises(UserError, match=r"Majorization\(iterations=-1\): must be at least 1"):
         Majorization(-1)
     with pytest.raises(UserError, match=r"Majorization\(average=1\): must be in \[0, 1\)"):
         Majorization(average=1)
