@@ -18,69 +18,61 @@ import json
 import math
 import statistics
 import sys
-import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
+from locoprop_lightning.callbacks.stopwatch import Stopwatch
 from locoprop_lightning.cli import LocoPropCLI, one_sentence
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.compare import cell, markdown
+from locoprop_lightning.figure import Curve, draw
 from locoprop_lightning.module import SupervisedModule
+from locoprop_lightning.runs import smooth
 
 STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
 EVERY = 59  # steps between two progress lines: an epoch of Fashion-MNIST in batches of 1024
 FORCED = ("logger=false", "enable_progress_bar=false", "num_sanity_val_steps=0")
-# Okabe and Ito's colours without yellow, which is faint on white; 7 colours and 5 dashes make 35 pairs.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 
 
 class NonFinite(Exception):
     """Ends a fit whose loss is no longer finite."""
 
 
-class Recorder(Callback):
+class Recorder(Stopwatch):
     """Takes down losses, seconds and metrics; with a name it reports progress and stops where a loss is not finite."""
 
     def __init__(self, name: str | None = None) -> None:
+        super().__init__()
         self.name = name
         self.losses: list[Tensor] = []
-        self.seconds: list[float] = []
+        self.ends: list[float] = []  # second at which each step was over
         self.metrics: dict[str, list[float | None]] = {}
-        self._passed = self._started = 0.0
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        self._started = time.perf_counter()
-
-    def on_validation_start(self, trainer, pl_module):
-        self._passed += time.perf_counter() - self._started
 
     def on_validation_end(self, trainer, pl_module):
         for name, value in trainer.callback_metrics.items():
             if name.startswith("val/"):
                 self.metrics.setdefault(name.removeprefix("val/"), []).append(finite(value.item()))
-        self._started = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self._passed += time.perf_counter() - self._started
+        super().on_validation_end(trainer, pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self.losses.append(outputs["loss"].detach())
         ended = not self.losses[-1].isfinite()  # waits for the device
-        self.seconds.append(self._passed + time.perf_counter() - self._started)
+        self.ends.append(self.seconds)
         if self.name is None:
             return
         if len(self.losses) % EVERY == 0:
-            said = f"smoothed loss {smooth(self.raw())[-1]:.4f}, {self.seconds[-1]:.1f} s"
+            said = f"smoothed loss {smooth(self.raw())[-1]:.4f}, {self.ends[-1]:.1f} s"
             print(f"{self.name}: {len(self.losses)} steps, {said}", flush=True)
         if ended:
             raise NonFinite
@@ -133,13 +125,6 @@ def finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def smooth(raw: Sequence[float]) -> list[float]:
-    smoothed = [raw[0]]
-    for loss in raw[1:]:
-        smoothed.append(0.7 * smoothed[-1] + 0.3 * loss)
-    return smoothed
-
-
 def build(config: Path, seed: int, settings: dict[str, str]) -> tuple[Trainer, SupervisedModule, LightningDataModule]:
     """What `locoprop fit --config CONFIG` would train, without logs, checkpoints and progress bar."""
     arguments = [f"--config={config}", f"--seed_everything={seed}"]
@@ -167,7 +152,7 @@ def run(options: argparse.Namespace) -> None:
             with path.with_suffix(".csv").open("w", newline="") as stream:
                 rows = csv.writer(stream, lineterminator="\n")
                 rows.writerow(["step", "loss", "seconds"])
-                for step, (loss, passed) in enumerate(zip(recorder.raw(), recorder.seconds, strict=True)):
+                for step, (loss, passed) in enumerate(zip(recorder.raw(), recorder.ends, strict=True)):
                     rows.writerow([step, f"{loss:.5g}", f"{passed:.3f}"])
             write(path, {"method": method, "seed": seed, **record})
 
@@ -195,7 +180,7 @@ def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorde
     if tests and not options.no_test and nonfinite_step is None:
         (tested,) = trainer.test(module, data, verbose=False)
         metrics |= {name.replace("/", "_"): [finite(value)] for name, value in tested.items()}
-    paces = [1000 * (b - a) for a, b in zip([0.0, *recorder.seconds], recorder.seconds, strict=False)]
+    paces = [1000 * (b - a) for a, b in zip([0.0, *recorder.ends], recorder.ends, strict=False)]
     return recorder, {
         "settings": settings(options),
         "steps": len(recorder.losses),
@@ -224,22 +209,10 @@ def load(folder: Path, ms: Path | None) -> dict[str, list[Run]]:
         if paces is not None:
             record["ms_per_step"] = pace = paces.get(record["method"])
             seconds = [] if pace is None else [pace * step / 1000 for step in range(1, len(rows) + 1)]
-        methods.setdefault(record["method"], []).append(Run(record, raw, smooth(raw), seconds))
+        methods.setdefault(record["method"], []).append(Run(record, raw, smooth(raw).tolist(), seconds))
     if not methods:
         raise SystemExit(f"{folder} holds no runs: make some with the subcommand 'run'.")
     return dict(sorted(methods.items(), key=lambda item: statistics.median(run.smoothed[-1] for run in item[1])))
-
-
-def cell(values: Iterable[float | None], form: str) -> str:
-    """Median, and the range of several values; '-' without any."""
-    known = sorted(value for value in values if value is not None)
-    if not known:
-        return "-"
-    middle, low, high = (
-        format(value, form if value < 1e5 else ".3g") if math.isfinite(value) else "non-finite"
-        for value in (statistics.median(known), known[0], known[-1])
-    )
-    return middle if len(known) == 1 or low == high else f"{middle} ({low}..{high})"
 
 
 def table(options: argparse.Namespace) -> None:
@@ -267,56 +240,29 @@ def table(options: argparse.Namespace) -> None:
         title: [cell((value(run) for run in runs), form) for runs in methods.values()] for title, form, value in columns
     }
     rows = {title: cells for title, cells in rows.items() if set(cells) != {"-"}}
-    print("| method | seeds |", *(f"{title} |" for title in rows))
-    print("|---|---:|" + "---:|" * len(rows))
-    for index, (method, runs) in enumerate(methods.items()):
-        print(f"| {method} | {len(runs)} |", *(f"{cells[index]} |" for cells in rows.values()))
+    body = [
+        [method, str(len(runs)), *(cells[index] for cells in rows.values())]
+        for index, (method, runs) in enumerate(methods.items())
+    ]
+    print(markdown([["method", "seeds", *rows], *body]))
 
 
 def figure(options: argparse.Namespace) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import numpy as np
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    methods = load(options.out, options.ms)
-    start = max(run.raw[0] for runs in methods.values() for run in runs)
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "learning_curves"}):
-        drawing, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-        for index, (method, runs) in enumerate(methods.items()):
-            whole = [run for run in runs if run.record["nonfinite_step"] is None]
-            length = min((len(run.raw) for run in whole), default=max(len(run.raw) for run in runs))
-            losses = np.array([[run.at(step) for step in range(length)] for run in runs], dtype=float)
-            x = np.arange(length, dtype=float)
-            if options.x == "seconds":
-                clocks = [run.seconds[:length] for run in runs if len(run.seconds) >= length]
-                if not clocks:
-                    print(f"{method}: left out, its pace is not in --ms", file=sys.stderr)
-                    continue
-                x = np.median(clocks, axis=0)
-            style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
-            middle = np.median(losses, axis=0)
-            label = method if math.isfinite(middle[-1]) else f"{method} (non-finite)"
-            axes.plot(x, middle, label=label, linewidth=1.4, **style)
-            if len(runs) > 1:
-                band = losses.min(axis=0), losses.max(axis=0)
-                axes.fill_between(x, *band, color=style["color"], alpha=0.15, linewidth=0)
-        axes.set_yscale("log")
-        axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * start))  # a diverging run leaves the frame
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("training step" if options.x == "step" else "seconds of training")
-        axes.set_ylabel("train loss, smoothed by 0.7")
-        axes.grid(alpha=0.3)
-        drawing.legend(loc="outside right upper", handlelength=4, fontsize="small")
-        options.file.parent.mkdir(parents=True, exist_ok=True)
-        if options.file.suffix[1:] not in drawing.canvas.get_supported_filetypes():
-            raise UserError(f"{options.file}: no format of a figure; take .svg, .png or .pdf.")
-        drawing.savefig(options.file, metadata={"Date": None})
-        plt.close(drawing)
+    curves = {}
+    for method, runs in load(options.out, options.ms).items():
+        whole = [run for run in runs if run.record["nonfinite_step"] is None]
+        length = min((len(run.raw) for run in whole), default=max(len(run.raw) for run in runs))
+        losses = np.array([[run.at(step) for step in range(length)] for run in runs], dtype=float)
+        x = np.arange(length, dtype=float)
+        if options.x == "seconds":
+            clocks = [run.seconds[:length] for run in runs if len(run.seconds) >= length]
+            if not clocks:
+                print(f"{method}: left out, its pace is not in --ms", file=sys.stderr)
+                continue
+            x = np.median(clocks, axis=0)
+        curves[method] = Curve(x, np.median(losses, axis=0), losses.min(axis=0), losses.max(axis=0), len(runs))
+    xlabel = "training step" if options.x == "step" else "seconds of training"
+    draw(curves, options.file, xlabel, "train loss, smoothed by 0.7")
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -329,15 +275,16 @@ def measure(options: argparse.Namespace) -> None:
                 trainer, module, data = build(config, 0, options.set | steps | {"trainer.limit_val_batches": "0"})
                 trainer.callbacks.append(recorder)
                 trainer.fit(module, data)
-            begun = recorder.seconds[options.skip - 1] if options.skip else 0.0
-            mean = 1000 * (recorder.seconds[-1] - begun) / options.steps
+            begun = recorder.ends[options.skip - 1] if options.skip else 0.0
+            mean = 1000 * (recorder.ends[-1] - begun) / options.steps
             times[config.stem].append(mean)
             print(f"round {turn + 1}, {config.stem}: {mean:.1f} ms a step", file=sys.stderr, flush=True)
     paces = {stem: statistics.median(values) for stem, values in times.items()}
     adam = paces.get("adam")
-    print(f"| method | ms a step |{' x adam |' if adam else ''}\n|---|---:|{'---:|' if adam else ''}")
+    rows = [["method", "ms a step", *(["x adam"] if adam else [])]]
     for stem, pace in sorted(paces.items(), key=lambda item: item[1]):
-        print(f"| {stem} | {cell(times[stem], '.1f')} |" + (f" {pace / adam:.2f} |" if adam else ""))
+        rows.append([stem, cell(times[stem], ".1f"), *([f"{pace / adam:.2f}"] if adam else [])])
+    print(markdown(rows))
     if options.json:
         write(options.json, {stem: round(pace, 3) for stem, pace in paces.items()})
 

@@ -16,13 +16,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn, optim
 
-import locoprop_lightning
-
 # Imported so that their short names work on the command line.
-from locoprop_lightning import data, networks, optimizers, oracles, solvers, tasks  # noqa: F401
-from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, PredictionWriter
+from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, tasks
+from locoprop_lightning.callbacks import (
+    FitSummary,
+    HyperparameterLogger,
+    LocalLossMonitor,
+    PredictionWriter,
+    StepTimer,
+)
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.module import SupervisedModule
+from locoprop_lightning.runs import NEUTRAL, flatten
 
 
 class LocoPropCLI(LightningCLI):
@@ -63,11 +68,26 @@ class LocoPropCLI(LightningCLI):
         if command in ("validate", "test", "predict") and path is None:
             print(f"locoprop {command}: no --ckpt_path, so the network has its initial weights.", file=sys.stderr)
 
+    def before_fit(self) -> None:
+        """Times the steps, and logs the settings that make the method."""
+        settings = flatten(yaml.safe_load(self._parser("fit").dump(self.config.fit)))
+        kept = {
+            name: value.rpartition(".")[2] if _is_path(value) else value
+            for name, value in settings.items()
+            if name == "seed_everything" or not NEUTRAL.match(name)
+        }
+        self.trainer.callbacks += [StepTimer(), HyperparameterLogger(kept)]  # type: ignore[attr-defined]
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the settings of our callbacks."""
         parser.add_lightning_class_args(LocalLossMonitor, "local_losses")
         parser.add_lightning_class_args(FitSummary, "summary")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a setting is the path of a class."""
+    return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -183,7 +203,7 @@ _FORMS = {
 }
 
 _CLASSES = {
-    "model": ((locoprop_lightning,), SupervisedModule),
+    "model": ((module,), SupervisedModule),
     "solver": ((solvers,), solvers.LocalSolver),
     "oracle": ((oracles,), oracles.Oracle),
     "network": ((networks,), nn.Module),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import benchmark
+from tests.support import script
 
 ROOT = Path(__file__).parents[1]
-curves = benchmark("learning_curves")
+curves = script("learning_curves")
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +37,6 @@ def rows_of(output):
     """The table as dictionaries, by method."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines()]
     return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
-
-
-def test_smoothing():
-    assert curves.smooth([2.0]) == [2.0]
-    assert curves.smooth([2.0, 1.0, 0.0]) == pytest.approx([2.0, 1.7, 1.19])
 
 
 def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):

@@ -1,7 +1,9 @@
 """What is watched and said during a fit."""
 
 from locoprop_lightning.callbacks.fit_summary import FitSummary
+from locoprop_lightning.callbacks.hyperparameters import HyperparameterLogger
 from locoprop_lightning.callbacks.local_loss_monitor import LocalLossMonitor
 from locoprop_lightning.callbacks.prediction_writer import PredictionWriter
+from locoprop_lightning.callbacks.stopwatch import StepTimer
 
-__all__ = ["FitSummary", "LocalLossMonitor", "PredictionWriter"]
+__all__ = ["FitSummary", "HyperparameterLogger", "LocalLossMonitor", "PredictionWriter", "StepTimer"]

@@ -3,16 +3,17 @@
 import time
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from locoprop_lightning.callbacks.stopwatch import Stopwatch
 from locoprop_lightning.module import LocoPropModule
 from locoprop_lightning.solvers import Status
 
 _DECAY = 0.7
 
 
-class FitSummary(Callback):
+class FitSummary(Stopwatch):
     """Prints final losses, accuracy, times and where the logs are.
 
     The smoothed train loss is s = 0.7 s + 0.3 x over the raw loss of every batch, from the first on, without bias
@@ -20,48 +21,29 @@ class FitSummary(Callback):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._smoothed: Tensor | None = None
         self._raw: Tensor | None = None
-        self._seconds = 0.0  # of training, without validation
-        self._steps = self._resumed = 0
-        self._started = 0.0
+        self._resumed = 0
         self._fit_started = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._fit_started = self._started = time.perf_counter()  # resumed within an epoch, none starts
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._started = time.perf_counter()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if not trainer.sanity_checking:
-            self._stop()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._started = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._stop()
-
-    def _stop(self) -> None:
-        now = time.perf_counter()
-        self._seconds += now - self._started
-        self._started = now
+        super().on_fit_start(trainer, pl_module)
+        self._fit_started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Takes in the loss of the batch; nothing waits for the device."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         loss = outputs["loss"].detach()
         smoothed = self._smoothed
         self._raw = loss
         self._smoothed = loss if smoothed is None else _DECAY * smoothed.to(loss.device) + (1 - _DECAY) * loss
-        self._steps += 1
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Prints what an interrupted fit came to."""
         if isinstance(exception, KeyboardInterrupt) and trainer.training:
-            self._stop()
             self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,14 +62,14 @@ class FitSummary(Callback):
             if name.startswith("val/"):
                 lines.append((name.replace("val/", "validation "), f"{value.item():.4f}"))
         lines.append(("steps", str(trainer.global_step)))
-        here = f" for the {self._steps - self._resumed} steps since the resume" if self._resumed else ""
+        here = f" for the {self.steps - self._resumed} steps since the resume" if self._resumed else ""
         lines.append(("seconds", f"{time.perf_counter() - self._fit_started:.1f}{here}"))
-        lines.append(("milliseconds a step", f"{1000 * self._seconds / self._steps:.1f}"))
+        lines.append(("milliseconds a step", f"{1000 * self.seconds / self.steps:.1f}"))
         if isinstance(pl_module, LocoPropModule):
             for layer, counts in pl_module.solver.counts.items():
                 said = ", ".join(f"{count} {status}" for status, count in counts.items())
-                lines.append((f"layer {layer}", f"{said} of {self._steps} local solutions"))
-                if sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self._steps / 2:
+                lines.append((f"layer {layer}", f"{said} of {self.steps} local solutions"))
+                if sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self.steps / 2:
                     lines.append(("", "most of them failed: a larger lambda_r or a smaller lambda_a helps"))
         if folder is not None and trainer.loggers:
             lines.append(("logs", folder))
@@ -96,9 +78,9 @@ class FitSummary(Callback):
         print("\nSummary", *(f"  {name:<20} {value}" for name, value in lines), sep="\n")
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"smoothed": self._smoothed, "seconds": self._seconds, "steps": self._steps}
+        return {"smoothed": self._smoothed, "seconds": self.seconds, "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self._smoothed = state_dict["smoothed"]
-        self._seconds, self._steps = state_dict["seconds"], state_dict["steps"]
-        self._resumed = self._steps
+        self._passed, self.steps = state_dict["seconds"], state_dict["steps"]
+        self._resumed = self.steps

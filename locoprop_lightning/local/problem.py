@@ -57,6 +57,7 @@ class LocalProblem:
         self._first_gradient = first_gradient
         self._start: Tensor | None = None  # f(A)
         self._gram: Tensor | None = None  # C
+        self._first_loss: Tensor | None = None
         self.uses_gram = False
 
     @property
@@ -187,8 +188,10 @@ class LocalProblem:
         return loss + self.lambda_r * _dot(v, v) / 2 if proximal else loss
 
     def first_loss(self) -> Tensor:
-        """lambda_a^2 ||D||^2 / (2 n), the yardstick of the local-loss curves, per sample."""
-        return self.lambda_a**2 * self.direction.square().sum() / (2 * self.n)
+        """lambda_a^2 ||D||^2 / (2 n), the first value of the local-loss curves, per sample."""
+        if self._first_loss is None:
+            self._first_loss = self.lambda_a**2 * self.direction.square().sum() / (2 * self.n)
+        return self._first_loss
 
     def loss(self, v: Tensor) -> Tensor:
         """``first_loss`` plus the change of J per sample: for S the local loss itself."""

@@ -27,5 +27,5 @@ class ClosedForm(FactoredSolver):
         else:
             inverse, exact = self.inverse(problem, state)
             v = inverse(problem.first_gradient).neg_()
-        losses = torch.stack([problem.loss(problem.zeros()), problem.loss(v)]) if record else None
+        losses = torch.stack([problem.first_loss(), problem.loss(v)]) if record else None
         return Outcome(v, self.rise(problem, v, exact), losses)

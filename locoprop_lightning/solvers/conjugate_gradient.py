@@ -34,7 +34,7 @@ class ConjugateGradient(LocalSolver):
         direction = residual
         square = _dot(residual, residual)
         solved = square * torch.finfo(square.dtype).eps ** 2  # beyond, there is rounding only
-        losses = [problem.loss(v)] if record else None
+        losses = [problem.first_loss()] if record else None
         for _ in range(self.iterations):
             product = problem.curvature(direction) + problem.lambda_r * direction
             curvature = _dot(direction, product)

@@ -277,7 +277,7 @@ class IterativeSolver(LocalSolver):
         v = problem.zeros()
         gradient = problem.first_gradient
         first = last = gradient.new_zeros(())
-        losses = [problem.loss(v)] if record else None
+        losses = [problem.first_loss()] if record else None
         for k in range(self.iterations):
             if k > 0:
                 gradient = problem.gradient(v, self.proximal)

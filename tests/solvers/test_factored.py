@@ -12,9 +12,9 @@ from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import RMSOracle
 from locoprop_lightning.solvers import ClosedForm, Majorization
 from locoprop_lightning.tasks import Classification, Reconstruction
-from tests.support import benchmark
+from tests.support import script
 
-stale_factors = benchmark("stale_factors")
+stale_factors = script("stale_factors")
 
 
 def autoencoder():

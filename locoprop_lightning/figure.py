@@ -1,0 +1,106 @@
+"""Learning curves of methods, drawn for print and in a terminal."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from locoprop_lightning.errors import UserError
+
+# Okabe and Ito's colours without yellow, which is faint on white; 7 colours and 5 dashes make 35 pairs.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+
+
+class Curve(NamedTuple):
+    """The curve of a method.
+
+    Attributes:
+        x: Horizontal positions [points].
+        middle: Median over the runs [points].
+        low: Lowest of the runs [points].
+        high: Highest of the runs [points].
+        runs: How many there are.
+    """
+
+    x: np.ndarray
+    middle: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    runs: int
+
+
+def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bool = True) -> None:
+    """Writes a figure: a line a method, and a band for the range of several runs.
+
+    Lines differ in colour and in dashes, so that they can be told apart in grey and by the colour-blind; a curve that
+    climbs far above where all begin leaves the frame.
+
+    Args:
+        curves: Curves by name, in the order of the legend.
+        path: File to write; its ending names the format.
+        xlabel: What the horizontal axis shows.
+        ylabel: What the vertical axis shows.
+        log: Whether the vertical axis is logarithmic.
+
+    Raises:
+        UserError: For an ending that names no format.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if path.suffix[1:] not in FigureCanvasAgg.get_supported_filetypes():
+        raise UserError(f"{path}: no format of a figure; take .svg, .png or .pdf.")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "learning_curves"}):
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        axes = figure.add_subplot()
+        for index, (name, curve) in enumerate(curves.items()):
+            colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+            label = name if np.isfinite(curve.middle[-1]) else f"{name} (non-finite)"
+            axes.plot(curve.x, curve.middle, label=label, linewidth=1.4, color=colour, linestyle=dashes)
+            if curve.runs > 1:
+                axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+        if log:
+            start = max(curve.high[0] for curve in curves.values())
+            axes.set_yscale("log")
+            if np.isfinite(start):
+                axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * start))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", handlelength=4, fontsize="small")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+
+
+def draw_text(curves: dict[str, Curve], xlabel: str, ylabel: str, log: bool = True, colour: bool = False) -> str:
+    """The median curves as text for a terminal of 80 columns or more.
+
+    Args:
+        curves: Curves by name.
+        xlabel: What the horizontal axis shows.
+        ylabel: What the vertical axis shows.
+        log: Whether the vertical axis is logarithmic.
+        colour: Whether lines differ in colour; else they differ in their characters.
+    """
+    from uniplot import plot_to_string
+
+    shown = {name: np.isfinite(curve.middle) for name, curve in curves.items()}
+    text: str = plot_to_string(
+        xs=[curve.x[shown[name]] for name, curve in curves.items()],
+        ys=[curve.middle[shown[name]] for name, curve in curves.items()],
+        legend_labels=list(curves),
+        title=f"{ylabel} against {xlabel}",
+        lines=True,
+        y_as_log=log,
+        color=colour,
+        character_set="block" if colour else "ascii",
+        width=70,
+        height=22,
+    )
+    return text

@@ -1,0 +1,190 @@
+"""What a real TensorBoard server, and a real browser, show of a real run."""
+
+import os
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning.callbacks import HyperparameterLogger, LocalLossMonitor, StepTimer
+from locoprop_lightning.data import Digits
+from locoprop_lightning.networks import MLP
+from locoprop_lightning.solvers import AndersonAcceleration
+from locoprop_lightning.tasks import Classification
+from tests.support import script
+
+page = script("tensorboard_screenshot", "scripts")
+LAYERS, STEPS, RUN, ITERATIONS = ("1", "3"), (0, 2, 4, 6, 8), "digits/mine", 4
+WHOLE = (0, 2, 4, 8)  # the first and those at 1, 2, 4 intervals
+
+
+class Witness(Callback):
+    """Keeps what the solver returned."""
+
+    def __init__(self):
+        self.reports, self.losses = {}, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.reports[trainer.global_step - 1] = pl_module.solver.reports
+        self.losses.append(outputs["loss"].item())
+
+
+def fit(folder, loggers, *callbacks, module=None):
+    seed_everything(0, verbose=False)
+    module = module or LocoPropModule(MLP(64, 16, 1), Classification(), AndersonAcceleration(ITERATIONS), 100.0, 300.0)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        log_every_n_steps=1,
+        logger=loggers,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, Digits(batch_size=500, seed=0))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of 9 steps, and what the solver returned at each."""
+    folder, witness = tmp_path_factory.mktemp("logs"), Witness()
+    logger = TensorBoardLogger(folder, name=RUN, version="", default_hp_metric=False)
+    monitor = LocalLossMonitor(every_n_steps=2, histograms=True)
+    before = dict(os.environ)
+    fit(folder, logger, monitor, StepTimer(), HyperparameterLogger({"lambda_a": 100.0, "odd": None}), witness)
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    return folder, witness
+
+
+@pytest.fixture(scope="module")
+def address(run):
+    with page.server(run[0]) as address:
+        for _ in range(100):
+            if RUN in page.get(address, "runs"):
+                break
+            page.time.sleep(0.1)
+        yield address
+
+
+def scalars(address, tag, run=RUN):
+    points = page.get(address, f"plugin/scalars/scalars?run={run.replace('/', '%2F')}&tag={tag.replace('/', '%2F')}")
+    return {step: value for _, step, value in points}
+
+
+def test_the_server_lists_the_tags(address):
+    tags = page.get(address, "plugin/scalars/tags")
+    kinds = ("first", "last", "reduction", "out_of_range", "displacement")
+    expected = {f"local_loss/{layer}/{kind}" for layer in LAYERS for kind in kinds}
+    expected |= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "time/step_ms"}
+    assert expected <= set(tags[RUN])
+    inner = {name for name in tags if "/inner/" in name}
+    assert inner == {f"{RUN}/inner/step_{step}" for step in WHOLE}
+    assert all(set(tags[name]) == {f"inner/{layer}" for layer in LAYERS} for name in inner)
+
+
+def test_values_are_what_the_solver_returned(address, run):
+    _, witness = run
+    assert list(scalars(address, "train/loss").values()) == pytest.approx(witness.losses)
+    for layer in LAYERS:
+        read = {kind: scalars(address, f"local_loss/{layer}/{kind}") for kind in ("first", "last", "displacement")}
+        assert tuple(read["first"]) == STEPS
+        for step in STEPS:
+            report = witness.reports[step][layer]
+            assert read["first"][step] == pytest.approx(report.losses[0].item())
+            assert read["last"][step] == pytest.approx(report.losses[-1].item())
+            assert read["displacement"][step] == pytest.approx(report.displacement.item())
+        for step in WHOLE:
+            curve = scalars(address, f"inner/{layer}", f"{RUN}/inner/step_{step}")
+            assert list(curve) == list(range(ITERATIONS + 1))
+            assert list(curve.values()) == pytest.approx(witness.reports[step][layer].losses.tolist())
+    paces = scalars(address, "time/step_ms")
+    assert len(paces) == 9 and all(0 < pace < 60_000 for pace in paces.values())
+
+
+def test_layout_image_histograms_and_settings(address):
+    layout = page.get(address, "plugin/custom_scalars/layout")["category"]
+    charts = {part["title"]: {c["title"]: c["multiline"]["tag"] for c in part["chart"]} for part in layout}
+    assert charts == {
+        "Local loss": {n: [f"^local_loss/{n}/first$", f"^local_loss/{n}/last$"] for n in LAYERS},
+        "All layers": {"last": ["^local_loss/.*/last$"]},
+        "Time": {"milliseconds a step": ["^time/step_ms$"]},
+    }
+    images = page.get(address, f"plugin/images/images?run={RUN.replace('/', '%2F')}&tag=local_loss%2Fheat_map&sample=0")
+    assert [image["step"] for image in images] == list(WHOLE)
+    histograms = page.get(address, "plugin/histograms/tags")[RUN]
+    assert set(histograms) == {f"local_loss/{layer}/target_shift" for layer in LAYERS}
+    request = page.urllib.request.Request(
+        f"{address}/data/plugin/hparams/session_groups",
+        b'{"startIndex":0,"sliceSize":10,"allowedStatuses":["STATUS_SUCCESS","STATUS_UNKNOWN","STATUS_RUNNING"],'
+        b'"colParams":[]}',
+        {"Content-Type": "application/json"},
+    )
+    with page.urllib.request.urlopen(request, timeout=30) as answer:
+        (group,) = page.json.load(answer)["sessionGroups"]
+    assert group["hparams"] == {"lambda_a": 100.0}
+    values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+    assert values["val/accuracy"] == pytest.approx(list(scalars(address, "val/accuracy").values())[-1])
+    assert "val/loss" in values and "train/loss" in values
+
+
+@pytest.mark.skipif(not (page.CHROMIUM.exists() and page.DRIVER.exists()), reason="needs Chromium and its driver")
+def test_a_browser_draws_the_curves(address):
+    with page.browser(1400, 900) as driver:
+        page.open_tab(driver, address, "scalars")
+        assert page.drawn(driver) >= 3
+        page.open_tab(driver, address, "custom_scalars")
+        titles = driver.execute_script(
+            page.DEEP + "return found.map(e => e.textContent)", "h2, h3, .category-name, span"
+        )
+        assert page.drawn(driver) >= 2 * len(LAYERS) and any("Local loss" in title for title in titles)
+
+
+def test_steps_that_are_not_logged_wait_for_nothing_more(tmp_path, monkeypatch):
+    """On a GPU these are the calls that wait; Lightning's own and the solver's are the same in both runs."""
+    calls = [0]
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, original=original, **kwargs):
+            calls[0] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+
+    class Count(Callback):
+        def __init__(self):
+            self.steps = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            calls[0] = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.steps.append(calls[0])
+
+    counts = []
+    for every in (0, 4):
+        count = Count()
+        logger = TensorBoardLogger(tmp_path, name=str(every), version="", default_hp_metric=False)
+        fit(tmp_path, logger, LocalLossMonitor(every_n_steps=every), StepTimer(), count)
+        counts.append(count.steps)
+    more = [step for step, (without, with_) in enumerate(zip(*counts, strict=True)) if with_ > without]
+    assert more == [0, 4, 8]
+
+
+def test_other_loggers_and_modules(tmp_path):
+    csv = CSVLogger(tmp_path, name="csv", version="")
+    fit(tmp_path, csv, LocalLossMonitor(every_n_steps=2), StepTimer(), HyperparameterLogger({"lambda_a": 1.0}))
+    header = (tmp_path / "csv/metrics.csv").read_text().splitlines()[0]
+    assert "local_loss/1/last" in header and "time/step_ms" in header
+    assert "lambda_a: 1.0" in (tmp_path / "csv/hparams.yaml").read_text()
+    assert not (tmp_path / "csv/inner").exists()
+    fit(tmp_path, False, LocalLossMonitor(), StepTimer(), HyperparameterLogger({}))
+    adam = BackpropModule(MLP(64, 16, 1), Classification(), lambda p: torch.optim.Adam(p))
+    board = TensorBoardLogger(tmp_path, name="adam", version="", default_hp_metric=False)
+    fit(tmp_path, board, LocalLossMonitor(), StepTimer(), HyperparameterLogger({}), module=adam)
+    assert not (tmp_path / "adam/inner").exists()
