@@ -92,7 +92,7 @@ def drawn(driver: Any, selector: str = "path.line") -> int:
 
 def open_tab(driver: Any, address: str, tab: str, query: str = "", patience: float = 60) -> None:
     """Opens a tab and waits until nothing more is drawn."""
-    driver.get(f"{address}/?{query}#{tab}")
+    driver.get(f"{address}/#{tab}" + (f"&{query}" if query else ""))
     end = time.monotonic() + patience
     before, same = -1, 0
     while time.monotonic() < end and same < 4:
@@ -108,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("logdir", type=Path, help="folder of the runs")
     parser.add_argument("file", type=Path, metavar="FILE.png", help="file to write")
     parser.add_argument("--tab", choices=TABS, default="scalars", help="tab to open (default: scalars)")
-    parser.add_argument("--query", default="", help="settings in the page's address, such as tagFilter=local_loss")
+    parser.add_argument(
+        "--query", default="", help="settings in the address, such as 'tagFilter=inner&_smoothingWeight=0'"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(1400, 900), metavar=("W", "H"), help="size in pixels")
     options = parser.parse_args(arguments)
     with server(options.logdir) as address, browser(*options.size) as driver:

@@ -135,16 +135,19 @@ def _write_curves(writer: SummaryWriter, curves: Mapping[str, list[float]], step
 def heat_map(curves: Mapping[str, list[float]]) -> np.ndarray:
     """An image of the local losses relative to their first, layers by iterations [height, width, 3], 8 bits.
 
+    Red is above the first, black is not finite.
+
     Args:
         curves: Local losses of each layer before the first and after each iteration [T + 1].
     """
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     longest = max(map(len, curves.values()))
     shares = np.full((len(curves), longest), np.nan)
     for row, losses in zip(shares, curves.values(), strict=True):
-        row[: len(losses)] = np.array(losses) / losses[0] if losses[0] else 0.0
+        row[: len(losses)] = np.array(losses) / losses[0] if losses[0] else 1.0
     # Placed by hand, in inches: matplotlib's layout engine takes longer than everything else here.
     left, bottom, cell_width, cell_height = 0.3 + 0.08 * max(map(len, curves)), 0.5, 0.35, 0.25
     width, height = cell_width * longest, cell_height * len(curves)
@@ -154,11 +157,13 @@ def heat_map(curves: Mapping[str, list[float]]) -> np.ndarray:
         figure.add_axes((x / whole[0], bottom / whole[1], w / whole[0], height / whole[1]))
         for x, w in ((left, width), (left + width + 0.2, 0.15))
     )
-    image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=min(0.0, np.nanmin(shares)), vmax=1)
+    low = min(np.nanmin(shares[np.isfinite(shares)], initial=1.0), 0.999)
+    colours = colormaps["viridis"].with_extremes(over="red", bad="black")
+    image = axes.imshow(shares, aspect="auto", cmap=colours, vmin=low, vmax=1)
     axes.set_yticks(range(len(curves)), list(curves), fontsize="small")
     axes.set_xticks(range(0, longest, max(1, longest // 10)))
     axes.set_xlabel("inner iteration")
-    figure.colorbar(image, cax=scale, label="local loss / first")
+    figure.colorbar(image, cax=scale, label="local loss / first", extend="max")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
