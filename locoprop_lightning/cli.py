@@ -4,14 +4,15 @@ import inspect
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+import torch
 import yaml
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn, optim
@@ -62,6 +63,9 @@ class LocoPropCLI(LightningCLI):
         config = self.config[command] if command else self.config
         if not isinstance(config.get("seed_everything"), bool | None):
             check_counts("", 0, seed_everything=config.seed_everything)
+        if config.get("threads") is not None:
+            check_counts("", 1, threads=config.threads)
+            torch.set_num_threads(config.threads)
         path = config.get("ckpt_path")
         if path and (Path(path).is_dir() or (Path(path).is_file() and not is_zipfile(path))):
             raise UserError(f"ckpt_path={path}: is not a checkpoint that torch has saved.")
@@ -70,19 +74,35 @@ class LocoPropCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Times the steps, and logs the settings that make the method."""
-        settings = flatten(yaml.safe_load(self._parser("fit").dump(self.config.fit)))
-        kept = {
-            name: value.rpartition(".")[2] if _is_path(value) else value
-            for name, value in settings.items()
-            if name == "seed_everything" or not NEUTRAL.match(name)
-        }
-        self.trainer.callbacks += [StepTimer(), HyperparameterLogger(kept)]  # type: ignore[attr-defined]
+        self.trainer.callbacks += watchers(self.settings())  # type: ignore[attr-defined]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by dotted name, a class under the name of its setting."""
+        command = self.config.get("subcommand")
+        parser = self._parser(command) if command else self.parser
+        return flatten(yaml.safe_load(parser.dump(self.config[command] if command else self.config)))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the settings of our callbacks."""
+        """Adds the settings of our callbacks, and that of the threads."""
+        help_ = "CPU threads of torch, which the last digits depend on; its own choice if not given"
+        parser.add_argument("--threads", type=int | None, default=None, help=help_)
         parser.add_lightning_class_args(LocalLossMonitor, "local_losses")
         parser.add_lightning_class_args(FitSummary, "summary")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+
+def watchers(settings: Mapping[str, Any]) -> list[Callback]:
+    """The callbacks that log a run's pace and the settings that make its method.
+
+    Args:
+        settings: What ``LocoPropCLI.settings`` returns.
+    """
+    kept = {
+        name: value.rpartition(".")[2] if _is_path(value) else value
+        for name, value in settings.items()
+        if name == "seed_everything" or not NEUTRAL.match(name)
+    }
+    return [StepTimer(), HyperparameterLogger(kept)]
 
 
 def _is_path(value: Any) -> bool:

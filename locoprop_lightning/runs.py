@@ -21,7 +21,7 @@ from locoprop_lightning.errors import UserError
 PACE, EPOCH = "time/step_ms", "epoch"
 # What does not make another method: where a run reads from and logs to, what it watches, and its seed.
 NEUTRAL = re.compile(
-    r"seed_everything|ckpt_path|data\.root|trainer\.default_root_dir|(trainer\.logger|local_losses|summary|predictions)(\.|$)"
+    r"seed_everything|threads$|ckpt_path|data\.root|trainer\.default_root_dir|(trainer\.logger|local_losses|summary|predictions)(\.|$)"
 )
 
 Points = dict[int, tuple[float, float]]  # value and wall-clock second of each step

@@ -1,0 +1,124 @@
+"""The command `python -m tune`."""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from locoprop_lightning.cli import one_sentence
+from locoprop_lightning.compare import markdown
+from locoprop_lightning.errors import UserError, check_counts
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tune",
+        description="Searches settings of a configuration with Ray Tune. Logs, checkpoints and results are in "
+        "STORAGE/NAME; a sweep that was stopped goes on with --resume.",
+    )
+    add = parser.add_argument
+    add("--config", type=Path, metavar="A.yaml", help="configuration, as for `locoprop fit --config`")
+    add("--space", type=Path, metavar="SPACE.yaml", help="what is searched; see tune/spaces")
+    add("--samples", type=int, default=16, metavar="N", help="number of trials (default: %(default)s)")
+    text = "how settings are chosen (default: %(default)s); gp is Bayesian search with a Gaussian process"
+    add("--search", choices=("random", "tpe", "gp", "cmaes"), default="tpe", help=text)
+    text = "what stops bad trials early (default: %(default)s); pbt changes settings within a trial"
+    add("--scheduler", choices=("none", "asha", "median", "pbt"), default="none", help=text)
+    add("--grace", type=int, default=1, metavar="E", help="epochs before a trial may be stopped (default: %(default)s)")
+    add("--metric", default="val/accuracy", metavar="TAG", help="what is judged at the end (default: %(default)s)")
+    text = "whether less or more is better (default: more for an accuracy, else less)"
+    add("--mode", choices=("min", "max"), help=text)
+    text = "seeds a configuration is judged on, by the median (default: %(default)s)"
+    add("--seeds", type=int, default=1, metavar="K", help=text)
+    add("--seed", type=int, default=0, help="first seed, and that of the search (default: %(default)s)")
+    text = "processors of a trial, and its threads (default: %(default)s)"
+    add("--cpus-per-trial", type=float, default=1, metavar="N", help=text)
+    add("--gpus-per-trial", type=float, default=0, metavar="N", help="GPUs of a trial, such as 0.5 (default: 0)")
+    add("--concurrent", type=int, default=0, metavar="N", help="trials at a time (default: what fits)")
+    add("--time-budget", type=float, metavar="SECONDS", help="stop the sweep after so long")
+    text = "folder of all sweeps (default: %(default)s); on a cluster one that every node sees"
+    add("--storage", type=Path, default=Path("runs/tune"), metavar="DIR", help=text)
+    add("--name", help="name of the sweep (default: the configuration's and the time)")
+    add("--resume", action="store_true", help="go on with the sweep NAME, whose other options are kept")
+    add("--address", help="address of a Ray cluster, 'auto' for that of this machine (default: start one)")
+    add("--keep", type=int, default=1, metavar="N", help="checkpoints kept of a trial (default: %(default)s)")
+    text = "times that a trial which failed is tried again from its checkpoint (default: %(default)s)"
+    add("--max-failures", type=int, default=2, metavar="N", help=text)
+    add("--quiet", action="store_true", help="no table while it runs")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a sweep.
+
+    Args:
+        arguments: Arguments of the command; those of the process if not given.
+
+    Returns:
+        0, or 1 where trials failed for good.
+    """
+    options = make_parser().parse_args(arguments)
+    warnings.filterwarnings("ignore")
+    with one_sentence("tune"):
+        return sweep(options)
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Searches, then writes and prints what was found."""
+    if options.resume:
+        options = kept(options)
+    if options.config is None or options.space is None:
+        raise UserError("--config and --space: name a configuration and a space; tune/spaces has one for each method.")
+    for name in ("samples", "seeds", "keep", "grace"):
+        check_counts("", 1, **{name: getattr(options, name)})
+    for name in ("concurrent", "max_failures", "seed"):
+        check_counts("", 0, **{name: getattr(options, name)})
+    if not options.config.is_file():
+        raise UserError(f"--config {options.config}: there is no such file; configs/ has some.")
+    options.mode = options.mode or ("max" if "accuracy" in options.metric else "min")
+    options.name = options.name or f"{options.config.stem}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+
+    from tune import results, sweep as sweeps  # ray takes seconds to import
+    from tune.space import Space
+
+    folder = sweeps.folder_of(options)
+    if not options.resume and (folder / "options.json").exists():
+        raise UserError(f"--name {options.name}: {folder} holds a sweep; give another name, or --resume.")
+    space = Space.load(options.space)
+    cli, _ = sweeps.check(options.config, space, options.metric)
+    epochs = cli.trainer.max_epochs
+    config = folder / "base.yaml" if options.resume else sweeps.remember(options, cli)
+    sweeps.start_ray(options)
+    grid = sweeps.tuner(options, space, config, space.start(cli.settings()), epochs).fit()
+    found = results.outcomes(grid, options, epochs)
+    print(markdown(results.table(found, space, options.metric)))
+    print(*results.write(found, space, options), sep="\n")
+    failed = [outcome for outcome in found if outcome.status == "failed"]
+    for outcome in failed:
+        print(f"trial {outcome.name} failed for good: {outcome.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def kept(options: argparse.Namespace) -> argparse.Namespace:
+    """The options of the sweep that is resumed.
+
+    Raises:
+        UserError: Where there is none.
+    """
+    if not options.name:
+        raise UserError("--resume: name the sweep with --name.")
+    folder = options.storage.resolve() / options.name
+    path = folder / "options.json"
+    if not path.is_file():
+        raise UserError(f"--resume: {folder} holds no sweep; look at --storage and --name.")
+    stored = json.loads(path.read_text())
+    new = {"storage": options.storage, "resume": True, "address": options.address, "quiet": options.quiet}
+    return argparse.Namespace(**(stored | new | {"config": folder / "base.yaml", "space": folder / "space.yaml"}))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,233 @@
+"""A sweep: a search over a space, by trials that Ray runs."""
+
+import argparse
+import difflib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from locoprop_lightning.cli import LocoPropCLI
+from locoprop_lightning.errors import UserError
+from tune.space import Space
+from tune.trial import build, run_trial, threads_here
+
+ROOT = Path(__file__).parents[1]
+TIME = "epoch"
+
+
+def check(config: Path, space: Space, metric: str) -> tuple[LocoPropCLI, list[str]]:
+    """Builds the configuration at every corner of the space, before anything is started.
+
+    Args:
+        config: The YAML.
+        space: The space.
+        metric: Name of the metric.
+
+    Returns:
+        The configuration as it is, and the metrics that a fit of it logs after an epoch.
+
+    Raises:
+        UserError: Names a setting that the configuration has not, with near names, or a value that it refuses, and a
+            metric that no fit of it logs.
+    """
+    cli = build(str(config), 0, 1, {})
+    settings = cli.settings()
+    for values in space.corners():
+        try:
+            build(str(config), 0, 1, values)
+        except (Exception, SystemExit) as error:
+            key = list(values)[-1]
+            known = {name.replace(".init_args", ""): None for name in settings}
+            near = difflib.get_close_matches(key, known, 3) if key not in known else []
+            hint = f"; near names are {', '.join(near)}" if near else ""
+            reason = _reason(error)
+            raise UserError(f"space: {key}={values[key]!r}: {reason}{hint}") from error
+    assert cli.trainer.max_epochs is not None
+    if cli.trainer.max_epochs < 1:
+        raise UserError("trainer.max_epochs: a sweep counts epochs; set how many a trial has.")
+    metrics = ["train/loss", "val/loss", *map(str, cli.model.val_metrics)]
+    if metric not in metrics:
+        near = difflib.get_close_matches(metric, metrics, 1)
+        raise UserError(
+            f"--metric {metric}: is not logged after an epoch; take one of {', '.join(metrics)}"
+            + (f" (you may mean {near[0]})." if near else ".")
+        )
+    return cli, metrics
+
+
+def _reason(error: BaseException) -> str:
+    from locoprop_lightning.cli import _sentence
+
+    said = _sentence(error) if isinstance(error, Exception) else None
+    return said or str(error)
+
+
+def sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
+    """The search of a name.
+
+    Args:
+        name: random, tpe, gp or cmaes.
+        seed: Seed of the search.
+        trials: How many there will be.
+    """
+    startup = min(4, max(1, trials // 2))  # Optuna's default of 10 would make a short search random
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+    if name == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
+
+
+def scheduler(options: argparse.Namespace, space: Space, epochs: int) -> TrialScheduler | None:
+    """What stops bad trials early, None to stop none.
+
+    Args:
+        options: Options of the command.
+        space: The space, which population-based training changes within.
+        epochs: Epochs of a trial, over all its seeds.
+    """
+    if options.scheduler == "asha":
+        return ASHAScheduler(time_attr=TIME, max_t=epochs, grace_period=min(options.grace, epochs), reduction_factor=3)
+    if options.scheduler == "median":
+        return MedianStoppingRule(time_attr=TIME, grace_period=options.grace)
+    if options.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr=TIME, perturbation_interval=options.grace, hyperparam_mutations=domains(space)
+        )
+    return None
+
+
+def domains(space: Space) -> dict[str, Any]:
+    """The space as Tune's own domains, for population-based training.
+
+    Raises:
+        UserError: For a setting that is searched under a condition.
+    """
+    found: dict[str, Any] = {}
+    for key, (distribution, when) in space.dimensions.items():
+        if when:
+            raise UserError(f"--scheduler pbt: changes all settings at any time, but {key} is searched under a condition.")
+        if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+            found[key] = tune.choice(list(distribution.choices))
+        elif isinstance(distribution, optuna.distributions.IntDistribution):
+            draw = tune.lograndint if distribution.log else tune.randint
+            found[key] = draw(distribution.low, distribution.high + 1)
+        else:
+            assert isinstance(distribution, optuna.distributions.FloatDistribution)
+            low, high, step = distribution.low, distribution.high, distribution.step
+            found[key] = (
+                tune.loguniform(low, high) if distribution.log else tune.quniform(low, high, step) if step else tune.uniform(low, high)
+            )
+    return found
+
+
+def start_ray(options: argparse.Namespace) -> None:
+    """Joins the cluster at ``--address``, or starts one on this machine that listens on loopback alone."""
+    paths = os.pathsep.join([str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {"PYTHONPATH": paths, "RAY_CHDIR_TO_TRIAL_DIR": "0", "PYTHONWARNINGS": "ignore"}
+    shared: dict[str, Any] = {
+        "runtime_env": {"env_vars": variables},
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "ignore_reinit_error": True,
+    }
+    if options.address:
+        ray.init(address=options.address, **shared)
+    else:
+        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **shared)
+
+
+def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[str, Any], epochs: int) -> tune.Tuner:
+    """The sweep, new or resumed.
+
+    Args:
+        options: Options of the command.
+        space: The space.
+        config: The YAML, in the folder of the sweep.
+        start: Values to try first.
+        epochs: Epochs of one seed.
+    """
+    folder = folder_of(options)
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            run_trial,
+            config=str(config),
+            seeds=list(range(options.seed, options.seed + options.seeds)),
+            threads=threads_here(options.cpus_per_trial),
+            folder=str(folder),
+            metric=options.metric,
+            worst=math.inf if options.mode == "min" else -math.inf,
+        ),
+        {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial},
+    )
+    if options.resume:
+        return tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
+    search: Searcher | ConcurrencyLimiter | None = None
+    if options.scheduler != "pbt":
+        search = OptunaSearch(
+            space,
+            metric=options.metric,
+            mode=options.mode,
+            points_to_evaluate=[start] if start else None,
+            sampler=sampler(options.search, options.seed, options.samples),
+        )
+    return tune.Tuner(
+        trainable,
+        param_space=domains(space) if options.scheduler == "pbt" else None,
+        tune_config=tune.TuneConfig(
+            metric=options.metric,
+            mode=options.mode,
+            search_alg=search,
+            scheduler=scheduler(options, space, epochs * options.seeds),
+            num_samples=options.samples,
+            max_concurrent_trials=options.concurrent or None,
+            time_budget_s=options.time_budget,
+            reuse_actors=True,
+            trial_dirname_creator=_dirname,
+        ),
+        run_config=tune.RunConfig(
+            name=options.name,
+            storage_path=str(options.storage.resolve()),
+            failure_config=tune.FailureConfig(max_failures=options.max_failures),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=options.keep),
+            verbose=0 if options.quiet else 1,
+        ),
+    )
+
+
+def _dirname(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def folder_of(options: argparse.Namespace) -> Path:
+    """The folder of the sweep."""
+    return Path(options.storage.resolve() / options.name)
+
+
+def remember(options: argparse.Namespace, cli: LocoPropCLI) -> Path:
+    """Keeps what a resumed sweep needs: the configuration, the space and the options; gives the configuration's path."""
+    folder = folder_of(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "base.yaml"
+    config.write_text(options.config.read_text())
+    (folder / "space.yaml").write_text(options.space.read_text())
+    kept = {name: value for name, value in vars(options).items() if isinstance(value, str | int | float | None)}
+    (folder / "options.json").write_text(json.dumps(kept, indent=2) + "\n")
+    return config
+
+
+def has_gpus() -> bool:
+    """Whether this machine has accelerators."""
+    return torch.cuda.is_available()
