@@ -50,6 +50,9 @@ class SupervisedModule(LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self._layers: list[Layer] | None = None
         self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
+        self.untouched: dict[
+            str, nn.Parameter
+        ] = {}  # trainable parameters that no backward pass of the fit has reached
 
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
@@ -109,12 +112,18 @@ class SupervisedModule(LightningModule):
             UserError: Names both.
         """
         self._layers = None
+        self.untouched = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         saved, own = self._saved_optimizers, self._optimizer_names()
         if self.trainer.ckpt_path is not None and saved is not None and saved != own:
             raise UserError(
                 f"ckpt_path: the checkpoint was trained by {' and '.join(saved)}, not by {' and '.join(own)}; resume "
                 "with the configuration that made it."
             )
+
+    def on_after_backward(self) -> None:
+        """Notes which parameters have a gradient for the first time."""
+        if self.untouched:
+            self.untouched = {name: p for name, p in self.untouched.items() if p.grad is None}
 
     def _optimizer_names(self) -> list[str]:
         """What must be the same for the optimizers' state to fit: their kinds, and how many parameters they have."""

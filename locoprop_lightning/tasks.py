@@ -12,7 +12,7 @@ from locoprop_lightning.errors import UserError, check_counts
 
 
 class Task:
-    """Loss, link and metrics of a network's output.
+    """Loss, link and metrics of a network's output; a task of one's own needs ``loss`` alone.
 
     Attributes:
         link: Name of the transfer that turns the output into a prediction: the gradient of the loss w.r.t. the output
@@ -30,8 +30,8 @@ class Task:
         return len(target)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Loss, scalar, as the task reduces it."""
-        raise NotImplementedError
+        """Loss, scalar, a mean over ``terms(target)`` terms."""
+        raise NotImplementedError(f"{type(self).__name__} must override loss(output, target).")
 
     def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Targets drawn from the model's own prediction, for the Fisher; shaped as the true ones.
@@ -43,16 +43,16 @@ class Task:
         raise UserError(f"{type(self).__name__} has no sample_labels, which the oracle needs: set its samples=0.")
 
     def metrics(self) -> MetricCollection:
-        """New metrics, which are updated with ``score(output)`` and the target."""
-        raise NotImplementedError
+        """New metrics, which are updated with ``score(output)`` and the target; none if not overridden."""
+        return MetricCollection({})
 
     def score(self, output: Tensor) -> Tensor:
         """What the metrics take of the output: the prediction, unless a task has something else."""
         return self.predict(output)
 
     def predict(self, output: Tensor) -> Tensor:
-        """Prediction from the output."""
-        raise NotImplementedError
+        """Prediction from the output; the output itself if not overridden."""
+        return output
 
 
 class Classification(Task):

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.data import Digits
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
@@ -20,7 +21,7 @@ from locoprop_lightning.solvers import (
     InnerOptimizer,
     Majorization,
 )
-from locoprop_lightning.tasks import Classification
+from locoprop_lightning.tasks import Classification, Task
 from tests.support import flat, same
 
 STEPS = 3  # in an epoch: 1,500 digits by 500
@@ -696,3 +697,53 @@ def test_a_nonfinite_batch_is_counted_and_forgotten(tmp_path, make, when):
 
 def finite(state):
     return all(x.isfinite().all() for x in flat(state).values())
+
+
+class Experts(nn.Module):
+    """Calls its second expert from the fourth step on, and its third one never."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 8), nn.Linear(8, 10)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return self.head(torch.relu(self.experts[self.steps > 3](self.first(x.flatten(1)))))
+
+
+def test_a_layer_that_a_later_batch_calls_is_local_from_then_on(tmp_path, capsys):
+    class Watch(Callback):
+        def __init__(self):
+            self.problems = []
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.problems.append(set(pl_module.problems))
+
+    network, watch = Experts(), Watch()
+    start = {name: p.detach().clone() for name, p in network.named_parameters()}
+    module = LocoPropModule(network, Classification(), ClosedForm(), 10.0, 100.0, objective="squared")
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(max_steps=6, accelerator="cpu", logger=False, callbacks=[watch, FitSummary()], **options)
+    trainer.fit(module, Digits(batch_size=128, seed=0))
+    both = {"first", "head"}
+    assert watch.problems == [both | {"experts.0"}] * 3 + [both | {"experts.1"}] * 3
+    changed = {name for name, p in network.named_parameters() if not torch.equal(p, start[name])}
+    assert changed == start.keys() - {"experts.2.weight", "experts.2.bias"}
+    output = capsys.readouterr().out
+    assert "never had a gradient experts.2.weight, experts.2.bias" in output and "ClosedForm" in output
+
+
+def test_a_task_needs_its_loss_alone(tmp_path):
+    class Scaled(Task):
+        def loss(self, output, target):
+            return nn.functional.cross_entropy(2 * output, target)
+
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, **options)
+    module = LocoPropModule(MLP(64, 16, 1), Scaled(), ClosedForm(), 10.0, 100.0, objective="squared")
+    trainer.fit(module, Digits(batch_size=128, seed=0))
+    assert set(trainer.callback_metrics) == {"train/loss", "val/loss"}
+    with pytest.raises(NotImplementedError, match=r"Task must override loss\(output, target\)"):
+        Task().loss(torch.zeros(1), torch.zeros(1))

@@ -45,3 +45,15 @@ def test_own_oracle_trains(tmp_path):
     trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, **quiet)
     trainer.fit(module, Digits(batch_size=128, seed=0))
     assert trainer.callback_metrics["val/accuracy"] > 0.5
+
+
+def test_own_task_trains(tmp_path):
+    scope = {}
+    exec(BLOCKS[3], scope)
+    module = LocoPropModule(MLP(64, 16, 1, 1), scope["Regression"](), ClosedForm(), 10, 100, objective="squared")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, **quiet)
+    x = torch.randn(256, 64)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[:, 0]), batch_size=64)
+    trainer.fit(module, loader, loader)
+    assert trainer.callback_metrics["val/loss"] < 0.45  # 0.5 of the square at first

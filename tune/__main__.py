@@ -82,7 +82,8 @@ def sweep(options: argparse.Namespace) -> int:
     options.mode = options.mode or ("max" if "accuracy" in options.metric else "min")
     options.name = options.name or f"{options.config.stem}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 
-    from tune import results, sweep as sweeps  # ray takes seconds to import
+    from tune import results  # ray takes seconds to import
+    from tune import sweep as sweeps
     from tune.space import Space
 
     folder = sweeps.folder_of(options)

@@ -73,7 +73,10 @@ def write(found: list[Outcome], space: Space, options: argparse.Namespace) -> li
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(["trial", "status", TIME, *metrics, *space.dimensions, "seconds", "error", "replay"])
         for o in found:
-            values = [*(o.metrics.get(name, "") for name in metrics), *(o.values.get(key, "") for key in space.dimensions)]
+            values = [
+                *(o.metrics.get(name, "") for name in metrics),
+                *(o.values.get(key, "") for key in space.dimensions),
+            ]
             rows.writerow([o.name, o.status, o.epoch, *values, f"{o.seconds:.1f}", o.error, o.replay])
     best = found[0] if found else None
     if best is None or best.value is None or best.config is None:
@@ -85,11 +88,17 @@ def write(found: list[Outcome], space: Space, options: argparse.Namespace) -> li
     )
     lines = [f"best: {options.metric} {best.value:.6g} with {_told(best.values)} ({best.status})"]
     lines += plot(found, space, options, folder)
-    return [*lines, f"all trials: {folder / 'results.csv'}", f"train the best: locoprop fit --config {folder / 'best.yaml'}"]
+    return [
+        *lines,
+        f"all trials: {folder / 'results.csv'}",
+        f"train the best: locoprop fit --config {folder / 'best.yaml'}",
+    ]
 
 
 def _told(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items())
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+    )
 
 
 def table(found: list[Outcome], space: Space, metric: str) -> list[list[str]]:

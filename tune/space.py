@@ -6,8 +6,8 @@
     model.objective: {choice: [matching, squared]}
     model.solver.beta: {uniform: [0.5, 1], step: 0.1, when: {model.objective: matching}}
 
-Keys are settings of a configuration, named as on the command line. ``integers`` may be ``log: true``. A key with ``when`` is
-searched where another one, which stands before it, has the value, or one of a list of values.
+Keys are settings of a configuration, named as on the command line. ``integers`` may be ``log: true``. A key with
+``when`` is searched where another one, which stands before it, has the value, or one of a list of values.
 """
 
 import math

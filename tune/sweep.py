@@ -118,7 +118,9 @@ def domains(space: Space) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, (distribution, when) in space.dimensions.items():
         if when:
-            raise UserError(f"--scheduler pbt: changes all settings at any time, but {key} is searched under a condition.")
+            raise UserError(
+                f"--scheduler pbt: changes all settings at any time, but {key} is searched under a condition."
+            )
         if isinstance(distribution, optuna.distributions.CategoricalDistribution):
             found[key] = tune.choice(list(distribution.choices))
         elif isinstance(distribution, optuna.distributions.IntDistribution):
@@ -128,7 +130,11 @@ def domains(space: Space) -> dict[str, Any]:
             assert isinstance(distribution, optuna.distributions.FloatDistribution)
             low, high, step = distribution.low, distribution.high, distribution.step
             found[key] = (
-                tune.loguniform(low, high) if distribution.log else tune.quniform(low, high, step) if step else tune.uniform(low, high)
+                tune.loguniform(low, high)
+                if distribution.log
+                else tune.quniform(low, high, step)
+                if step
+                else tune.uniform(low, high)
             )
     return found
 
@@ -217,7 +223,7 @@ def folder_of(options: argparse.Namespace) -> Path:
 
 
 def remember(options: argparse.Namespace, cli: LocoPropCLI) -> Path:
-    """Keeps what a resumed sweep needs: the configuration, the space and the options; gives the configuration's path."""
+    """Keeps what a resumed sweep needs, configuration, space and options; gives the configuration's path."""
     folder = folder_of(options)
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "base.yaml"

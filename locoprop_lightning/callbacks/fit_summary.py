@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from locoprop_lightning.callbacks.stopwatch import Stopwatch
-from locoprop_lightning.module import LocoPropModule
+from locoprop_lightning.module import LocoPropModule, SupervisedModule
 from locoprop_lightning.solvers import Status
 
 _DECAY = 0.7
@@ -71,6 +71,8 @@ class FitSummary(Stopwatch):
                 lines.append((f"layer {layer}", f"{said} of {self.steps} local solutions"))
                 if sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self.steps / 2:
                     lines.append(("", "most of them failed: a larger lambda_r or a smaller lambda_a helps"))
+        if isinstance(pl_module, SupervisedModule) and pl_module.untouched:
+            lines.append(("never had a gradient", ", ".join(pl_module.untouched)))
         if folder is not None and trainer.loggers:
             lines.append(("logs", folder))
             lines.append(("see them", f"tensorboard --logdir {folder}"))

@@ -140,8 +140,10 @@ def discover(
             layers.append(Layer(name, module, None, _why_not(name, module, skip)))
         elif probe.read_elsewhere(name):
             layers.append(Layer(name, module, None, "weights are read outside the layer"))
-        elif probe.calls[name] == 0:
-            layers.append(Layer(name, module, None, "not called in the forward pass"))
+        elif probe.calls[name] == 0:  # a later batch may call it
+            given = name in transfers
+            transfer = resolve_transfer(transfers[name]) if given else Identity()
+            layers.append(Layer(name, module, transfer, "not called in the first batch"))
         elif probe.sizes_differ(name):
             layers.append(Layer(name, module, None, "called with images of different sizes"))
         else:
@@ -206,6 +208,7 @@ class _Probe(TorchFunctionMode):
         self.calls = dict.fromkeys(layers, 0)
         self._reads = {id(p): 0 for layer in layers.values() for p in layer.parameters()}
         self._consumers: dict[str, list[Transfer | None]] = {name: [] for name in layers}
+        self._functions: dict[str, list[str]] = {name: [] for name in layers}  # names of the consumers
         self._outputs: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that no id is used twice
         self._is_output: set[str] = set()
 
@@ -236,6 +239,7 @@ class _Probe(TorchFunctionMode):
                 layer = self._layers[name]
                 units = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
                 self._consumers[name].append(_transfer_of(func, args, kwargs, units))
+                self._functions[name].append(getattr(func, "__name__", "a function").strip("_"))
                 if any(x is tensor for x in made):  # in place: what follows consumes the activation
                     del self._outputs[key]
         return result
@@ -259,7 +263,8 @@ class _Probe(TorchFunctionMode):
             return Identity(), "" if not consumers else "output that is used inside too", not consumers
         first = consumers[0] if consumers else None
         if first is None or len(consumers) != self.calls[name]:
-            return Identity(), "no single known activation follows", False
+            names = ", ".join(dict.fromkeys(self._functions[name]))
+            return Identity(), "no single known activation follows" + (f" ({names})" if names else ""), False
         if any(repr(c) != repr(first) for c in consumers):
             return Identity(), "different activations follow", False
         return first, "", False

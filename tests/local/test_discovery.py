@@ -165,7 +165,7 @@ def test_shared_frozen_and_unused():
     layers = look(network)
     assert not layers["first"].local and "shared" in layers["first"].reason
     assert not layers["last"].local and layers["last"].reason == "frozen"
-    assert not layers["unused"].local and "not called" in layers["unused"].reason
+    assert layers["unused"].local and layers["unused"].reason == "not called in the first batch"
 
 
 def test_parametrized():
@@ -338,8 +338,21 @@ def test_what_is_written_over_is_followed_by_nothing():
             kept[:] = z
             return kept + z.tanh()
 
-    none = ("no single known activation follows", "identity")
-    assert reasons(Written(), torch.randn(5, 3)) == {"a": none, "b": none}
+    none = "no single known activation follows"
+    assert reasons(Written(), torch.randn(5, 3)) == {
+        "a": (f"{none} (setitem, zeros_like, relu)", "identity"),
+        "b": (f"{none} (setitem, tanh)", "identity"),
+    }
+
+
+def test_what_follows_is_named():
+    network = nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3), nn.SiLU(inplace=True), nn.Linear(3, 2))
+    none = "no single known activation follows"
+    assert reasons(network, torch.randn(5, 3)) == {
+        "0": (f"{none} (gelu)", "identity"),
+        "2": (f"{none} (silu)", "identity"),
+        "4": ("", "identity"),
+    }
 
 
 def test_buffers_that_forward_binds_anew_are_restored():
