@@ -130,14 +130,14 @@ def one_sentence(program: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = _sentence(error)
+        said = sentence(error)
         if said is None:
             raise
         print(f"{program}: error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _sentence(error: Exception) -> str | None:
+def sentence(error: Exception) -> str | None:
     """What to tell the user, or None where it is not the user's mistake."""
     chain = list(_chain(error))
     for cause in chain:

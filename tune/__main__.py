@@ -45,7 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--name", help="name of the sweep (default: the configuration's and the time)")
     add("--resume", action="store_true", help="go on with the sweep NAME, whose other options are kept")
     add("--address", help="address of a Ray cluster, 'auto' for that of this machine (default: start one)")
-    add("--keep", type=int, default=1, metavar="N", help="checkpoints kept of a trial (default: %(default)s)")
+    text = "checkpoints that pbt keeps of a trial (default: %(default)s); all else keeps one"
+    add("--keep", type=int, default=4, metavar="N", help=text)
     text = "times that a trial which failed is tried again from its checkpoint (default: %(default)s)"
     add("--max-failures", type=int, default=2, metavar="N", help=text)
     add("--quiet", action="store_true", help="no table while it runs")
@@ -90,11 +91,10 @@ def sweep(options: argparse.Namespace) -> int:
     if not options.resume and (folder / "options.json").exists():
         raise UserError(f"--name {options.name}: {folder} holds a sweep; give another name, or --resume.")
     space = Space.load(options.space)
-    cli, _ = sweeps.check(options.config, space, options.metric)
-    epochs = cli.trainer.max_epochs
-    config = folder / "base.yaml" if options.resume else sweeps.remember(options, cli)
+    settings, epochs = sweeps.check(options.config, space, options.metric)
+    config = folder / "base.yaml" if options.resume else sweeps.remember(options)
     sweeps.start_ray(options)
-    grid = sweeps.tuner(options, space, config, space.start(cli.settings()), epochs).fit()
+    grid = sweeps.tuner(options, space, config, space.start(settings), epochs).fit()
     found = results.outcomes(grid, options, epochs)
     print(markdown(results.table(found, space, options.metric)))
     print(*results.write(found, space, options), sep="\n")

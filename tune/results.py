@@ -51,7 +51,10 @@ def _seed(path: Path) -> int:
 def outcomes(grid: ResultGrid, options: argparse.Namespace, epochs: int) -> list[Outcome]:
     """All trials of a sweep, the best first; those that were stopped early come after those that were not."""
     folder = folder_of(options)
-    found = [Outcome(result, options.metric, folder, epochs * options.seeds) for result in grid]
+    found = [
+        Outcome(result, options.metric, folder, epochs * options.seeds)
+        for result in (grid[index] for index in range(len(grid)))
+    ]
     sign = 1 if options.mode == "min" else -1
 
     def rank(outcome: Outcome) -> tuple[int, float]:
@@ -113,6 +116,7 @@ def table(found: list[Outcome], space: Space, metric: str) -> list[list[str]]:
 
 def study(found: list[Outcome], space: Space, options: argparse.Namespace) -> optuna.Study:
     """The finite results as an Optuna study, whose importances and plots are then ready-made."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     made = optuna.create_study(direction="minimize" if options.mode == "min" else "maximize")
     for o in found:
         if o.value is not None and math.isfinite(o.value):

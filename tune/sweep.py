@@ -10,13 +10,12 @@ from typing import Any
 
 import optuna
 import ray
-import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from locoprop_lightning.cli import LocoPropCLI
+from locoprop_lightning.cli import sentence
 from locoprop_lightning.errors import UserError
 from tune.space import Space
 from tune.trial import build, run_trial, threads_here
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TIME = "epoch"
 
 
-def check(config: Path, space: Space, metric: str) -> tuple[LocoPropCLI, list[str]]:
+def check(config: Path, space: Space, metric: str) -> tuple[dict[str, Any], int]:
     """Builds the configuration at every corner of the space, before anything is started.
 
     Args:
@@ -34,7 +33,7 @@ def check(config: Path, space: Space, metric: str) -> tuple[LocoPropCLI, list[st
         metric: Name of the metric.
 
     Returns:
-        The configuration as it is, and the metrics that a fit of it logs after an epoch.
+        The settings of the configuration by dotted name, and its number of epochs.
 
     Raises:
         UserError: Names a setting that the configuration has not, with near names, or a value that it refuses, and a
@@ -52,8 +51,7 @@ def check(config: Path, space: Space, metric: str) -> tuple[LocoPropCLI, list[st
             hint = f"; near names are {', '.join(near)}" if near else ""
             reason = _reason(error)
             raise UserError(f"space: {key}={values[key]!r}: {reason}{hint}") from error
-    assert cli.trainer.max_epochs is not None
-    if cli.trainer.max_epochs < 1:
+    if cli.trainer.max_epochs is None or cli.trainer.max_epochs < 1:
         raise UserError("trainer.max_epochs: a sweep counts epochs; set how many a trial has.")
     metrics = ["train/loss", "val/loss", *map(str, cli.model.val_metrics)]
     if metric not in metrics:
@@ -62,14 +60,11 @@ def check(config: Path, space: Space, metric: str) -> tuple[LocoPropCLI, list[st
             f"--metric {metric}: is not logged after an epoch; take one of {', '.join(metrics)}"
             + (f" (you may mean {near[0]})." if near else ".")
         )
-    return cli, metrics
+    return settings, cli.trainer.max_epochs
 
 
 def _reason(error: BaseException) -> str:
-    from locoprop_lightning.cli import _sentence
-
-    said = _sentence(error) if isinstance(error, Exception) else None
-    return said or str(error)
+    return (sentence(error) if isinstance(error, Exception) else None) or str(error)
 
 
 def sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
@@ -141,6 +136,8 @@ def domains(space: Space) -> dict[str, Any]:
 
 def start_ray(options: argparse.Namespace) -> None:
     """Joins the cluster at ``--address``, or starts one on this machine that listens on loopback alone."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # a trial's own TensorBoard run has it all
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # what a killed driver can lose
     paths = os.pathsep.join([str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {"PYTHONPATH": paths, "RAY_CHDIR_TO_TRIAL_DIR": "0", "PYTHONWARNINGS": "ignore"}
     shared: dict[str, Any] = {
@@ -175,6 +172,7 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
             folder=str(folder),
             metric=options.metric,
             worst=math.inf if options.mode == "min" else -math.inf,
+            shares=options.scheduler == "pbt",
         ),
         {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial},
     )
@@ -222,7 +220,7 @@ def folder_of(options: argparse.Namespace) -> Path:
     return Path(options.storage.resolve() / options.name)
 
 
-def remember(options: argparse.Namespace, cli: LocoPropCLI) -> Path:
+def remember(options: argparse.Namespace) -> Path:
     """Keeps what a resumed sweep needs, configuration, space and options; gives the configuration's path."""
     folder = folder_of(options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -232,8 +230,3 @@ def remember(options: argparse.Namespace, cli: LocoPropCLI) -> Path:
     kept = {name: value for name, value in vars(options).items() if isinstance(value, str | int | float | None)}
     (folder / "options.json").write_text(json.dumps(kept, indent=2) + "\n")
     return config
-
-
-def has_gpus() -> bool:
-    """Whether this machine has accelerators."""
-    return torch.cuda.is_available()

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ray import tune
 from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.cli import LocoPropCLI, watchers
 
-STATE, WEIGHTS = "trial.json", "epoch.ckpt"
+STATE = "trial.json"
 
 
 def arguments(config: str, seed: int, threads: int, values: Mapping[str, Any]) -> list[str]:
@@ -38,88 +37,129 @@ def build(config: str, seed: int, threads: int, values: Mapping[str, Any]) -> Lo
     return cli
 
 
+class Progress:
+    """How far a trial has come, in its folder: metrics of the seeds that are done, a checkpoint of the one that is not.
+
+    What is on disk is always whole: a checkpoint is written under a name of its own, then the file that names it is
+    replaced, then the one before is removed. Tune's own record may be a second behind, and with it lose a checkpoint
+    that it still counts on.
+
+    Args:
+        folder: Folder of the trial.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.done: list[dict[str, float]] = []
+        self.weights: Path | None = None
+        if (folder / STATE).is_file():
+            self._read(folder)
+
+    def _read(self, folder: Path) -> None:
+        state = json.loads((folder / STATE).read_text())
+        self.done = state["done"]
+        self.weights = folder / state["weights"] if state["weights"] else None
+
+    def take_over(self, other: Path) -> None:
+        """Goes on from where another trial is, as population-based training asks."""
+        self._read(other)
+
+    def write(self, trainer: Trainer | None) -> None:
+        """Writes it all; with a trainer the checkpoint of the seed in training.
+
+        Args:
+            trainer: The trainer, None where the seed is done.
+        """
+        old, self.weights = set(self.folder.glob("epoch_*.ckpt")), None
+        if trainer is not None:
+            self.weights = self.folder / f"epoch_{len(self.done)}_{trainer.current_epoch + 1}.ckpt"
+            trainer.save_checkpoint(self.weights)
+        passing = self.folder / f"{STATE}.new"
+        passing.write_text(json.dumps({"done": self.done, "weights": self.weights and self.weights.name}))
+        passing.replace(self.folder / STATE)
+        for path in old - {self.weights}:
+            path.unlink(missing_ok=True)
+
+
 class Reporter(Checkpoint):
-    """Reports to Tune after each epoch, with a checkpoint.
+    """Reports to Tune after each epoch.
 
     Metrics are those of the seed in training while it is the first one, and from then on the median over the seeds
     that are done; ``epoch`` counts over all seeds.
 
     Args:
         metric: Name of the metric that the sweep looks at.
-        worst: Reported for it, and for others, where a value is not finite.
-        done: Metrics at the end of each seed that is done; the seed in training is added at its end.
-        seeds: How many seeds there are.
+        worst: Reported for it where a value is not finite.
+        progress: How far the trial has come.
+        shares: Whether other trials may go on from this one's checkpoint.
     """
 
-    def __init__(self, metric: str, worst: float, done: list[dict[str, float]], seeds: int) -> None:
+    def __init__(self, metric: str, worst: float, progress: Progress, shares: bool) -> None:
         self.metric = metric
         self.worst = worst
-        self.done = done
-        self.seeds = seeds
+        self.progress = progress
+        self.shares = shares
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Reports; ends the fit where a loss is not finite."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self.metric not in values:
-            raise KeyError(f"--metric {self.metric}: is not logged; take one of {', '.join(sorted(values))}.")
         finite = all(math.isfinite(value) for value in values.values())
         if not finite:  # every metric of such weights is worthless
             values = dict.fromkeys(values, math.inf) | {self.metric: self.worst}
             trainer.should_stop = True
         assert trainer.max_epochs is not None
+        done = self.progress.done
         last = not finite or trainer.current_epoch + 1 >= trainer.max_epochs
-        epoch = len(self.done) * trainer.max_epochs + trainer.current_epoch + 1
+        epoch = len(done) * trainer.max_epochs + trainer.current_epoch + 1
         if last:
-            self.done.append(values)
-            epoch = len(self.done) * trainer.max_epochs
-        known = self.done or [values]
+            done.append(values)
+            epoch = len(done) * trainer.max_epochs
+        self.progress.write(None if last else trainer)
+        known = done or [values]
         said = {name: statistics.median(one.get(name, math.inf) for one in known) for name in known[0]}
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / STATE).write_text(json.dumps({"done": self.done, "within": not last}))
-            if not last:
-                trainer.save_checkpoint(Path(folder) / WEIGHTS)
-            checkpoint = tune.Checkpoint.from_directory(folder)
-            tune.report(said | {"epoch": epoch, "seeds_done": len(self.done)}, checkpoint=checkpoint)
+        checkpoint = tune.Checkpoint.from_directory(self.progress.folder) if self.shares else None
+        tune.report(said | {"epoch": epoch, "seeds_done": len(done)}, checkpoint=checkpoint)
 
 
 def run_trial(
-    values: dict[str, Any], config: str, seeds: Sequence[int], threads: int, folder: str, metric: str, worst: float
+    values: dict[str, Any],
+    config: str,
+    seeds: Sequence[int],
+    threads: int,
+    folder: str,
+    metric: str,
+    worst: float,
+    shares: bool,
 ) -> None:
-    """Trains a configuration, one seed after the other; goes on from a checkpoint if Tune has one.
+    """Trains a configuration, one seed after the other; goes on from where the trial was, if it was stopped.
 
     Args:
         values: Values of the searched settings by name.
         config: Path of the YAML.
         seeds: Seeds.
         threads: CPU threads.
-        folder: Folder of the sweep; logs go to its subfolder named by the trial.
+        folder: Folder of the sweep; the trial has a subfolder for its logs and its checkpoint.
         metric: Name of the metric.
         worst: Its value where something is not finite.
+        shares: Whether trials go on from each other's checkpoints, as in population-based training.
     """
-    done: list[dict[str, float]] = []
+    trial = Path(folder) / tune.get_context().get_trial_id()
+    progress = Progress(trial / "progress")
     with contextlib.ExitStack() as stack:
-        checkpoint, weights = tune.get_checkpoint(), None
+        checkpoint = tune.get_checkpoint() if shares else None
         if checkpoint is not None:
-            saved = Path(stack.enter_context(checkpoint.as_directory()))
-            state = json.loads((saved / STATE).read_text())
-            done = state["done"]
-            weights = saved / WEIGHTS if state["within"] else None
-        for seed in seeds[len(done) :]:
-            run_seed(values, config, seed, threads, Path(folder), Reporter(metric, worst, done, len(seeds)), weights)
-            weights = None
+            progress.take_over(Path(stack.enter_context(checkpoint.as_directory())))
+        for seed in seeds[len(progress.done) :]:
+            reporter = Reporter(metric, worst, progress, shares)
+            weights, progress.weights = progress.weights, None
+            run_seed(values, config, seed, threads, trial / f"seed_{seed}", reporter, weights)
 
 
 def run_seed(
-    values: dict[str, Any],
-    config: str,
-    seed: int,
-    threads: int,
-    folder: Path,
-    reporter: Reporter,
-    weights: Path | None,
+    values: dict[str, Any], config: str, seed: int, threads: int, run: Path, reporter: Reporter, weights: Path | None
 ) -> None:
-    """Trains with one seed, and logs to TensorBoard in the trial's folder."""
-    run = folder / tune.get_context().get_trial_id() / f"seed_{seed}"
+    """Trains with one seed, and logs to TensorBoard in a folder of its own."""
     run.mkdir(parents=True, exist_ok=True)
     cli = build(config, seed, threads, values)
     save(cli, run / "config.yaml")
