@@ -91,11 +91,13 @@ def sweep(options: argparse.Namespace) -> int:
     if not options.resume and (folder / "options.json").exists():
         raise UserError(f"--name {options.name}: {folder} holds a sweep; give another name, or --resume.")
     space = Space.load(options.space)
+    if options.scheduler == "pbt":
+        sweeps.domains(space)
     settings, epochs = sweeps.check(options.config, space, options.metric)
     config = folder / "base.yaml" if options.resume else sweeps.remember(options)
-    sweeps.start_ray(options)
-    grid = sweeps.tuner(options, space, config, space.start(settings), epochs).fit()
-    found = results.outcomes(grid, options, epochs)
+    with sweeps.cluster(options):
+        grid = sweeps.tuner(options, space, config, space.start(settings), epochs).fit()
+        found = results.outcomes(grid, options, epochs)
     print(markdown(results.table(found, space, options.metric)))
     print(*results.write(found, space, options), sep="\n")
     failed = [outcome for outcome in found if outcome.status == "failed"]

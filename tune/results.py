@@ -34,7 +34,8 @@ class Outcome:
         self.value: float | None = metrics.get(metric)
         self.metrics = {name: value for name, value in metrics.items() if name.split("/")[0] in ("train", "val")}
         self.seconds = float(metrics.get("time_total_s", 0.0))
-        self.error = "" if result.error is None else str(result.error).strip().splitlines()[-1]
+        said = "" if result.error is None else str(result.error).strip().splitlines()[-1]
+        self.error = said.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
         self.status = "failed" if self.error else "done" if self.epoch >= epochs else "stopped early"
         self.config = min((folder / self.name).glob("seed_*/config.yaml"), default=None, key=_seed)
 

@@ -5,6 +5,8 @@ import difflib
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +136,9 @@ def domains(space: Space) -> dict[str, Any]:
     return found
 
 
-def start_ray(options: argparse.Namespace) -> None:
-    """Joins the cluster at ``--address``, or starts one on this machine that listens on loopback alone."""
+@contextmanager
+def cluster(options: argparse.Namespace) -> Iterator[None]:
+    """Joins the cluster at ``--address``, or starts one on this machine, on loopback alone; leaves it again."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # a trial's own TensorBoard run has it all
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # what a killed driver can lose
     paths = os.pathsep.join([str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -144,12 +147,15 @@ def start_ray(options: argparse.Namespace) -> None:
         "runtime_env": {"env_vars": variables},
         "log_to_driver": False,
         "logging_level": "ERROR",
-        "ignore_reinit_error": True,
     }
     if options.address:
         ray.init(address=options.address, **shared)
     else:
         ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **shared)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[str, Any], epochs: int) -> tune.Tuner:

@@ -1,0 +1,242 @@
+"""Sweeps with real Ray processes."""
+
+import csv
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from locoprop_lightning.runs import read_runs
+from tests.support import ROOT
+
+DIGITS = ROOT / "configs" / "digits"
+LAMBDAS = {"model.lambda_a": {"loguniform": [1, 1000]}, "model.lambda_r": {"loguniform": [1, 1000]}}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Runs `python -m tune` in the folder of the test."""
+    return Sweep(tmp_path)
+
+
+class Sweep:
+    def __init__(self, folder):
+        self.folder = folder
+        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def config(self, name, **trainer):
+        settings = yaml.safe_load((DIGITS / f"{name}.yaml").read_text())
+        settings["trainer"] |= trainer
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    def space(self, **dimensions):
+        path = self.folder / "space.yaml"
+        path.write_text(yaml.safe_dump(dimensions, sort_keys=False))
+        return path
+
+    def command(self, *arguments):
+        return [sys.executable, "-m", "tune", "--storage", "sweeps", "--name", "s", "--quiet", *map(str, arguments)]
+
+    def start(self, *arguments):
+        with (self.folder / "log.txt").open("w") as log:
+            return subprocess.Popen(
+                self.command(*arguments), cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def run(self, *arguments):
+        done = subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    @property
+    def trials(self):
+        with (self.folder / "sweeps/s/results.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def epoch(self):
+        """Epochs that the trial in training has finished."""
+        paths = self.folder.glob("sweeps/s/*/progress/epoch_*.ckpt")
+        return max((int(path.stem.rpartition("_")[2]) for path in paths), default=0)
+
+    def wait_for(self, epoch, patience=120):
+        end = time.monotonic() + patience
+        while self.epoch() < epoch:
+            assert time.monotonic() < end, (self.folder / "log.txt").read_text()
+            time.sleep(0.1)
+
+
+def fit(config, folder):
+    """Validation accuracies of `locoprop fit`, by step."""
+    command = [sys.executable, "-m", "locoprop_lightning", "fit", "--config", str(config)]
+    subprocess.run(
+        [*command, "--trainer.logger.save_dir=again"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+    (run,) = read_runs([str(folder / "again")], "val/accuracy")
+    return run.values("val/accuracy")
+
+
+def test_bayesian_search_with_early_stopping(sweep, tmp_path):
+    space = sweep.space(**LAMBDAS)
+    config = sweep.config("foof", max_epochs=9)
+    status, output, errors = sweep.run(
+        *("--config", config, "--space", space, "--samples", 8, "--search", "gp", "--scheduler", "asha")
+    )
+    assert status == 0, errors
+    trials = sweep.trials
+    assert len(trials) == 8 and trials[0]["status"] == "done" and trials[0]["epoch"] == "9"
+    assert "stopped early" in {trial["status"] for trial in trials}
+    shipped = yaml.safe_load(config.read_text())["model"]["init_args"]
+    assert any(all(float(t[f"model.{n}"]) == shipped[n] for n in ("lambda_a", "lambda_r")) for t in trials)
+    folder = tmp_path / "sweeps/s"
+    for name in ("parallel.png", "slices.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert (
+        "importance: model.lambda_" in output
+        and f"train the best: locoprop fit --config {folder / 'best.yaml'}" in output
+    )
+    # the best again, on its own
+    assert fit(folder / "best.yaml", tmp_path)[-1] == pytest.approx(float(trials[0]["val/accuracy"]), abs=0)
+    shutil.rmtree(tmp_path / "again")
+    stopped = next(trial for trial in trials if trial["status"] == "stopped early")
+    replayed = fit(stopped["replay"].rpartition(" ")[2], tmp_path)
+    assert replayed[int(stopped["epoch"]) - 1] == pytest.approx(float(stopped["val/accuracy"]), abs=0)
+    # every trial is one run with its local losses
+    runs = read_runs([str(folder)], "local_loss/1/last")
+    assert len(runs) == 8 and all(run.seed == 0 and run.settings["threads"] == 1 for run in runs)
+
+
+def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
+    process = sweep.start(
+        "--config", sweep.config("foof", max_epochs=40), "--space", sweep.space(**LAMBDAS), "--samples", 3
+    )
+    sweep.wait_for(4)
+    (worker,) = (p for p in psutil.Process(process.pid).children(recursive=True) if "ImplicitFunc" in p.name())
+    worker.kill()
+    before = sweep.epoch()
+    sweep.wait_for(before + 4)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    status, _, errors = sweep.run("--resume")
+    assert status == 0, errors
+    trials = sweep.trials
+    assert len(trials) == 3 and all(trial["status"] == "done" and trial["epoch"] == "40" for trial in trials)
+    runs = read_runs([str(tmp_path / "sweeps/s")], "train/loss")
+    assert len(runs) == 3 and all(run.steps("train/loss").tolist() == list(range(480)) for run in runs)
+    starts = []
+    for folder in (run.folder for run in runs):
+        for path in folder.glob("events.out.tfevents.*"):
+            alone = tmp_path / "alone"
+            alone.mkdir()
+            shutil.copy(path, alone)
+            starts.append(read_runs([str(alone)], "train/loss")[0].steps("train/loss")[0])
+            shutil.rmtree(alone)
+    assert sorted(starts)[:3] == [0, 0, 0]  # none began anew
+    assert len(starts) == 5 and all(start >= 4 * 12 and start % 12 == 0 for start in sorted(starts)[3:])
+    assert not list(tmp_path.glob("sweeps/s/*/progress/*.ckpt"))
+    undisturbed = fit(trials[0]["replay"].rpartition(" ")[2], tmp_path)
+    assert undisturbed[-1] == pytest.approx(float(trials[0]["val/accuracy"]), abs=0)
+
+
+def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tmp_path):
+    space = sweep.space(
+        **{
+            "model.optimizer.lr": {"choice": [0.001, 1e36, 0.002]},
+            "model.network.in_features": {"choice": [65], "when": {"model.optimizer.lr": 0.002}},
+        }
+    )
+    status, output, errors = sweep.run(
+        *("--config", sweep.config("adam", max_epochs=2), "--space", space, "--samples", 6, "--search", "random"),
+        *("--metric", "val/loss", "--seeds", 3, "--max-failures", 0),
+    )
+    by_status = {}
+    for trial in sweep.trials:
+        by_status.setdefault(trial["status"], []).append(trial)
+    assert status == 1 and len(by_status["failed"]) >= 1
+    for trial in by_status["failed"]:
+        assert trial["model.network.in_features"] == "65" and trial["error"].startswith("MLP(in_features=65)")
+        assert f"trial {trial['trial']} failed for good: " in errors
+    rates = {float(trial["model.optimizer.lr"]): trial for trial in by_status["done"]}
+    assert float(rates[1e36]["val/loss"]) == math.inf and rates[0.001]["epoch"] == "6"
+    folder = tmp_path / "sweeps/s" / rates[0.001]["trial"]
+    losses = sorted(run.values("val/loss")[-1] for run in read_runs([str(folder)], "val/loss"))
+    assert len(losses) == 3 and float(rates[0.001]["val/loss"]) == pytest.approx(losses[1], abs=1e-6)
+    assert "best: val/loss" in output and "lr=0.001" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metric", "val/acuracy"], "--metric val/acuracy: is not logged after an epoch"),
+        (["--samples", "0"], "samples=0: must be at least 1."),
+        (["--config", "none.yaml"], "--config none.yaml: there is no such file"),
+        (["--resume"], "holds no sweep; look at --storage and --name."),
+        (["--scheduler", "pbt", "--space", "when.yaml"], "--scheduler pbt: changes all settings at any time"),
+    ],
+)
+def test_mistakes_end_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
+    from tune.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["tune"])
+    Path("space.yaml").write_text(yaml.safe_dump(LAMBDAS))
+    conditional = {
+        "model.lambda_a": LAMBDAS["model.lambda_a"],
+        "model.lambda_r": {"choice": [1], "when": {"model.lambda_a": 1}},
+    }
+    Path("when.yaml").write_text(yaml.safe_dump(conditional))
+    started = []
+    monkeypatch.setattr("ray.init", lambda **options: started.append(options))
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "--config",
+                str(DIGITS / "foof.yaml"),
+                "--space",
+                "space.yaml",
+                "--storage",
+                "s",
+                "--name",
+                "n",
+                *arguments,
+            ]
+        )
+    assert stopped.value.code == 2 and not started
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("model.lamda_a", {"uniform": [1, 2]}, "has no setting 'lamda_a'; "),
+        ("model.lambda_a", {"uniform": [-1, 2]}, "space: model.lambda_a=-1.0: lambda_a=-1.0: must be above 0."),
+        ("model.objective", {"choice": ["squared", "cubed"]}, "must be one of 'matching', 'squared', not cubed"),
+        ("data.batch_sise", {"integers": [1, 2]}, "near names are data.batch_size"),
+    ],
+)
+def test_spaces_are_held_against_the_configuration(tmp_path, monkeypatch, capsys, key, values, message):
+    from tune.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["tune"])
+    Path("space.yaml").write_text(yaml.safe_dump({key: values}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["--config", str(DIGITS / "foof.yaml"), "--space", "space.yaml", "--storage", "s"])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors and ("lamda" not in key or "near names are model.lambda_a" in errors)
+    assert not Path("s").exists()
