@@ -23,6 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", type=Path, metavar="A.yaml", help="configuration, as for `locoprop fit --config`")
     add("--space", type=Path, metavar="SPACE.yaml", help="what is searched; see tune/spaces")
+    text = "settings that all trials have, such as data.validation=5000"
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
     add("--samples", type=int, default=16, metavar="N", help="number of trials (default: %(default)s)")
     text = "how settings are chosen (default: %(default)s); gp is Bayesian search with a Gaussian process"
     add("--search", choices=("random", "tpe", "gp", "cmaes"), default="tpe", help=text)
@@ -93,8 +95,11 @@ def sweep(options: argparse.Namespace) -> int:
     space = Space.load(options.space)
     if options.scheduler == "pbt":
         sweeps.domains(space)
-    settings, epochs = sweeps.check(options.config, space, options.metric)
-    config = folder / "base.yaml" if options.resume else sweeps.remember(options)
+    fixed = {} if options.resume else _pairs(options.set)
+    settings, epochs = sweeps.check(options.config, space, options.metric, fixed)
+    if settings.get("data.validation") == 0:
+        print("data.validation=0: trials are judged on the test images; --set data.validation=N holds others out.")
+    config = folder / "base.yaml" if options.resume else sweeps.remember(options, fixed)
     with sweeps.cluster(options):
         grid = sweeps.tuner(options, space, config, space.start(settings), epochs).fit()
         found = results.outcomes(grid, options, epochs)
@@ -104,6 +109,16 @@ def sweep(options: argparse.Namespace) -> int:
     for outcome in failed:
         print(f"trial {outcome.name} failed for good: {outcome.error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _pairs(settings: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: must be KEY=VALUE, such as data.validation=5000.")
+        pairs[key] = value
+    return pairs
 
 
 def kept(options: argparse.Namespace) -> argparse.Namespace:

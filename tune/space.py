@@ -95,6 +95,9 @@ class Space:
         values: dict[str, Any] = {}
         for key, dimension in self.dimensions.items():
             value = settings.get(key)
+            if isinstance(dimension.distribution, CategoricalDistribution) and isinstance(value, str):
+                names = [c for c in dimension.distribution.choices if value.rpartition(".")[2] == c]
+                value = names[0] if names else value  # a class by its name
             if value is not None and self._searched(dimension, values) and _contains(dimension.distribution, value):
                 values[key] = value
         return values

@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,20 @@ from ray.tune.search.optuna import OptunaSearch
 from locoprop_lightning.cli import sentence
 from locoprop_lightning.errors import UserError
 from tune.space import Space
-from tune.trial import build, run_trial, threads_here
+from tune.trial import build, run_trial, save, threads_here
 
 ROOT = Path(__file__).parents[1]
 TIME = "epoch"
 
 
-def check(config: Path, space: Space, metric: str) -> tuple[dict[str, Any], int]:
+def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     """Builds the configuration at every corner of the space, before anything is started.
 
     Args:
         config: The YAML.
         space: The space.
         metric: Name of the metric.
+        fixed: Settings that all trials have, by name.
 
     Returns:
         The settings of the configuration by dotted name, and its number of epochs.
@@ -41,11 +42,13 @@ def check(config: Path, space: Space, metric: str) -> tuple[dict[str, Any], int]
         UserError: Names a setting that the configuration has not, with near names, or a value that it refuses, and a
             metric that no fit of it logs.
     """
-    cli = build(str(config), 0, 1, {})
+    for key in fixed.keys() & space.dimensions.keys():
+        raise UserError(f"--set {key}={fixed[key]}: is searched by the space; take it out of one of the two.")
+    cli = build(str(config), 0, 1, fixed)
     settings = cli.settings()
     for values in space.corners():
         try:
-            build(str(config), 0, 1, values)
+            build(str(config), 0, 1, {**fixed, **values})
         except (Exception, SystemExit) as error:
             key = list(values)[-1]
             known = {name.replace(".init_args", ""): None for name in settings}
@@ -101,7 +104,10 @@ def scheduler(options: argparse.Namespace, space: Space, epochs: int) -> TrialSc
         return MedianStoppingRule(time_attr=TIME, grace_period=options.grace)
     if options.scheduler == "pbt":
         return PopulationBasedTraining(
-            time_attr=TIME, perturbation_interval=options.grace, hyperparam_mutations=domains(space)
+            time_attr=TIME,
+            perturbation_interval=options.grace,
+            hyperparam_mutations=domains(space),
+            synch=True,  # else a trial may be told to go on from a checkpoint that is gone by then
         )
     return None
 
@@ -226,12 +232,12 @@ def folder_of(options: argparse.Namespace) -> Path:
     return Path(options.storage.resolve() / options.name)
 
 
-def remember(options: argparse.Namespace) -> Path:
+def remember(options: argparse.Namespace, fixed: Mapping[str, Any]) -> Path:
     """Keeps what a resumed sweep needs, configuration, space and options; gives the configuration's path."""
     folder = folder_of(options)
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "base.yaml"
-    config.write_text(options.config.read_text())
+    save(build(str(options.config), options.seed, threads_here(options.cpus_per_trial), fixed), config)
     (folder / "space.yaml").write_text(options.space.read_text())
     kept = {name: value for name, value in vars(options).items() if isinstance(value, str | int | float | None)}
     (folder / "options.json").write_text(json.dumps(kept, indent=2) + "\n")

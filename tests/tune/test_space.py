@@ -66,7 +66,7 @@ def test_corners_meet_the_conditions(space):
 
 
 def test_start(space):
-    settings = {"a": 10.0, "b": 2.0, "c": 5, "e": "y", "f": 5.5, "z": 1}
+    settings = {"a": 10.0, "b": 2.0, "c": 5, "e": "package.y", "f": 5.5, "z": 1}
     assert space.start(settings) == {"a": 10.0, "c": 5, "e": "y"}  # b lies outside, f is not searched where e is y
 
 

@@ -94,7 +94,8 @@ def test_bayesian_search_with_early_stopping(sweep, tmp_path):
     space = sweep.space(**LAMBDAS)
     config = sweep.config("foof", max_epochs=9)
     status, output, errors = sweep.run(
-        *("--config", config, "--space", space, "--samples", 8, "--search", "gp", "--scheduler", "asha")
+        *("--config", config, "--space", space, "--samples", 8, "--search", "gp", "--scheduler", "asha"),
+        *("--set", "data.validation=200"),
     )
     assert status == 0, errors
     trials = sweep.trials
@@ -109,6 +110,7 @@ def test_bayesian_search_with_early_stopping(sweep, tmp_path):
         "importance: model.lambda_" in output
         and f"train the best: locoprop fit --config {folder / 'best.yaml'}" in output
     )
+    assert yaml.safe_load((folder / "best.yaml").read_text())["data"]["init_args"]["validation"] == 200
     # the best again, on its own
     assert fit(folder / "best.yaml", tmp_path)[-1] == pytest.approx(float(trials[0]["val/accuracy"]), abs=0)
     shutil.rmtree(tmp_path / "again")
@@ -182,6 +184,11 @@ def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tm
     ("arguments", "message"),
     [
         (["--metric", "val/acuracy"], "--metric val/acuracy: is not logged after an epoch"),
+        (["--set", "a"], "--set a: must be KEY=VALUE, such as data.validation=5000."),
+        (
+            ["--set", "model.lambda_a=1"],
+            "--set model.lambda_a=1: is searched by the space; take it out of one of the two.",
+        ),
         (["--samples", "0"], "samples=0: must be at least 1."),
         (["--config", "none.yaml"], "--config none.yaml: there is no such file"),
         (["--resume"], "holds no sweep; look at --storage and --name."),
@@ -240,3 +247,23 @@ def test_spaces_are_held_against_the_configuration(tmp_path, monkeypatch, capsys
     errors = capsys.readouterr().err
     assert message in errors and ("lamda" not in key or "near names are model.lambda_a" in errors)
     assert not Path("s").exists()
+
+
+METHODS = sorted(path.stem for path in (ROOT / "configs" / "fashion_mnist").glob("*.yaml"))
+
+
+def test_every_method_has_a_space():
+    assert sorted(path.stem for path in (ROOT / "tune" / "spaces").glob("*.yaml")) == METHODS
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_spaces_fit_their_methods(method, monkeypatch, fashion_mnist):
+    from tune.space import Space
+    from tune.sweep import check
+
+    monkeypatch.setattr("sys.argv", ["tune"])
+    space = Space.load(ROOT / "tune" / "spaces" / f"{method}.yaml")
+    config = ROOT / "configs" / "fashion_mnist" / f"{method}.yaml"
+    settings, epochs = check(config, space, "val/accuracy", {"data.validation": 5000})
+    assert epochs == 15 and settings["data.validation"] == 5000
+    assert space.start(settings).keys() == space.dimensions.keys()  # the shipped values are tried first
