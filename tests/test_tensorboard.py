@@ -95,6 +95,7 @@ def test_values_are_what_the_solver_returned(address, run):
         assert tuple(read["first"]) == STEPS
         for step in STEPS:
             report = witness.reports[step][layer]
+            assert len(report.losses) == (ITERATIONS + 1 if step in WHOLE else 2)
             assert read["first"][step] == pytest.approx(report.losses[0].item())
             assert read["last"][step] == pytest.approx(report.losses[-1].item())
             assert read["displacement"][step] == pytest.approx(report.displacement.item())

@@ -35,7 +35,7 @@ class ConjugateGradient(LocalSolver):
         square = _dot(residual, residual)
         solved = square * torch.finfo(square.dtype).eps ** 2  # beyond, there is rounding only
         losses = [problem.first_loss()] if record else None
-        for _ in range(self.iterations):
+        for k in range(self.iterations):
             product = problem.curvature(direction) + problem.lambda_r * direction
             curvature = _dot(direction, product)
             rate = torch.where(square > solved, square / curvature, torch.zeros_like(square))
@@ -43,7 +43,7 @@ class ConjugateGradient(LocalSolver):
             residual = residual - rate * product
             last, square = square, _dot(residual, residual)
             direction = residual + torch.where(last > solved, square / last, torch.zeros_like(last)) * direction
-            if losses is not None:
+            if losses is not None and (self.whole_curves or k == self.iterations - 1):
                 losses.append(problem.loss(v))
         # J(W0 + V) - J(W0) = <V, g_0 + g> / 2 with the gradients g_0 at the start and g = -residual at the end
         change = (v * (start - residual)).sum() / 2

@@ -64,7 +64,7 @@ class Report(NamedTuple):
     """What is logged of one layer's solve, on the device.
 
     Attributes:
-        losses: Local loss a sample before the first and after each iteration [T + 1].
+        losses: Local loss a sample before the first and after each iteration [T + 1], or before and after the solve [2].
         displacement: Norm of the applied displacement relative to the weights', scalar; 0 for a refused solution.
         out_of_range: Fraction of the targets outside the range of f, scalar.
     """
@@ -87,6 +87,7 @@ class LocalSolver(Callback, ABC):
     def __init__(self) -> None:
         self.state: dict[str, State] = {}  # by name of the layer
         self.reports: dict[str, Report] = {}  # of the latest step, by layer, if it recorded
+        self.whole_curves = True  # whether a recorded curve has a value an iteration, or the first and the last alone
         self.counts: dict[str, dict[str, int]] = {}  # solves that failed at first, by layer and status
 
     @abstractmethod
@@ -270,8 +271,12 @@ class IterativeSolver(LocalSolver):
         affine = self.affine(problem)
         if affine is None or _squaring_cost(problem, self.iterations) >= cost:
             return self._loop(problem, inner, record)
-        losses = self._loop(problem, inner, record).losses if record else None  # the same V whether recorded or not
-        return self._squared(problem, *affine, losses)
+        if record and self.whole_curves:
+            return self._squared(problem, *affine)._replace(losses=self._loop(problem, inner, record).losses)
+        outcome = self._squared(problem, *affine)  # the same V whether recorded or not
+        if not record:
+            return outcome
+        return outcome._replace(losses=torch.stack([problem.first_loss(), problem.loss(outcome.displacement)]))
 
     def _loop(self, problem: LocalProblem, inner: Any, record: bool) -> Outcome:
         v = problem.zeros()
@@ -285,12 +290,12 @@ class IterativeSolver(LocalSolver):
             last = self.residual(problem, gradient, inner)
             if k == 0:
                 first = last
-            if losses is not None:
+            if losses is not None and (self.whole_curves or k == self.iterations - 1):
                 losses.append(problem.loss(self.iterate(v, inner)))
         growth = self.growth(problem, v, first, last, inner)
         return Outcome(v, growth, torch.stack(losses) if losses is not None else None)
 
-    def _squared(self, problem: LocalProblem, rate: Scalar, shrink: Scalar, losses: Tensor | None) -> Outcome:
+    def _squared(self, problem: LocalProblem, rate: Scalar, shrink: Scalar) -> Outcome:
         """All iterations at once: V <- V M - rate g with M = shrink I - rate C, from V = 0."""
         m = problem.gram * -rate
         m.diagonal().add_(shrink)
@@ -298,7 +303,7 @@ class IterativeSolver(LocalSolver):
         gradient = torch.addmm(problem.first_gradient, v, problem.gram)  # of the last step, less its proximal term
         first = torch.linalg.vector_norm(problem.first_gradient)
         last = torch.linalg.vector_norm(gradient + v * problem.lambda_r if self.proximal else gradient)
-        return Outcome(shrink * v - rate * gradient, last - first, losses)
+        return Outcome(shrink * v - rate * gradient, last - first, None)
 
 
 def _squaring_cost(problem: LocalProblem, iterations: int) -> float:

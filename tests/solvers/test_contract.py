@@ -295,3 +295,15 @@ def test_damping_may_be_a_tensor(problem_for, name, dtype):
             expected = EVERY[name]().solve(problem_for(solver, kind, dtype=dtype), record)
             assert solution.status is Status.SOLVED and solution.weight.dtype == dtype
             torch.testing.assert_close(solution.weight, expected.weight, **tolerance)
+
+
+@iterative_pair
+def test_curves_of_first_and_last_alone(problem_for, name, kind):
+    solver = ITERATIVE[name](10)
+    problem = problem_for(solver, kind)
+    whole = solver.solve(problem, record=True)
+    again = ITERATIVE[name](10)
+    again.whole_curves = False
+    ends = again.solve(problem, record=True)
+    assert ends.losses.shape == (2,) and equal(ends, whole)
+    torch.testing.assert_close(ends.losses, whole.losses[[0, -1]], rtol=1e-12, atol=1e-12)
