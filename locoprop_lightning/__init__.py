@@ -1,5 +1,6 @@
 """LocoProp and its relatives in PyTorch Lightning: every layer solves its own small convex problem."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from locoprop_lightning.errors import UserError
@@ -10,10 +11,17 @@ if TYPE_CHECKING:
 __all__ = ["BackpropModule", "LocoPropModule", "UserError"]
 
 
+_PACKAGES = ("callbacks", "data", "local", "networks", "optimizers", "oracles", "solvers", "tasks")
+
+
 def __getattr__(name: str) -> Any:
-    """The modules, imported when first asked for: `locoprop-compare` does without torch and Lightning."""
+    """The modules and packages, imported when first asked for: `locoprop-compare` does without torch and Lightning."""
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from locoprop_lightning import module
+    return getattr(import_module(f"{__name__}.module"), name)
 
-    return getattr(module, name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -107,7 +107,8 @@ def watchers(settings: Mapping[str, Any]) -> list[Callback]:
 
 def _is_path(value: Any) -> bool:
     """Whether a setting is the path of a class."""
-    return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
+    parts = value.split(".") if isinstance(value, str) else []
+    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def cell(values: Iterable[float | None], form: str) -> str:
     if not known:
         return "-"
     middle, low, high = (
-        format(value, form if abs(value) < 1e5 else ".3g") if math.isfinite(value) else "non-finite"
+        format(value, form if abs(value) < 1e5 or form == ".0f" else ".3g") if math.isfinite(value) else "non-finite"
         for value in (statistics.median(known), known[0], known[-1])
     )
     return middle if len(known) == 1 or low == high else f"{middle} ({low}..{high})"
@@ -54,21 +55,24 @@ def table(methods: dict[str, list[Run]], metric: str, share: float, rising: bool
         rising: Whether more is better.
     """
     best = max if rising else min
-    curves = {id(run): smooth(run.values(metric), share) for runs in methods.values() for run in runs}
+    worst = -math.inf if rising else math.inf
+    curves = {id(run): _shown(run, metric, share, worst) for runs in methods.values() for run in runs}
     seconds = {id(run): run.seconds(metric) for runs in methods.values() for run in runs}
-    common = min(statistics.median(seconds[id(run)][-1] for run in runs) for runs in methods.values())
+    ends = [statistics.median(seconds[id(run)][-1] for run in runs) for runs in methods.values()]
+    common = min((end for end in ends if end > 0), default=0.0)
 
     def timely(run: Run) -> float | None:
-        past = np.searchsorted(seconds[id(run)], common, side="right")
-        return None if past == 0 else float(curves[id(run)][past - 1])
+        past = np.searchsorted(seconds[id(run)], common * (1 + 1e-9), side="right")
+        over = seconds[id(run)][-1] < common * (1 - 1e-9)
+        return None if past == 0 or over else float(curves[id(run)][past - 1])
 
     said = f"smoothed by {share:g}" if share else "last"
     columns: dict[str, tuple[str, Callable[[Run], float | None]]] = {
         "last step": (".0f", lambda run: float(run.steps(metric)[-1])),
-        "last": (".4f", lambda run: float(run.values(metric)[-1])),
-        said: (".4f", lambda run: float(curves[id(run)][-1])),
-        "best": (".4f", lambda run: float(best(curves[id(run)]))),
-        f"at {common:.1f} s": (".4f", timely),
+        "last": (".4g", lambda run: float(run.values(metric)[-1])),
+        said: (".4g", lambda run: float(curves[id(run)][-1])),
+        "best": (".4g", lambda run: float(best(curves[id(run)]))),
+        f"at {common:.1f} s": (".4g", timely),
         "ms a step": (".1f", lambda run: _pace(run, metric)),
     }
     order = sorted(
@@ -81,6 +85,12 @@ def table(methods: dict[str, list[Run]], metric: str, share: float, rising: bool
     return markdown(rows)
 
 
+def _shown(run: Run, metric: str, share: float, worst: float) -> np.ndarray:
+    """The smoothed curve of a run, with the worst value where it is not finite."""
+    values = smooth(run.values(metric), share)
+    return np.where(np.isfinite(values), values, worst)
+
+
 def _pace(run: Run, metric: str) -> float | None:
     """Milliseconds a step; of a run that has not logged them, those between its first and its last point."""
     seconds, steps = run.seconds(metric), run.steps(metric)
@@ -89,7 +99,7 @@ def _pace(run: Run, metric: str) -> float | None:
 
 
 def curve(runs: Sequence[Run], metric: str, share: float, axis: str) -> Curve:
-    """Median and range of some runs of a method, over the steps that all have logged.
+    """Median and range of some runs of a method, at the steps that at least half of them have logged.
 
     Args:
         runs: The runs.
@@ -97,13 +107,16 @@ def curve(runs: Sequence[Run], metric: str, share: float, axis: str) -> Curve:
         share: Share of the old value in the smoothing.
         axis: "step", "time" or "epoch".
     """
-    steps = sorted(set.intersection(*(set(run.scalars[metric]) for run in runs)))
-    if not steps:
-        raise UserError(f"{runs[0].shown} and {runs[-1].shown}: seeds of one method without a common step of {metric}.")
-    picked = [np.isin(run.steps(metric), steps) for run in runs]
-    values = np.array([smooth(run.values(metric), share)[own] for run, own in zip(runs, picked, strict=True)])
-    x = np.median([AXES[axis][1](run, metric)[own] for run, own in zip(runs, picked, strict=True)], axis=0)
-    return Curve(x, np.median(values, axis=0), values.min(axis=0), values.max(axis=0), len(runs))
+    logged = Counter(step for run in runs for step in run.scalars[metric])
+    grid = np.array(sorted(step for step, count in logged.items() if 2 * count >= len(runs)))
+    values, places = np.full((2, len(runs), len(grid)), np.nan)
+    for run, row, place in zip(runs, values, places, strict=True):
+        steps = run.steps(metric)
+        own, common = np.isin(steps, grid), np.isin(grid, steps)
+        row[common] = _shown(run, metric, share, np.inf)[own]
+        place[common] = AXES[axis][1](run, metric)[own]
+    middle, x = np.nanmedian(values, axis=0), np.nanmedian(places, axis=0)
+    return Curve(x, middle, np.nanmin(values, axis=0), np.nanmax(values, axis=0), len(runs))
 
 
 def _warn(methods: dict[str, list[Run]], metric: str, share: float) -> None:

@@ -51,6 +51,8 @@ def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bo
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    if not curves:
+        raise UserError(f"{path}: there is no curve to draw.")
     if path.suffix[1:] not in FigureCanvasAgg.get_supported_filetypes():
         raise UserError(f"{path}: no format of a figure; take .svg, .png or .pdf.")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "learning_curves"}):
@@ -63,10 +65,11 @@ def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bo
             if curve.runs > 1:
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         if log:
-            start = max(curve.high[0] for curve in curves.values())
+            ends = [curve.middle[-1] for curve in curves.values()]
+            most = max(*(curve.high[0] for curve in curves.values()), float(np.median(ends)))
             axes.set_yscale("log")
-            if np.isfinite(start):
-                axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * start))
+            if np.isfinite(most):
+                axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * most))
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -90,6 +93,9 @@ def draw_text(curves: dict[str, Curve], xlabel: str, ylabel: str, log: bool = Tr
     """
     from uniplot import plot_to_string
 
+    curves = {name: curve for name, curve in curves.items() if np.isfinite(curve.middle).any()}
+    if not curves:
+        return "no value is finite"
     shown = {name: np.isfinite(curve.middle) for name, curve in curves.items()}
     text: str = plot_to_string(
         xs=[curve.x[shown[name]] for name, curve in curves.items()],

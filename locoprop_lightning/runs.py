@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.tensorflow_stub.errors import DataLossError, OutOfRangeError
+from tensorboard.compat.tensorflow_stub.errors import DataLossError, NotFoundError, OutOfRangeError
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -21,8 +21,10 @@ from locoprop_lightning.errors import UserError
 PACE, EPOCH = "time/step_ms", "epoch"
 # What does not make another method: where a run reads from and logs to, what it watches, and its seed.
 NEUTRAL = re.compile(
-    r"seed_everything|threads$|ckpt_path|data\.root|trainer\.default_root_dir|(trainer\.logger|local_losses|summary|predictions)(\.|$)"
+    r"seed_everything|threads$|ckpt_path|data\.root|(local_losses|summary|predictions)(\.|$)"
+    r"|trainer\.(default_root_dir|enable_\w+|log_every_n_steps|num_sanity_val_steps|(logger|callbacks|profiler)(\.|$))"
 )
+_VERSION = re.compile(r"version_\d+|seed_?\d+")  # a folder that holds one of several runs of a method
 
 Points = dict[int, tuple[float, float]]  # value and wall-clock second of each step
 
@@ -55,9 +57,8 @@ class Run:
         return np.array(sorted(self.scalars[tag]))
 
     def values(self, tag: str) -> np.ndarray:
-        """Values of a tag; what is not finite is infinite."""
-        values = np.array([self.scalars[tag][step][0] for step in sorted(self.scalars[tag])])
-        return np.where(np.isfinite(values), values, np.inf)
+        """Values of a tag, by step."""
+        return np.array([self.scalars[tag][step][0] for step in sorted(self.scalars[tag])])
 
     def seconds(self, tag: str) -> np.ndarray:
         """Seconds of training until each point of a tag.
@@ -69,8 +70,10 @@ class Run:
         if not self.timed:
             wall = np.array([self.scalars[tag][step][1] for step in steps.tolist()])
             return wall - wall[0]
-        ends = self.steps(PACE) + 1  # steps taken by then
-        total = np.cumsum(np.diff(ends, prepend=0) * self.values(PACE)) / 1000
+        ends, paces = self.steps(PACE) + 1, self.values(PACE)  # steps taken by then
+        if steps[-1] >= ends[-1]:  # after the last one the pace is taken to last
+            ends, paces = np.append(ends, steps[-1] + 1), np.append(paces, paces[-1])
+        total = np.cumsum(np.diff(ends, prepend=0) * paces) / 1000
         return np.interp(steps + 1, np.concatenate([[0], ends]), np.concatenate([[0.0], total]))
 
     @property
@@ -79,7 +82,7 @@ class Run:
         return PACE in self.scalars
 
     def epochs(self, tag: str) -> np.ndarray:
-        """Epochs passed at each point of a tag."""
+        """Epochs passed at each point of a tag, estimated from the logged ``epoch``; one while there is but one."""
         epoch = self.scalars.get(EPOCH, {})
         firsts: dict[int, int] = {}
         for step in sorted(epoch):
@@ -91,14 +94,17 @@ class Run:
 def smooth(values: Any, share: float = 0.7) -> np.ndarray:
     """s_0 = x_0, s = share s + (1 - share) x, over the points of a curve, without bias correction.
 
+    A value that is not finite stands for itself, and is passed over by the values after it.
+
     Args:
         values: The curve, in order.
         share: In [0, 1); 0.7 is the review's.
     """
     smoothed, last = [], None
     for value in values:
-        last = value if last is None else share * last + (1 - share) * value
-        smoothed.append(last)
+        if math.isfinite(value):
+            last = value if last is None else share * last + (1 - share) * value
+        smoothed.append(last if math.isfinite(value) else value)
     return np.array(smoothed, dtype=float)
 
 
@@ -117,7 +123,7 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
     runs: dict[Path, Run] = {}
     tags: set[str] = set()
     for name in names:
-        label, _, path = name.rpartition("=") if not Path(name).exists() else ("", "", name)
+        label, _, path = name.partition("=") if "=" in name and not Path(name).exists() else ("", "", name)
         root = Path(path)
         if not root.exists():
             raise UserError(f"{path}: there is no such folder; name folders of runs, such as runs/digits.")
@@ -126,17 +132,19 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
             found = True
             if folder.resolve() in runs:
                 continue
-            run = Run(folder, _scalars(folder, {tag, PACE, EPOCH}, tags), _settings(folder), label, str(folder))
-            if tag in run.scalars:
-                runs[folder.resolve()] = run
-            else:
-                print(f"{folder}: left out, it has logged no {tag}", file=sys.stderr)
+            scalars = _scalars(folder, {tag, PACE, EPOCH}, tags)
+            runs[folder.resolve()] = Run(folder, scalars, _settings(folder), label, str(folder))
         if not found:
             print(f"{path}: left out, it holds no event files of TensorBoard", file=sys.stderr)
-    if not runs:
+    joined = _joined(list(runs.values()))
+    for run in joined:
+        if tag not in run.scalars:
+            print(f"{run.shown}: left out, it has logged no {tag}", file=sys.stderr)
+    having = [run for run in joined if tag in run.scalars]
+    if not having:
         known = ", ".join(sorted(t for t in tags if not t.startswith("local_loss/")))
         raise UserError(f"No run has logged {tag!r}" + (f"; the metrics are {known}." if known else "."))
-    return _joined(list(runs.values()))
+    return having
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -148,9 +156,10 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _scalars(folder: Path, wanted: set[str], seen: set[str]) -> dict[str, Points]:
-    """Points by tag; a later file of a folder goes over an earlier one."""
+    """Points by tag; a later file of a folder stands for everything from its first step on."""
     scalars: dict[str, Points] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
+        own: dict[str, Points] = {}
         for event in _events(path):
             for value in event.summary.value:
                 kind = value.WhichOneof("value")
@@ -158,21 +167,28 @@ def _scalars(folder: Path, wanted: set[str], seen: set[str]) -> dict[str, Points
                     seen.add(value.tag)
                     if value.tag in wanted:
                         number = value.simple_value if kind == "simple_value" else make_ndarray(value.tensor).item()
-                        scalars.setdefault(value.tag, {})[event.step] = (float(number), event.wall_time)
+                        own.setdefault(value.tag, {})[event.step] = (float(number), event.wall_time)
+        for tag, points in own.items():
+            before = scalars.get(tag, {})
+            scalars[tag] = {step: point for step, point in before.items() if step < min(points)} | points
     return scalars
 
 
 def _events(path: Path) -> Iterator[Event]:
     """Events of a file up to its end, or to where it is damaged or half-written."""
-    reader = PyRecordReader_New(str(path))
     count = 0
+    try:
+        reader = PyRecordReader_New(str(path))
+    except (OSError, NotFoundError):
+        print(f"{path}: cannot be read, skipped", file=sys.stderr)
+        return
     while True:
         try:
             reader.GetNext()
             event = Event.FromString(reader.record())
         except OutOfRangeError:
             return
-        except (DataLossError, DecodeError):
+        except (DataLossError, DecodeError, OSError):
             print(f"{path}: damaged or half-written; the rest after {count} events is skipped", file=sys.stderr)
             return
         count += 1
@@ -183,8 +199,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         loaded = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError):
-        print(f"{path}: is no YAML, so that the run's seed and settings are not known", file=sys.stderr)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        print(f"{path}: cannot be read as YAML, so that the run's seed and settings are not known", file=sys.stderr)
         loaded = {}
     return flatten(loaded) if isinstance(loaded, dict) else {}
 
@@ -209,21 +225,45 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _joined(runs: list[Run]) -> list[Run]:
-    """Gives a run that was resumed the points of what it went on from, which is then no run of its own."""
+    """Gives a run that was resumed the points of what it went on from.
+
+    That one is then no run of its own, unless it has other settings.
+    """
     continued: set[int] = set()
-    for run in sorted(runs, key=lambda run: min(min(points) for points in run.scalars.values())):
-        checkpoint = run.settings.get("ckpt_path")
-        if not checkpoint:
+    for run in sorted(runs, key=lambda run: min((min(points) for points in run.scalars.values()), default=0)):
+        other = _parent(run, runs)
+        if other is None:
             continue
-        tail = Path(checkpoint).parent.parent.parts
-        for other in runs:
-            if other is not run and tail and other.folder.resolve().parts[-len(tail) :] == tail:
-                for tag, points in other.scalars.items():
-                    own = run.scalars.setdefault(tag, {})
-                    start = min(own, default=math.inf)
-                    own |= {step: point for step, point in points.items() if step < start}
-                continued.add(id(other))
+        for tag, points in other.scalars.items():
+            own = run.scalars.setdefault(tag, {})
+            start = min(own, default=math.inf)
+            own |= {step: point for step, point in points.items() if step < start}
+        if _method(other, False) == _method(run, False):
+            continued.add(id(other))
     return [run for run in runs if id(run) not in continued]
+
+
+def _parent(run: Run, runs: list[Run]) -> Run | None:
+    """The run that another one went on from: where its checkpoint lay, beside it, or the only one of that path."""
+    checkpoint = run.settings.get("ckpt_path")
+    if not isinstance(checkpoint, str):
+        return None
+    source = Path(checkpoint).parent.parent
+    others = [other for other in runs if other is not run]
+    for wanted in (source.resolve(), (run.folder.parent / source.name).resolve()):
+        for other in others:
+            if source.name and other.folder.resolve() == wanted:
+                return other
+    tail = source.parts
+    ending = [other for other in others if tail and other.folder.resolve().parts[-len(tail) :] == tail]
+    return ending[0] if len(ending) == 1 else None
+
+
+def _method(run: Run, length: bool = True) -> tuple[tuple[str, str], ...]:
+    """The settings that make a run's method; without its length those that a resume keeps."""
+    ends = ("trainer.max_epochs", "trainer.max_steps")
+    kept = {n: v for n, v in run.settings.items() if not NEUTRAL.match(n) and (length or n not in ends)}
+    return tuple(sorted((name, repr(value)) for name, value in kept.items()))
 
 
 def by_method(runs: list[Run], tag: str) -> dict[str, list[Run]]:
@@ -234,28 +274,32 @@ def by_method(runs: list[Run], tag: str) -> dict[str, list[Run]]:
     """
     groups: dict[tuple[str, Any], list[Run]] = {}
     for run in runs:
-        own = {name: value for name, value in run.settings.items() if not NEUTRAL.match(name)}
-        key: Any = run.label or (tuple(sorted((k, repr(v)) for k, v in own.items())) if own else run.shown)
-        groups.setdefault((run.label or _base(run), key), []).append(run)
-    methods = {}
+        own = _method(run)
+        key: Any = () if run.label else (_home(run), own) if own else run.folder.resolve()
+        groups.setdefault((run.label or _home(run).name or run.shown, key), []).append(run)
+    methods: dict[str, list[Run]] = {}
     for (base, _), members in groups.items():
         rivals = [others[0] for (name, _), others in groups.items() if name == base]
-        methods[_name(base, members[0], rivals)] = _one_a_seed(base, members, tag)
+        name = _name(base, members[0], rivals)
+        methods[name if name not in methods else f"{name} {members[0].shown}"] = _one_a_seed(base, members, tag)
     return methods
 
 
-def _base(run: Run) -> str:
-    parts = [part for part in run.folder.parts if not re.fullmatch(r"version_\d+", part)]
-    return parts[-1] if parts else run.shown
+def _home(run: Run) -> Path:
+    """The folder of a run's method: its own without the parts that tell versions and seeds apart."""
+    folder = run.folder.resolve()
+    while _VERSION.fullmatch(folder.name):
+        folder = folder.parent
+    return folder
 
 
 def _name(base: str, run: Run, rivals: list[Run]) -> str:
     """The method's name, with what tells it from others of that name."""
-    if len(rivals) == 1:
+    if len(rivals) == 1 or run.label:
         return base
     names = {name for rival in rivals for name in rival.settings if not NEUTRAL.match(name)}
     differ = [name for name in sorted(names) if len({repr(rival.settings.get(name)) for rival in rivals}) > 1]
-    if not run.settings or len(differ) > 3:
+    if not run.settings or not 0 < len(differ) <= 3:
         return run.shown
     told = [f"{name.rpartition('.')[2]}={run.settings.get(name)}" for name in differ]
     return f"{base} ({', '.join(told)})"

@@ -1,4 +1,5 @@
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -78,3 +79,10 @@ def test_no_circles():
         leaves = {part for part, used in graph.items() if not used & graph.keys()}
         assert leaves, f"circle among {sorted(graph)}"
         graph = {part: used for part, used in graph.items() if part not in leaves}
+
+
+def test_packages_are_attributes_of_the_package():
+    names = "{'tasks', 'LocoPropModule'} <= {*dir(l)}"
+    script = f"import locoprop_lightning as l; l.solvers.ClosedForm; l.LocoPropModule; print({names})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr

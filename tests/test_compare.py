@@ -2,6 +2,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from locoprop_lightning import UserError
-from locoprop_lightning.compare import main
+from locoprop_lightning.compare import curve, main
 from locoprop_lightning.runs import by_method, flatten, read_runs, smooth
 
 LOSSES = [4.0, 2.0, 1.0, 0.5]
@@ -53,10 +54,10 @@ def test_seeds_are_folded_and_the_best_comes_first(tmp_path, capsys):
     smoothed = 0.5 * (0.5 * (0.5 * 4 + 0.5 * 2) + 0.5 * 1) + 0.5 * 0.5
     slow = table["slow"]
     assert slow["runs"] == "3" and slow["last step"] == "3" and slow["ms a step"] == "1000.0"
-    assert slow["last"] == "1.0000 (0.5000..2.5000)"
-    assert slow["smoothed by 0.5"] == f"{2 * smoothed:.4f} ({smoothed:.4f}..{5 * smoothed:.4f})" == slow["best"]
+    assert slow["last"] == "1 (0.5..2.5)"
+    assert slow["smoothed by 0.5"] == f"{2 * smoothed:.4g} ({smoothed:.4g}..{5 * smoothed:.4g})" == slow["best"]
     assert slow["at 0.3 s"] == "-"  # its first step takes a second
-    assert table["fast"]["at 0.3 s"] == table["fast"]["best"] == f"{0.5 * 0.5 * 0.5 + 0.5 * 0.5 * 0.4 + 0.5 * 0.3:.4f}"
+    assert table["fast"]["at 0.3 s"] == table["fast"]["best"] == f"{0.5 * 0.5 * 0.5 + 0.5 * 0.5 * 0.4 + 0.5 * 0.3:.4g}"
 
 
 def test_smoothing_is_the_review_s_by_default():
@@ -126,9 +127,9 @@ def test_more_is_better_for_an_accuracy(tmp_path, capsys):
     write(tmp_path / "bad", [0.7, 0.6, 0.6], tag="val/accuracy")
     main([str(tmp_path), "--metric", "val/accuracy", "--out", str(tmp_path / "a.svg")])
     table = rows(capsys.readouterr().out)
-    assert list(table) == ["good", "bad"] and table["good"]["best"] == "0.9000"
+    assert list(table) == ["good", "bad"] and table["good"]["best"] == "0.9"
     main([str(tmp_path), "--metric", "val/accuracy", "--mode", "min"])
-    assert rows(capsys.readouterr().out)["bad"]["best"] == "0.6000"
+    assert rows(capsys.readouterr().out)["bad"]["best"] == "0.6"
 
 
 def test_a_loss_that_is_not_finite_comes_last(tmp_path, capsys):
@@ -137,7 +138,7 @@ def test_a_loss_that_is_not_finite_comes_last(tmp_path, capsys):
     main([str(tmp_path), "--out", str(tmp_path / "a.svg"), "--text"])
     table = rows(capsys.readouterr().out)
     assert list(table) == ["tame", "wild"]
-    assert table["wild"]["last"] == "non-finite" and table["wild"]["best"] == "1.0000"
+    assert table["wild"]["last"] == "non-finite" and table["wild"]["best"] == "1"
     assert ">wild (non-finite)</text>" in (tmp_path / "a.svg").read_text()
 
 
@@ -158,11 +159,11 @@ def test_damaged_files_are_named_and_skipped(tmp_path, capsys):
     main([str(tmp_path)])
     captured = capsys.readouterr()
     table = rows(captured.out)
-    assert sorted(table) == ["good", "half", "source"] and table["half"]["last"] == table["good"]["last"] == "0.5000"
+    assert sorted(table) == ["good", "half", "source"] and table["half"]["last"] == table["good"]["last"] == "0.5"
     for name in ("half", "flipped", "text"):
         assert f"{name}/events.out.tfevents" in captured.err and "damaged or half-written" in captured.err
     assert "empty: left out, it has logged no train/loss" in captured.err
-    assert "good/config.yaml: is no YAML" in captured.err
+    assert "good/config.yaml: cannot be read as YAML" in captured.err
 
 
 def test_unfair_comparisons_are_told(tmp_path, capsys):
@@ -194,11 +195,13 @@ def test_mistakes_end_with_one_sentence(tmp_path, monkeypatch, capsys, arguments
     assert capsys.readouterr().err.splitlines()[-1] == f"locoprop-compare: error: {message}"
 
 
-def test_seeds_without_a_common_step_are_refused(tmp_path):
-    for seed, start in ((0, 0), (1, 10)):
-        write(tmp_path / "foof" / f"version_{seed}", start=start, settings=settings(seed))
-    with pytest.raises(SystemExit):
-        main([str(tmp_path), "--text"])
+def test_a_seed_that_has_just_begun_does_not_cut_the_others(tmp_path):
+    for seed, losses in enumerate(([4.0, 2.0, 1.0], [2.0, 1.0, 0.5], [9.0])):
+        write(tmp_path / "foof" / f"version_{seed}", losses, settings=settings(seed))
+    ((_, runs),) = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss").items()
+    drawn = curve(runs, "train/loss", 0.0, "step")
+    assert drawn.x.tolist() == [0, 1, 2] and drawn.middle.tolist() == [4.0, 1.5, 0.75]
+    assert drawn.high.tolist() == [9.0, 2.0, 1.0]
 
 
 def test_flatten():
@@ -215,3 +218,98 @@ def test_it_starts_without_torch():
 def test_user_error_is_the_package_s():
     with pytest.raises(UserError):
         read_runs(["nowhere"], "train/loss")
+
+
+def test_a_resumed_run_is_joined_to_its_own_only(tmp_path):
+    """Another root may hold a run of the same relative path."""
+    point = "lightning_logs/version_0/checkpoints/x.ckpt"
+    write(tmp_path / "a/lightning_logs/version_0", [4.0, 3.0, 2.0], settings=settings())
+    write(tmp_path / "a/lightning_logs/version_1", [1.0, 0.5], start=3, settings=settings(ckpt_path=point))
+    write(tmp_path / "b/lightning_logs/version_0", [400.0, 300.0, 200.0], settings=settings())
+    runs = read_runs([str(tmp_path / "b"), str(tmp_path / "a")], "train/loss")
+    assert [run.values("train/loss").tolist() for run in runs] == [[400, 300, 200], [4, 3, 2, 1, 0.5]]
+    assert len(by_method(runs, "train/loss")) == 2
+
+
+def test_a_fork_leaves_the_run_that_it_came_from(tmp_path):
+    write(tmp_path / "foof/version_0", [4.0, 3.0, 2.0, 1.0], settings=settings())
+    fork = settings(lambda_a=2.0, ckpt_path="foof/version_0/checkpoints/x.ckpt")
+    write(tmp_path / "foof/version_1", [9.0], start=2, settings=fork)
+    runs = read_runs([str(tmp_path)], "train/loss")
+    assert [run.values("train/loss").tolist() for run in runs] == [[4, 3, 2, 1], [4, 3, 9]]
+
+
+def test_a_chain_goes_through_a_run_that_logged_nothing(tmp_path):
+    write(tmp_path / "foof/version_0", [9.0, 8.0, 7.0], settings=settings())
+    for version, start, losses in ((1, 3, []), (2, 3, [5.0, 4.0])):
+        point = f"/gone/foof/version_{version - 1}/checkpoints/x.ckpt"  # the runs were moved
+        write(tmp_path / f"foof/version_{version}", losses, start, settings=settings(ckpt_path=point))
+        (tmp_path / f"foof/version_{version}/events.out.tfevents.0").touch()
+    (run,) = read_runs([str(tmp_path)], "train/loss")
+    assert run.values("train/loss").tolist() == [9, 8, 7, 5, 4]
+
+
+def test_seconds_go_on_after_the_last_logged_pace(tmp_path):
+    folder = write(tmp_path / "run", [1.0] * 240)
+    with SummaryWriter(folder) as writer:
+        for step in (49, 99, 149, 199):
+            writer.add_scalar("time/step_ms", 100.0, step)
+    (run,) = read_runs([str(folder)], "train/loss")
+    assert run.seconds("train/loss")[[49, 199, 239]] == pytest.approx([5, 20, 24])
+
+
+def test_a_rerun_in_the_same_folder_replaces_the_first(tmp_path):
+    write(tmp_path, [4.0] * 10)
+    time.sleep(1.1)  # the files are named by the second
+    write(tmp_path, [1.0] * 3)
+    (run,) = read_runs([str(tmp_path)], "train/loss")
+    assert run.values("train/loss").tolist() == [1, 1, 1]
+
+
+def test_what_is_not_finite_is_worst_and_passes(tmp_path, capsys):
+    write(tmp_path / "broken", [0.1, 0.2, math.nan], tag="val/accuracy")
+    write(tmp_path / "good", [0.8, 0.9, 0.95], tag="val/accuracy")
+    main([str(tmp_path), "--metric", "val/accuracy"])
+    table = rows(capsys.readouterr().out)
+    assert list(table) == ["good", "broken"] and table["broken"]["best"] == "0.2"
+    assert smooth([4.0, math.nan, 2.0])[[0, 2]].tolist() == pytest.approx([4.0, 3.4])
+
+
+def test_equal_time_asks_for_runs_that_lasted(tmp_path, capsys):
+    for seed, steps in enumerate((10, 10, 1)):
+        write(tmp_path / "foof" / f"version_{seed}", [96.0] + [1.0] * (steps - 1), pace=1000.0, settings=settings(seed))
+    main([str(tmp_path), "--smooth", "0"])
+    assert rows(capsys.readouterr().out)["foof"]["at 10.0 s"] == "1"
+
+
+def test_folders_that_make_methods(tmp_path, monkeypatch):
+    def names(*roots):
+        return {name: len(runs) for name, runs in by_method(read_runs(list(roots), "train/loss"), "train/loss").items()}
+
+    for folder in ("before/foof", "after/foof"):
+        for seed in (0, 1):
+            quiet = settings(seed)
+            quiet["trainer"] = quiet["trainer"] | {"enable_progress_bar": bool(seed)}
+            write(tmp_path / folder / f"seed{seed}", settings=quiet)
+    monkeypatch.chdir(tmp_path)
+    assert names("before") == {"foof": 2}
+    assert names("before", "after") == {"before/foof/seed0": 2, "after/foof/seed0": 2}
+    assert names("x=before", "y=after") == {"x": 2, "y": 2}
+    monkeypatch.chdir(tmp_path / "before/foof")
+    assert names(".") == {"foof": 2}
+
+
+def test_files_that_cannot_be_read(tmp_path, capsys):
+    good = write(tmp_path / "good", settings=settings(ckpt_path=5))
+    (tmp_path / "dangling").mkdir()
+    (tmp_path / "dangling/events.out.tfevents.1").symlink_to(tmp_path / "none")
+    (tmp_path / "folder/events.out.tfevents.1").mkdir(parents=True)
+    main([str(tmp_path)])
+    captured = capsys.readouterr()
+    assert list(rows(captured.out)) == [good.name] and "dangling/events.out.tfevents.1: cannot be read" in captured.err
+
+
+def test_nothing_finite_in_the_terminal(tmp_path, capsys):
+    write(tmp_path / "wild", [math.nan] * 3)
+    main([str(tmp_path), "--text"])
+    assert "no value is finite" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from locoprop_lightning.callbacks.stopwatch import Stopwatch
@@ -29,6 +30,7 @@ class FitSummary(Stopwatch):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         super().on_fit_start(trainer, pl_module)
+        self._raw = None
         self._fit_started = time.perf_counter()
 
     def on_train_batch_end(
@@ -43,7 +45,8 @@ class FitSummary(Stopwatch):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Prints what an interrupted fit came to."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.training:
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
             self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

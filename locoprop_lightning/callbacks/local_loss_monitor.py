@@ -66,6 +66,9 @@ class LocalLossMonitor(Callback):
         for writer in _writers(trainer):
             for name, problem in pl_module.problems.items():
                 shift = -problem.lambda_a * problem.direction
+                shift = shift[shift.isfinite()]
+                if shift.numel() == 0:  # nothing that a histogram could show
+                    continue
                 writer.add_histogram(f"local_loss/{name}/target_shift", shift, trainer.global_step)
 
     def on_train_batch_end(
@@ -99,6 +102,14 @@ class LocalLossMonitor(Callback):
             if self.curves and self._whole:
                 _write_curves(writer, curves, step)
         self._laid_out = self._laid_out or bool(curves)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves nothing switched on."""
+        if isinstance(pl_module, LocoPropModule):
+            pl_module.record_losses, pl_module.solver.whole_curves = False, True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self.on_fit_end(trainer, pl_module)
 
 
 def layout(layers: Iterable[str]) -> dict[str, dict[str, list[Any]]]:

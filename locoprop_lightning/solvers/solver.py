@@ -64,7 +64,7 @@ class Report(NamedTuple):
     """What is logged of one layer's solve, on the device.
 
     Attributes:
-        losses: Local loss a sample before the first and after each iteration [T + 1], or before and after the solve [2].
+        losses: Local loss a sample before the first and after each iteration [T + 1], or the first and last alone [2].
         displacement: Norm of the applied displacement relative to the weights', scalar; 0 for a refused solution.
         out_of_range: Fraction of the targets outside the range of f, scalar.
     """

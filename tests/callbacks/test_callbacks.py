@@ -1,14 +1,16 @@
 import contextlib
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
 
-from locoprop_lightning import LocoPropModule, UserError
-from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor
+from locoprop_lightning import BackpropModule, LocoPropModule, UserError
+from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, StepTimer
 from locoprop_lightning.data import Digits
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.solvers import ClosedForm, FixedPointIteration
@@ -69,10 +71,10 @@ def test_summary_smooths_the_raw_losses(tmp_path, capsys):
 
 def test_summary_goes_on_over_a_resume():
     first, second = FitSummary(), FitSummary()
-    for loss in (1.0, 2.0):
-        first.on_train_batch_end(None, None, {"loss": torch.tensor(loss)}, None, 0)
+    for step, loss in enumerate((1.0, 2.0)):
+        first.on_train_batch_end(SimpleNamespace(global_step=step), None, {"loss": torch.tensor(loss)}, None, 0)
     second.load_state_dict(first.state_dict())
-    second.on_train_batch_end(None, None, {"loss": torch.tensor(3.0)}, None, 0)
+    second.on_train_batch_end(SimpleNamespace(global_step=2), None, {"loss": torch.tensor(3.0)}, None, 0)
     assert second.state_dict()["smoothed"].item() == pytest.approx(0.7 * (0.7 * 1 + 0.3 * 2) + 0.3 * 3)
 
 
@@ -130,3 +132,78 @@ def test_summary_counts_its_own_seconds_where_it_resumes_within_an_epoch(monkeyp
 def test_arguments():
     with pytest.raises(UserError, match="every_n_steps=-1"):
         LocalLossMonitor(every_n_steps=-1)
+
+
+def module():
+    return LocoPropModule(MLP(64, 16, 1), Classification(), ClosedForm(), 30.0, 10.0, objective="squared")
+
+
+def quiet_trainer(folder, *callbacks, **options):
+    options = {"max_epochs": 1, "accelerator": "cpu", "enable_checkpointing": False} | options
+    logger = TensorBoardLogger(folder, name=None, version="", default_hp_metric=False)
+    return Trainer(logger=logger, log_every_n_steps=1, callbacks=list(callbacks), **options, **QUIET)
+
+
+def test_nothing_is_left_switched_on(tmp_path):
+    trained = module()
+    quiet_trainer(tmp_path, LocalLossMonitor(5), max_steps=1).fit(trained, Digits(batch_size=500))
+    assert not trained.record_losses and trained.solver.whole_curves
+
+
+def test_the_stopwatch_stands_still_outside_a_fit(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    class Passing(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            now[0] += 2.0
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            now[0] += 100.0
+
+    summary, trained = FitSummary(), module()
+    trainer = quiet_trainer(tmp_path, summary, Passing())
+    trainer.validate(trained, Digits(batch_size=500), verbose=False)
+    now[0] += 1000.0
+    trainer.fit(trained, Digits(batch_size=500))
+    assert "milliseconds a step  2000.0" in capsys.readouterr().out and summary.seconds == 6.0
+    now[0] += 1000.0
+    assert summary.seconds == 6.0
+    trainer.fit(trained, Digits(batch_size=500))  # its epochs are over
+    assert "Nothing was trained" in capsys.readouterr().out
+
+
+def test_an_interrupt_during_validation_has_a_summary(tmp_path, capsys):
+    class Interrupt(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            if not trainer.sanity_checking:
+                raise KeyboardInterrupt
+
+    with contextlib.suppress(SystemExit):
+        quiet_trainer(tmp_path, FitSummary(), Interrupt()).fit(module(), Digits(batch_size=500))
+    assert re.search(r"steps +3\n", capsys.readouterr().out)
+
+
+def test_pace_counts_steps_not_batches(tmp_path):
+    trained = BackpropModule(MLP(64, 16, 1), Classification(), lambda p: torch.optim.SGD(p, lr=0.1))
+    timer = StepTimer()
+    quiet_trainer(tmp_path, timer, accumulate_grad_batches=3).fit(trained, Digits(batch_size=250))
+    assert timer.steps == 2  # of six batches
+
+
+def test_a_pace_after_a_resume_is_that_of_a_whole_interval():
+    first, second = StepTimer(), StepTimer()
+    first.steps, first._passed = 20, 2.0
+    second.load_state_dict(first.state_dict())
+    second.steps, second._passed = 30, 30.0
+    steps, seconds = second._logged
+    assert (second.steps - steps, second.seconds - seconds) == (50, 32.0)
+
+
+def test_histograms_of_what_is_not_finite(tmp_path):
+    class Broken(Digits):
+        def train_dataloader(self):
+            batch = torch.full((32, 64), torch.nan), torch.zeros(32, dtype=torch.int64)
+            return DataLoader(TensorDataset(*batch), batch_size=16)
+
+    quiet_trainer(tmp_path, LocalLossMonitor(1, histograms=True)).fit(module(), Broken(batch_size=500))
