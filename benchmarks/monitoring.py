@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from locoprop_lightning.callbacks import LocalLossMonitor, StepTimer
+from locoprop_lightning.callbacks import LocalLossMonitor
 from locoprop_lightning.callbacks.stopwatch import Stopwatch
 from locoprop_lightning.compare import markdown
 from tests.support import script
@@ -49,7 +49,7 @@ def measure(config: Path) -> list[str]:
         trainer.logger = TensorBoardLogger(folder, default_hp_metric=False)
         clock = Clock()
         kept = [c for c in trainer.callbacks if not isinstance(c, LocalLossMonitor)]
-        trainer.callbacks = [*kept, StepTimer(), LocalLossMonitor(EVERY), clock]
+        trainer.callbacks = [*kept, LocalLossMonitor(EVERY), clock]
         trainer.fit(module, data)
     took = {step: 1000 * (clock.ends[step] - clock.ends[step - 1]) for step in range(FIRST, LAST + 1)}
     plain = statistics.median(ms for step, ms in took.items() if step % EVERY)

@@ -12,7 +12,7 @@ from zipfile import is_zipfile
 
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn, optim
@@ -73,8 +73,8 @@ class LocoPropCLI(LightningCLI):
             print(f"locoprop {command}: no --ckpt_path, so the network has its initial weights.", file=sys.stderr)
 
     def before_fit(self) -> None:
-        """Times the steps, and logs the settings that make the method."""
-        self.trainer.callbacks += watchers(self.settings())  # type: ignore[attr-defined]
+        """Logs the settings that make the method."""
+        self.trainer.callbacks.append(settings_logger(self.settings()))  # type: ignore[attr-defined]
 
     def settings(self) -> dict[str, Any]:
         """The settings by dotted name, a class under the name of its setting."""
@@ -87,12 +87,13 @@ class LocoPropCLI(LightningCLI):
         help_ = "CPU threads of torch, which the last digits depend on; its own choice if not given"
         parser.add_argument("--threads", type=int | None, default=None, help=help_)
         parser.add_lightning_class_args(LocalLossMonitor, "local_losses")
+        parser.add_lightning_class_args(StepTimer, "step_timer")
         parser.add_lightning_class_args(FitSummary, "summary")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
 
-def watchers(settings: Mapping[str, Any]) -> list[Callback]:
-    """The callbacks that log a run's pace and the settings that make its method.
+def settings_logger(settings: Mapping[str, Any]) -> HyperparameterLogger:
+    """The callback that logs the settings that make a run's method.
 
     Args:
         settings: What ``LocoPropCLI.settings`` returns.
@@ -102,7 +103,7 @@ def watchers(settings: Mapping[str, Any]) -> list[Callback]:
         for name, value in settings.items()
         if name == "seed_everything" or not NEUTRAL.match(name)
     }
-    return [StepTimer(), HyperparameterLogger(kept)]
+    return HyperparameterLogger(kept)
 
 
 def _is_path(value: Any) -> bool:

@@ -21,7 +21,7 @@ from locoprop_lightning.errors import UserError
 PACE, EPOCH = "time/step_ms", "epoch"
 # What does not make another method: where a run reads from and logs to, what it watches, and its seed.
 NEUTRAL = re.compile(
-    r"seed_everything|threads$|ckpt_path|data\.root|(local_losses|summary|predictions)(\.|$)"
+    r"seed_everything|threads$|ckpt_path|data\.root|(local_losses|step_timer|summary|predictions)(\.|$)"
     r"|trainer\.(default_root_dir|enable_\w+|log_every_n_steps|num_sanity_val_steps|(logger|callbacks|profiler)(\.|$))"
 )
 _VERSION = re.compile(r"version_\d+|seed_?\d+")  # a folder that holds one of several runs of a method

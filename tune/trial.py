@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from ray import tune
 
 from locoprop_lightning.callbacks import FitSummary
-from locoprop_lightning.cli import LocoPropCLI, watchers
+from locoprop_lightning.cli import LocoPropCLI, settings_logger
 
 STATE = "trial.json"
 
@@ -165,7 +165,7 @@ def run_seed(
     save(cli, run / "config.yaml")
     trainer = cli.trainer
     trainer.logger = TensorBoardLogger(run.parent, name=None, version=run.name, default_hp_metric=False)
-    trainer.callbacks += [*watchers(cli.settings()), reporter]  # type: ignore[attr-defined]
+    trainer.callbacks += [settings_logger(cli.settings()), reporter]  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()):  # the table of layers, once a trial
         trainer.fit(cli.model, cli.datamodule, ckpt_path=weights, weights_only=True)
 
