@@ -1,6 +1,6 @@
 """What looking at local losses costs, as a share of training.
 
-    python benchmarks/monitoring.py configs/fashion_mnist/{foof_rms,locoprop_s_whitened}.yaml
+    PYTHONPATH=. python benchmarks/monitoring.py configs/fashion_mnist/{foof_rms,locoprop_s_whitened}.yaml
 
 One fit a configuration, with TensorBoard. Steps 51 to 170 are timed, each to its end; every seventh is logged, so that
 logged steps meet every phase of kept factors, and two of these are shown whole, with inner curves and image. The extra
