@@ -123,9 +123,8 @@ def test_bayesian_search_with_early_stopping(sweep, tmp_path):
 
 
 def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
-    process = sweep.start(
-        "--config", sweep.config("foof", max_epochs=40), "--space", sweep.space(**LAMBDAS), "--samples", 3
-    )
+    space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=40)
+    process = sweep.start("--config", config, "--space", space, "--samples", 3, "--concurrent", 1)
     sweep.wait_for(4)
     (worker,) = (p for p in psutil.Process(process.pid).children(recursive=True) if "ImplicitFunc" in p.name())
     worker.kill()
