@@ -19,7 +19,6 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from locoprop_lightning.callbacks import LocalLossMonitor
-from locoprop_lightning.callbacks.stopwatch import Stopwatch
 from locoprop_lightning.compare import markdown
 from tests.support import script
 
@@ -28,26 +27,13 @@ STEPS, LOGGED, WHOLE = 885, 18, 6
 curves = script("learning_curves")
 
 
-class Clock(Stopwatch):
-    """Seconds of training at the end of each step, waiting for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        outputs["loss"].item()
-        self.ends.append(self.seconds)
-
-
 def measure(config: Path) -> list[str]:
     """A row of the table."""
     settings = {"trainer.max_epochs": "-1", "trainer.max_steps": str(LAST + 1), "trainer.limit_val_batches": "0"}
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         trainer, module, data = curves.build(config, 0, settings | {"trainer.log_every_n_steps": "50"})
         trainer.logger = TensorBoardLogger(folder, default_hp_metric=False)
-        clock = Clock()
+        clock = curves.Recorder()
         kept = [c for c in trainer.callbacks if not isinstance(c, LocalLossMonitor)]
         trainer.callbacks = [*kept, LocalLossMonitor(EVERY), clock]
         trainer.fit(module, data)

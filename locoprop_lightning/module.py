@@ -50,9 +50,7 @@ class SupervisedModule(LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self._layers: list[Layer] | None = None
         self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
-        self.untouched: dict[
-            str, nn.Parameter
-        ] = {}  # trainable parameters that no backward pass of the fit has reached
+        self.untouched: dict[str, nn.Parameter] = {}  # trainable ones that no backward pass of the fit has reached
 
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""

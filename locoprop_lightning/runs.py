@@ -169,8 +169,8 @@ def _scalars(folder: Path, wanted: set[str], seen: set[str]) -> dict[str, Points
                         number = value.simple_value if kind == "simple_value" else make_ndarray(value.tensor).item()
                         own.setdefault(value.tag, {})[event.step] = (float(number), event.wall_time)
         for tag, points in own.items():
-            before = scalars.get(tag, {})
-            scalars[tag] = {step: point for step, point in before.items() if step < min(points)} | points
+            start = min(points)
+            scalars[tag] = {step: point for step, point in scalars.get(tag, {}).items() if step < start} | points
     return scalars
 
 

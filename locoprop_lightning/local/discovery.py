@@ -141,8 +141,7 @@ def discover(
         elif probe.read_elsewhere(name):
             layers.append(Layer(name, module, None, "weights are read outside the layer"))
         elif probe.calls[name] == 0:  # a later batch may call it
-            given = name in transfers
-            transfer = resolve_transfer(transfers[name]) if given else Identity()
+            transfer = resolve_transfer(transfers.get(name, "identity"))
             layers.append(Layer(name, module, transfer, "not called in the first batch"))
         elif probe.sizes_differ(name):
             layers.append(Layer(name, module, None, "called with images of different sizes"))
