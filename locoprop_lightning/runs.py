@@ -136,7 +136,7 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
             runs[folder.resolve()] = Run(folder, scalars, _settings(folder), label, str(folder))
         if not found:
             print(f"{path}: left out, it holds no event files of TensorBoard", file=sys.stderr)
-    joined = _joined(list(runs.values()))
+    joined = _joined(list(runs.values()), tag)
     for run in joined:
         if tag not in run.scalars:
             print(f"{run.shown}: left out, it has logged no {tag}", file=sys.stderr)
@@ -224,15 +224,20 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _joined(runs: list[Run]) -> list[Run]:
+def _joined(runs: list[Run], tag: str) -> list[Run]:
     """Gives a run that was resumed the points of what it went on from.
 
-    That one is then no run of its own, unless it has other settings.
+    That one is then no run of its own, unless it has other settings. A run without the tag, such as a test of a
+    checkpoint, is given nothing, and a chain goes through it.
     """
+    having = {id(run) for run in runs if tag in run.scalars}
     continued: set[int] = set()
     for run in sorted(runs, key=lambda run: min((min(points) for points in run.scalars.values()), default=0)):
-        other = _parent(run, runs)
-        if other is None:
+        other = _parent(run, runs) if id(run) in having else None
+        for _ in runs:  # as many links as a chain can have
+            if other is not None and id(other) not in having:
+                other = _parent(other, runs)
+        if other is None or other is run:
             continue
         for tag, points in other.scalars.items():
             own = run.scalars.setdefault(tag, {})

@@ -249,6 +249,14 @@ def test_a_chain_goes_through_a_run_that_logged_nothing(tmp_path):
     assert run.values("train/loss").tolist() == [9, 8, 7, 5, 4]
 
 
+def test_a_test_of_a_checkpoint_is_no_run_of_its_metric(tmp_path):
+    write(tmp_path / "foof/version_0", settings=settings(lambda_a=2.0))
+    tested = settings(ckpt_path="foof/version_0/checkpoints/x.ckpt")
+    write(tmp_path / "foof/version_1", [0.1], tag="test/loss", settings=tested)
+    (run,) = read_runs([str(tmp_path)], "train/loss")
+    assert run.folder.name == "version_0"
+
+
 def test_seconds_go_on_after_the_last_logged_pace(tmp_path):
     folder = write(tmp_path / "run", [1.0] * 240)
     with SummaryWriter(folder) as writer:
