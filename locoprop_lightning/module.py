@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal
 from zlib import crc32
 
@@ -9,18 +10,22 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import MetricCollection
 
+from locoprop_lightning import processes
 from locoprop_lightning.errors import UserError, check_choice, check_object, check_positive
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import Layer, LocalProblem, Record, Tape, Transfer, discover, resolve_transfer
 from locoprop_lightning.local.discovery import call, candidates, check_names, check_patterns
 from locoprop_lightning.local.factor import State
 from locoprop_lightning.local.linear_map import WeightLayer
+from locoprop_lightning.local.share import Share
+from locoprop_lightning.local.tape import Rows
 from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.seed import run_seed
@@ -138,9 +143,9 @@ class SupervisedModule(LightningModule):
         return every > 0 and (self.global_step + 1) % every == 0
 
     def _log_training(self, loss: Tensor, output: Tensor, target: Any, rate: float, logs: bool) -> None:
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if logs:
-            self.log_dict(self.train_metrics(self.task.score(output), target))
+            self.log_dict(self.train_metrics(self.task.score(output), target), sync_dist=True)
             self.train_metrics.reset()
             self.log("lr", rate)
 
@@ -214,6 +219,8 @@ class LocoPropModule(SupervisedModule):
         skip: Patterns of layers that ``rest_optimizer`` trains.
         damping: "absolute" takes lambda_r as it is, "relative" times trace(C)/d_in.
         overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
+        reduction: What several processes (strategy "ddp") do together. "exact" solves the local problems of all their
+            rows: sums over rows go over the processes, and weights are those of one process with the whole batch.
         guard: Whether a diverged local solution leaves its layer untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
         rest_optimizer: Trains all other parameters.
@@ -234,6 +241,7 @@ class LocoPropModule(SupervisedModule):
         skip: Sequence[str] = (),
         damping: Literal["absolute", "relative"] = "absolute",
         overrides: dict[str, dict[str, float]] | None = None,
+        reduction: Literal["exact"] = "exact",
         guard: bool = True,
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
         rest_optimizer: OptimizerCallable = lambda p: AdamW(p),
@@ -244,6 +252,7 @@ class LocoPropModule(SupervisedModule):
         check_choice("", ("matching", "squared"), objective=objective)
         check_choice("", ("identity", "link"), output_transfer=output_transfer)
         check_choice("", ("absolute", "relative"), damping=damping)
+        check_choice("", ("exact",), reduction=reduction)
         check_positive("", lambda_a=lambda_a, lambda_r=lambda_r)
         _check_solver(solver, objective)
         if oracle is not None:
@@ -316,12 +325,13 @@ class LocoPropModule(SupervisedModule):
         """Refuses what local solves cannot do.
 
         Raises:
-            UserError: For several processes, for a precision that scales the loss, and for other optimizers on resume.
+            UserError: For several processes that split the weights, for a precision that scales the loss, and for other
+                optimizers on resume.
         """
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
             raise UserError(
-                f"trainer.devices: local problems are not reduced over processes, and there are "
-                f"{self.trainer.world_size}; set trainer.devices to 1."
+                f"trainer.strategy: local problems are summed over the processes of 'ddp' alone, not over those of "
+                f"{type(self.trainer.strategy).__name__}, and there are {self.trainer.world_size}."
             )
         if self.trainer.precision == "16-mixed":
             raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
@@ -347,18 +357,21 @@ class LocoPropModule(SupervisedModule):
         with Tape(self._local, [*self.network.parameters(), *self.network.buffers()]) as tape:
             output = self(x)
         target = self.task.target(*batch)
-        loss, terms = self.task.loss(output, target), self.task.terms(target)
-        sampled = self._sampled(tape, output, loss.device)
+        loss, own = self.task.loss(output, target), self.task.terms(target)
+        counts, samples = zip(*processes.gather([own, _samples(x)], loss.device), strict=True)
+        terms = sum(counts)
+        sampled = self._sampled(tape, output, loss.device, own / terms, len(set(samples)) == 1)
+        if len(counts) > 1:  # its mean over processes, which is what DDP makes of gradients, is that of all terms
+            loss = loss * (own * len(counts) / terms)
         self.manual_backward(loss)
         with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
-            self.problems = {
-                name: self._problem(name, record, [gradients[name] for gradients in sampled], terms)
-                for name, record in tape.records.items()
-                if record.complete
-            }
-        for name, record in tape.records.items():
-            if record.empty:  # gradients of zeros, which the rest optimizer would take for a reason to decay
-                self._local[name].zero_grad(set_to_none=True)
+            shares = self._shares(tape, samples, loss.device)
+            self.problems = processes.lockstep(
+                {
+                    name: partial(self._problem, name, tape.records[name], sampled, terms, share, rounded)
+                    for name, (share, rounded) in shares.items()
+                }
+            )
         if starting:
             self._announce()
         self._step_rest(rest)
@@ -380,6 +393,12 @@ class LocoPropModule(SupervisedModule):
         for layer in self._layers:
             if layer.local and layer.name not in self._candidates:
                 layer.transfer, layer.reason = None, "unfrozen after the optimizers were made"
+        said = crc32(str([(layer.name, layer.transfer and layer.transfer.name) for layer in self._layers]).encode())
+        if len(set(map(tuple, processes.gather([said], self.device)))) > 1:
+            raise UserError(
+                "trainer.devices: the processes' first batches take different ways through the network, so that they "
+                "do not agree on its local layers; name those that are not always called in skip."
+            )
         self._local = {layer.name: self._candidates[layer.name] for layer in self._layers if layer.local}
         self._settings = {name: self._lambdas(name) for name in self._local}
         self._transfers = {layer.name: layer.transfer for layer in self._layers if layer.transfer is not None}
@@ -400,23 +419,69 @@ class LocoPropModule(SupervisedModule):
                 trained[layer.name] = rest
         print_layers(self.trainer, self._layers or [], trained)
 
-    def _sampled(self, tape: Tape, output: Any, device: torch.device) -> list[dict[str, Tensor]]:
-        """Gradients of labels drawn from the model's prediction, as often as the oracle asks, from their own seed."""
+    def _shares(self, tape: Tape, samples: Sequence[int], device: torch.device) -> dict[str, tuple[Share, bool]]:
+        """The layers that have a problem in this step, on any process.
+
+        Returns:
+            Where the rows of this process stand among all, and whether autocast has rounded the weight gradient.
+        """
+        numbers = []
+        for record in tape.records.values():
+            kind = record.kind
+            numbers += [kind, record.n if kind == Rows.SOLVABLE else 0, record.autocast]
+        table = processes.gather(numbers, device)
+        shares = {}
+        for index, name in enumerate(tape.records):
+            kinds, rows, rounded = zip(*(row[3 * index : 3 * index + 3] for row in table), strict=True)
+            if max(kinds) == Rows.SOLVABLE:
+                shares[name] = processes.share(rows, samples), any(rounded)
+            elif max(kinds) == Rows.NONE:  # zeros would be a reason to decay to the rest optimizer
+                self._local[name].zero_grad(set_to_none=True)
+        return shares
+
+    def _sampled(
+        self, tape: Tape, output: Any, device: torch.device, part: float, even: bool
+    ) -> list[dict[str, Tensor]]:
+        """Gradients of labels drawn from the model's prediction, as often as the oracle asks, from their own seed.
+
+        Args:
+            tape: The tape.
+            output: Output of the network.
+            device: Where it is.
+            part: Part of the loss's terms that this process has.
+            even: Whether all processes have equally many samples; then they draw what one process would draw.
+        """
         draws = self.oracle.draws(self.oracle_state or {name: {} for name in tape.records})
         if draws == 0:
             return []
-        generator = torch.Generator(device).manual_seed(crc32(f"{run_seed()} {self.global_step}".encode()))
-        prediction = _detached(output)
+        together = even and isinstance(output, Tensor)
+        seed = [run_seed(), self.global_step] + ([] if together else [processes.rank()])
+        generator = torch.Generator(device).manual_seed(crc32(" ".join(map(str, seed)).encode()))
+        prediction = processes.interleave(output.detach()) if together else _detached(output)
         labels = [self.task.sample_labels(prediction, generator) for _ in range(draws)]
-        return [tape.gradients(self.task.loss(output, label)) for label in labels]
+        if together:
+            labels = [processes.own_part(label) for label in labels]
+        return [tape.gradients(self.task.loss(output, label) * part) for label in labels]
 
-    def _problem(self, name: str, record: Record, sampled: list[Tensor], terms: int) -> LocalProblem:
+    def _problem(
+        self,
+        name: str,
+        record: Record,
+        sampled: list[dict[str, Tensor]],
+        terms: int,
+        share: Share,
+        rounded: bool,
+    ) -> LocalProblem:
         layer, settings = self._local[name], self._settings[name]
+        if record.kind != Rows.SOLVABLE:  # other processes alone have some
+            record = record.nothing()
         rows, g = record.map(), record.gradient()
+        if share.processes > 1:
+            g = g / share.processes  # undoes the weight of the loss
         oracle, state = self.oracle, self.oracle_state.setdefault(name, {})
-        oracle.observe(g, sampled, terms, state)
+        oracle.observe(g, [draw[name] if name in draw else g for draw in sampled], terms, state, share)
         weight, bias = layer.weight.grad, None if layer.bias is None else layer.bias.grad
-        rounded = record.autocast or weight is None or weight.dtype != g.dtype
+        rounded = rounded or weight is None or weight.dtype != g.dtype
 
         def first_gradient() -> Tensor | None:
             """lambda_a D^T Y, from the back-propagated G^T Y where the oracle can."""
@@ -437,9 +502,10 @@ class LocoPropModule(SupervisedModule):
             lambda_r=settings["lambda_r"],
             first_gradient=None if rounded else first_gradient,
             name=name,
+            share=share,
         )
         if self.damping == "relative":
-            mean = problem.map.trace() / problem.map.width
+            mean = problem.trace() / problem.map.width
             problem.lambda_r = settings["lambda_r"] * mean.clamp_min(torch.finfo(mean.dtype).tiny)  # inputs of zeros
         return problem
 
@@ -508,6 +574,11 @@ def _transfer(name: str, transfer: str | Transfer) -> Transfer:
         return resolve_transfer(transfer)
     except UserError as error:
         raise UserError(f"transfers[{name!r}]: {error}") from error
+
+
+def _samples(x: Any) -> int:
+    """Length of the first dimension of the first input."""
+    return next((len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 def _detached(output: Any) -> Any:

@@ -56,7 +56,8 @@ def test_local_oracles_and_solvers_know_nothing_above_them():
         "errors": set(),
         "local": {"local", "errors"},
         "oracles": {"oracles", "local", "errors"},
-        "solvers": {"solvers", "local", "errors"},
+        "processes": {"local"},
+        "solvers": {"solvers", "local", "errors", "processes"},
     }
     for part, parts in allowed.items():
         for path in files(part) or [PACKAGE / f"{part}.py"]:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
@@ -367,7 +368,8 @@ def test_loss_scaling_is_refused(monkeypatch):
         module.on_fit_start()
     monkeypatch.setattr(Stub, "precision", "32-true")
     monkeypatch.setattr(Stub, "world_size", 2)
-    with pytest.raises(UserError, match="set trainer.devices to 1"):
+    monkeypatch.setattr(Stub, "strategy", FSDPStrategy(), raising=False)
+    with pytest.raises(UserError, match="trainer.strategy: .* 'ddp' alone, not over those of FSDPStrategy.* 2"):
         module.on_fit_start()
 
 

@@ -33,6 +33,11 @@ def overfits(data: LightningDataModule) -> bool:
     return data.trainer is not None and data.trainer.overfit_batches > 0  # type: ignore[attr-defined]
 
 
+def place(data: LightningDataModule) -> tuple[int, int]:
+    """Index of this process and number of processes."""
+    return (0, 1) if data.trainer is None else (data.trainer.global_rank, data.trainer.world_size)
+
+
 class ImageData(LightningDataModule, ABC):
     """Training and test images held in memory as bytes.
 
@@ -117,5 +122,4 @@ class ImageData(LightningDataModule, ABC):
         if not self._splits:
             raise UserError(f"{type(self).__name__} holds no data yet: call setup('fit') before asking for batches.")
         images, labels = self._splits[split]
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return TensorLoader(images, labels, self.scale, batch_size, shuffle, order_seed(self.seed), rank, world_size)
+        return TensorLoader(images, labels, self.scale, batch_size, shuffle, order_seed(self.seed), *place(self))

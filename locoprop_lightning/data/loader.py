@@ -46,12 +46,38 @@ class EpochShuffle(Sampler[int]):
         return iter(self.order().tolist())
 
 
+def order_of(sampler: Sampler[int], size: int, rank: int, world_size: int) -> Tensor:
+    """The samples of one process in the current epoch: every `world_size`-th of the common order.
+
+    A shuffled order is padded by wrapping around, so that all processes train on equally many batches; another one is
+    not, so that no sample is evaluated twice.
+
+    Args:
+        sampler: an `EpochShuffle`, or a sampler that leaves the samples in order.
+        size: number of samples.
+        rank: index of the process.
+        world_size: number of processes.
+
+    Returns:
+        Indices, int64 [at most ceil(size / world_size)].
+    """
+    if not isinstance(sampler, EpochShuffle):
+        return torch.arange(size)[rank::world_size]
+    order = sampler.order()
+    padded = math.ceil(size / world_size) * world_size
+    return order[torch.arange(padded) % size][rank::world_size]
+
+
+def count_of(sampler: Sampler[int], size: int, rank: int, world_size: int) -> int:
+    """How many samples `order_of` gives: a rank beyond the remainder has one less, unless the order is padded."""
+    missing = 0 if isinstance(sampler, EpochShuffle) else rank
+    return math.ceil((size - missing) / world_size)
+
+
 class TensorLoader:
     """Iterates over in-memory images and labels in batches.
 
-    Every sample comes once an epoch and the last, short batch is kept. With several processes, each takes every
-    `world_size`-th sample of the same order; a shuffled order is then padded by wrapping around, so that all processes
-    train on equally many batches, while an unshuffled one is not, so that no sample is evaluated twice.
+    Every sample comes once an epoch and the last, short batch is kept; with several processes see `order_of`.
 
     Args:
         images: uint8 [N, 1, H, W].
@@ -112,18 +138,10 @@ class TensorLoader:
 
     def order(self) -> Tensor:
         """Returns this process's samples in the current epoch's order, int64 [at most ceil(N / world_size)]."""
-        if self._shuffle is None:
-            return torch.arange(len(self.labels))[self.rank :: self.world_size]
-        order = self._shuffle.order()
-        if len(order) % self.world_size:
-            padded = math.ceil(len(order) / self.world_size) * self.world_size
-            order = order[torch.arange(padded) % len(order)]
-        return order[self.rank :: self.world_size]
+        return order_of(self.sampler, len(self.labels), self.rank, self.world_size)
 
     def __len__(self) -> int:
-        # A rank beyond the remainder has one sample less, unless the order is padded.
-        missing = 0 if self._shuffle is not None else self.rank
-        samples = math.ceil((len(self.labels) - missing) / self.world_size)
+        samples = count_of(self.sampler, len(self.labels), self.rank, self.world_size)
         return math.ceil(samples / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

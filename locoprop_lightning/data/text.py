@@ -9,8 +9,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from locoprop_lightning.data.base import order_seed, overfits
-from locoprop_lightning.data.loader import EpochShuffle
+from locoprop_lightning.data.base import order_seed, overfits, place
+from locoprop_lightning.data.loader import EpochShuffle, count_of, order_of
 from locoprop_lightning.errors import UserError, check_counts
 
 VOCABULARY = 128  # of ASCII
@@ -27,7 +27,7 @@ class TextFiles(LightningDataModule):
             top level, a few megabytes of text that differ with the version of Python.
         pattern: Which files are read.
         length: Tokens in a sequence.
-        batch_size: Sequences in a batch.
+        batch_size: Sequences in a batch, of each process.
         limit: Characters that are kept of the joined text; null keeps all.
         seed: Seed of the order of the training sequences; null takes the seed given to Lightning, or else 0.
 
@@ -90,7 +90,7 @@ class TextFiles(LightningDataModule):
 
     def _loader(self, split: str) -> "SequenceLoader":
         seed = order_seed(self.seed) if split == "train" and not overfits(self) else None
-        return SequenceLoader(self._part(split), self.length, self.batch_size, seed)
+        return SequenceLoader(self._part(split), self.length, self.batch_size, seed, *place(self))
 
     def train_dataloader(self) -> "SequenceLoader":
         """Training batches, in an order that depends on seed and epoch alone."""
@@ -110,30 +110,39 @@ class TextFiles(LightningDataModule):
 
 
 class SequenceLoader:
-    """Batches of tokens and next tokens; every sequence comes once an epoch.
+    """Batches of tokens and next tokens; every sequence comes once an epoch, with several processes see `order_of`.
 
     Args:
         text: Codes, uint8 [characters].
         length: Tokens in a sequence.
-        batch_size: Sequences in a batch.
+        batch_size: Sequences in a batch of this process.
         seed: Seed of the order; null leaves the sequences in the order of the text.
+        rank: Index of this process.
+        world_size: Number of processes.
     """
 
-    def __init__(self, text: Tensor, length: int, batch_size: int, seed: int | None) -> None:
+    def __init__(
+        self, text: Tensor, length: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.text = text
         self.length = length
         self.batch_size = batch_size
         self.count = (len(text) - 1) // length
+        self.rank = rank
+        self.world_size = world_size
         self.sampler = SequentialSampler(range(self.count)) if seed is None else EpochShuffle(self.count, seed)
         self.batch_sampler: None = None  # Lightning reads this of everything that has a `sampler`
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return -(-count_of(self.sampler, self.count, self.rank, self.world_size) // self.batch_size)
+
+    def order(self) -> Tensor:
+        """Sequences of this process in the current epoch's order, int64."""
+        return order_of(self.sampler, self.count, self.rank, self.world_size)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         """Yields tokens and next tokens, int64 [at most batch_size, length] both."""
-        order = self.sampler.order() if isinstance(self.sampler, EpochShuffle) else torch.arange(self.count)
         steps = torch.arange(self.length + 1)
-        for index in order.split(self.batch_size):
+        for index in self.order().split(self.batch_size):
             sequences = self.text[index[:, None] * self.length + steps].long()
             yield sequences[:, :-1], sequences[:, 1:]

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from locoprop_lightning.local.linear_map import LinearMap, gram_cost, spread, times
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.linear_map import LinearMap, gram_cost, times
+from locoprop_lightning.local.share import ALONE, Share
 from locoprop_lightning.local.transfer import Transfer
 
 Scalar = float | Tensor
@@ -30,6 +32,7 @@ class LocalProblem:
         first_gradient: lambda_a D^T Y [d_out, width], or such a function, where there is a shorter way to it than from
             Y and D.
         name: Name of the layer.
+        share: Where the rows stand among those of other processes, over which all sums then go.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class LocalProblem:
         lambda_r: Scalar,
         first_gradient: Tensor | Callable[[], Tensor | None] | None = None,
         name: str = "",
+        share: Share = ALONE,
     ) -> None:
         self.name = name
+        self.share = share
         self.map = rows if isinstance(rows, LinearMap) else LinearMap(rows, bias is not None)
         self._pre_activation = pre_activation  # A
         self.weight = weight  # W0
@@ -62,8 +67,8 @@ class LocalProblem:
 
     @property
     def n(self) -> int:
-        """Number of rows."""
-        return self.map.n
+        """Number of rows, of all processes."""
+        return self.share.rows(self.map.n)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,7 +104,8 @@ class LocalProblem:
         low, high = self.transfer.range
         if low == -math.inf and high == math.inf:
             return self.weight.new_zeros(())
-        return ((self.target < low) | (self.target > high)).to(self.weight.dtype).mean()
+        outside = ((self.target < low) | (self.target > high)).to(self.weight.dtype)
+        return self.share.sum(outside.sum()) / (self.n * self.shape[0])
 
     def relative(self, v: Tensor) -> Tensor:
         """Norm of a displacement relative to that of [W0 | b0], scalar."""
@@ -116,15 +122,19 @@ class LocalProblem:
         if callable(self._first_gradient):
             self._first_gradient = self._first_gradient()
         if self._first_gradient is None:
-            self._first_gradient = self.map.adjoint(self.direction).mul_(self.lambda_a)
+            self._first_gradient = self.share.sum(self.map.adjoint(self.direction)).mul_(self.lambda_a)
         return self._first_gradient
 
     @property
     def gram(self) -> Tensor:
         """C = Y^T Y [width, width], or [groups, width, width]; made once; not to be changed."""
         if self._gram is None:
-            self._gram = self.map.gram()
+            self._gram = self.share.sum(self.map.gram())
         return self._gram
+
+    def trace(self) -> Tensor:
+        """The trace of C, scalar; the mean over groups."""
+        return self.share.sum(self.map.trace())
 
     def plan(self, gradients: int) -> float:
         """Chooses the form of the gradients to come by counting operations.
@@ -138,7 +148,7 @@ class LocalProblem:
             Floating-point operations of these gradients.
         """
         by_gram = self.gram_cost + 2.0 * gradients * self.shape[0] * self.shape[1] ** 2
-        by_rows = 4.0 * gradients * self.n * self.shape[0] * self.shape[1]
+        by_rows = 4.0 * gradients * self._rows_here * self.shape[0] * self.shape[1]
         self.uses_gram = self.squared and by_gram < by_rows
         return by_gram if self.uses_gram else by_rows
 
@@ -147,7 +157,12 @@ class LocalProblem:
         """Floating-point operations that C still takes; infinite where it is one for each group of units."""
         if self.map.groups > 1:
             return math.inf
-        return gram_cost(self.n, self.map.width) if self._gram is None else 0.0
+        return gram_cost(self._rows_here, self.map.width) if self._gram is None else 0.0
+
+    @property
+    def _rows_here(self) -> int:
+        """Rows of a process, the same number on all, so that all decide alike."""
+        return -(-self.n // self.share.processes)
 
     def gradient(self, v: Tensor, proximal: bool = True) -> Tensor:
         """Grad J(W0 + V) = (f(Y W^T) - T)^T Y + lambda_r V [d_out, width].
@@ -162,13 +177,15 @@ class LocalProblem:
             if self._start is None:
                 self._start = self.transfer.f(self.pre_activation)
             change = self.transfer.f_(self.map.apply(v, start=self.pre_activation)).sub_(self._start)
-            gradient = self.map.adjoint(change)  # (f(A + Z) - f(A))^T Y
+            gradient = self.share.sum(self.map.adjoint(change))  # (f(A + Z) - f(A))^T Y
         gradient.add_(self.first_gradient)
         return gradient.add_(v * self.lambda_r) if proximal else gradient
 
     def curvature(self, v: Tensor) -> Tensor:
         """V C [d_out, width], what the divergence of the squared loss adds to the gradient."""
-        return times(v, self.gram) if self.uses_gram else self.map.adjoint(self.map.apply(v))
+        if self.uses_gram:
+            return times(v, self.gram)
+        return self.share.sum(self.map.adjoint(self.map.apply(v)))
 
     def value(self, v: Tensor, proximal: bool = True, rows: int | None = None) -> Tensor:
         """J(W0 + V) - J(W0), scalar: defined also where a target is out of the range of f.
@@ -178,19 +195,21 @@ class LocalProblem:
             proximal: Whether the proximal term takes part.
             rows: Estimate the divergence, not the linear term, on at most so many rows, spread over all.
         """
-        some = None if rows is None or rows >= self.n else spread(self.n, rows, v.device)
+        some, count = None, self.n
+        if rows is not None and rows < self.n:
+            some, count = self.share.spread(self.map.n, rows, v.device)
         z = (self.map if some is None else self.map.sample(some)).apply(v)
         start = z  # the squared loss does not depend on A
         if not self.squared:
             start = self.pre_activation if some is None else self.pre_activation[some]
-        divergence = self.transfer.divergence(z, start).sum() * (self.n / z.shape[0])
+        divergence = self.share.sum(self.transfer.divergence(z, start).sum()) * (self.n / count)
         loss = divergence + _dot(self.first_gradient, v)  # lambda_a <D, Z> = <lambda_a D^T Y, V>
         return loss + self.lambda_r * _dot(v, v) / 2 if proximal else loss
 
     def first_loss(self) -> Tensor:
         """lambda_a^2 ||D||^2 / (2 n), the first value of the local-loss curves, per sample."""
         if self._first_loss is None:
-            self._first_loss = self.lambda_a**2 * self.direction.square().sum() / (2 * self.n)
+            self._first_loss = self.lambda_a**2 * self.share.sum(self.direction.square().sum()) / (2 * self.n)
         return self._first_loss
 
     def loss(self, v: Tensor) -> Tensor:
@@ -205,7 +224,12 @@ class LocalProblem:
 
         Returns:
             The problem of X, and the function that makes V of X.
+
+        Raises:
+            UserError: Where other processes hold some of the rows.
         """
+        if self.share.processes > 1:
+            raise UserError(f"LocalProblem({self.name!r}).reduced(): needs all rows in one process; use gram instead.")
         kernel = self.map.dense().double().kernel()
         finite = kernel.sum().isfinite()
         values, vectors = torch.linalg.eigh(torch.where(finite, kernel, 0.0))  # it refuses what is not finite

@@ -1,6 +1,7 @@
 """Records inputs Y, pre-activations A and gradients G of chosen layers in one forward and backward pass."""
 
 from collections.abc import Collection, Iterable, Mapping
+from enum import IntEnum
 from itertools import islice
 from types import TracebackType
 
@@ -11,6 +12,15 @@ from torch.utils.hooks import RemovableHandle
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local.linear_map import LinearMap, WeightLayer, join, map_of, rows_of
+
+
+class Rows(IntEnum):
+    """What the rows of a layer are good for; over several processes, the largest counts."""
+
+    UNSEEN = 0  # no call was recorded, or the backward pass reached none
+    NONE = 1  # the layer was called without rows, as an expert is to which no token was sent
+    SOLVABLE = 2
+    UNFIT = 3  # images of several sizes, which cannot be joined, or a frozen parameter
 
 
 class Record:
@@ -57,24 +67,38 @@ class Record:
         return join([self._rows(torch.zeros_like(a) if g is None else g) for g, (a, _) in pairs])
 
     @property
-    def complete(self) -> bool:
-        """Whether there is a problem to solve: a call with rows that the backward pass reached, and nothing frozen."""
-        if not self._gradients or self.empty or not all(p.requires_grad for p in self._layer.parameters()):
-            return False
-        sizes = () if isinstance(self._layer, nn.Linear) else self._layer.kernel_size
-        images = {
-            y.shape[y.dim() - len(sizes) :] for y in self._inputs
-        }  # of one size, so that their rows can be joined
-        return len(images) == 1
+    def n(self) -> int:
+        """Number of rows."""
+        return sum(a.numel() for a, _ in self._outputs) // self._layer.weight.shape[0]
 
     @property
-    def empty(self) -> bool:
-        """Whether the layer was called without rows, as an expert does to which no token was sent."""
-        return bool(self._outputs) and not any(a.numel() > 0 for a, _ in self._outputs)
+    def kind(self) -> Rows:
+        """What the rows are good for."""
+        if not self._outputs:
+            return Rows.UNSEEN
+        if self.n == 0:
+            return Rows.NONE
+        if not self._gradients:
+            return Rows.UNSEEN
+        sizes = () if isinstance(self._layer, nn.Linear) else self._layer.kernel_size
+        images = {y.shape[y.dim() - len(sizes) :] for y in self._inputs}
+        free = all(p.requires_grad for p in self._layer.parameters())
+        return Rows.SOLVABLE if free and len(images) == 1 else Rows.UNFIT
 
     def map(self) -> LinearMap:
         """How the layer acts on Y, the inputs of all its calls; in float32 at least."""
         return map_of(self._layer, [_wide(y) for y in self._inputs])
+
+    def nothing(self) -> "Record":
+        """A record of one call of the layer without rows."""
+        record, layer = Record(self._layer), self._layer
+        sizes: list[int] = [layer.weight.shape[1] * getattr(layer, "groups", 1)]
+        if not isinstance(layer, nn.Linear):  # as large as one patch
+            sizes += [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        with torch.enable_grad(), torch.autocast(layer.weight.device.type, enabled=False):
+            inputs = layer.weight.new_zeros(0, *sizes)
+            record.add(inputs, layer(inputs))
+        return record
 
     def pre_activation(self, layer_map: LinearMap) -> Tensor:
         """A [n, d_out], in float32 at least; made anew where an in-place activation has overwritten it.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from locoprop_lightning.errors import check_choice, check_fraction, check_positive
 from locoprop_lightning.local.factor import average_of, update_average
+from locoprop_lightning.local.share import ALONE, Share
 from locoprop_lightning.oracles.oracle import Oracle, State
 
 
@@ -31,9 +32,11 @@ class RMSOracle(Oracle):
         self.eps = eps
         self.per = per
 
-    def observe(self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State) -> None:  # noqa: D102
-        scale = terms**2 / gradient.shape[0]
-        square = torch.linalg.vecdot(gradient, gradient, dim=0) * scale  # mean over rows of (NG)^2 [d_out]
+    def observe(  # noqa: D102
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, share: Share = ALONE
+    ) -> None:
+        scale = terms**2 / share.rows(len(gradient))
+        square = share.sum(torch.linalg.vecdot(gradient, gradient, dim=0)) * scale  # mean over rows of (NG)^2 [d_out]
         update_average(state, "square", square, self.beta)
 
     def _scale(self, terms: int, state: State) -> Tensor:

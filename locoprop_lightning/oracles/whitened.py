@@ -7,7 +7,8 @@ from torch import Tensor
 
 from locoprop_lightning.errors import UserError, check_counts, check_fraction, check_positive
 from locoprop_lightning.local.factor import Factor
-from locoprop_lightning.local.linear_map import gram, spread
+from locoprop_lightning.local.linear_map import gram
+from locoprop_lightning.local.share import ALONE, Share
 from locoprop_lightning.oracles.oracle import Oracle, State
 
 _GROWTH = 4.0  # of whitened gradients since S was made, at which D is scaled back
@@ -66,28 +67,33 @@ class WhitenedOracle(Oracle):
     def _due(self, state: State) -> bool:
         return self.factor.due(state) or state.get("settings") != [self.power, self.damping]
 
-    def observe(self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State) -> None:  # noqa: D102
+    def observe(  # noqa: D102
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, share: Share = ALONE
+    ) -> None:
         refreshes = self._due(state) and (bool(sampled) or self.samples == 0 or "inverse" not in state)
         if refreshes:
             draws = sampled or [gradient]
             moment = gram(draws[0])
             for other in draws[1:]:
                 moment += gram(other)
-            moment *= terms**2 / (len(draws) * gradient.shape[0])  # mean over rows of (NG')^T (NG')
+            moment = share.sum(moment)
+            moment *= terms**2 / (len(draws) * share.rows(len(gradient)))  # mean over rows of (NG')^T (NG')
             self.factor.refresh(state, moment, 1, self.damping, relative=True)
             state["settings"] = [self.power, self.damping]
         self.factor.tick(state)
-        size = self._size(gradient, terms, state)
+        size = self._size(gradient, terms, state, share)
         if refreshes:
             state["usual"] = torch.where(size.isfinite(), size.clamp_min(1), 1.0)
         limit = _GROWTH**2 * state["usual"].to(size)
         state["shrink"] = torch.where(size > limit, (limit / size).sqrt(), 1.0)
 
-    def _size(self, gradient: Tensor, terms: int, state: State) -> Tensor:
+    def _size(self, gradient: Tensor, terms: int, state: State, share: Share) -> Tensor:
         """tr(S^-1 (NG)^T NG / n) / d_out on at most 32 rows, scalar: about 1 where S is not stale."""
-        rows = gradient[spread(gradient.shape[0], 32, gradient.device)]
+        index, count = share.spread(len(gradient), 32, gradient.device)
+        rows = gradient[index]
         whitened = self.factor.solve(state, rows, 1)
-        return (whitened * (rows if self.power == 1 else whitened)).mean() * terms**2
+        squares = (whitened * (rows if self.power == 1 else whitened)).sum()
+        return share.sum(squares) * (terms**2 / (count * gradient.shape[1]))
 
     def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         return self.factor.solve(state, gradient, 1).mul_(terms * state["shrink"].to(gradient))

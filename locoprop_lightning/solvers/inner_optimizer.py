@@ -45,15 +45,16 @@ class InnerOptimizer(IterativeSolver):
         self.persistent = persistent
         self.schedule = check_schedule(schedule, "InnerOptimizer")
         self._previous: dict[str, Any] = {}  # state of the optimizer before the latest solve, by layer
+        self._latest: dict[str, Optimizer] = {}  # the optimizer of the solve in progress, by layer
 
     def init(self, problem: LocalProblem, state: State) -> tuple[Optimizer, list[float]]:
         """The layer's optimizer at zero displacement, and its rates."""
         parameter = nn.Parameter(problem.zeros())
-        made = self._latest = self.optimizer([parameter])
+        made = self._latest[problem.name] = self.optimizer([parameter])
         if isinstance(made, LBFGS):
             raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
         rates = [group["lr"] for group in made.param_groups]
-        if self.persistent and state.get("kind") == self._kind(parameter):
+        if self.persistent and state.get("kind") == _kind(made, parameter):
             # A copy, so that the state stays what it was. Rates and the like are those of the configuration.
             made.load_state_dict({**made.state_dict(), "state": deepcopy(state["optimizer"])})
         return made, rates
@@ -77,15 +78,17 @@ class InnerOptimizer(IterativeSolver):
         self._previous[problem.name] = dict(state)
         outcome = super().run(problem, state, record)
         if self.persistent and self.iterations > 0:
-            learnt = self._latest.state_dict()["state"]
-            state |= {"optimizer": learnt, "kind": self._kind(outcome.displacement)}
+            optimizer = self._latest.pop(problem.name)
+            learnt = optimizer.state_dict()["state"]
+            state |= {"optimizer": learnt, "kind": _kind(optimizer, outcome.displacement)}
         return outcome
-
-    def _kind(self, v: Tensor) -> str:
-        """What must be the same for a kept state to fit."""
-        return f"{type(self._latest).__name__} of {list(v.shape)}"
 
     def retry(self, problem: LocalProblem, state: State, status: Status, record: bool = False) -> None:
         """Puts the optimizer's state back, where something non-finite entered it."""
         state.clear()
         state |= self._previous[problem.name]
+
+
+def _kind(optimizer: Optimizer, v: Tensor) -> str:
+    """What must be the same for a kept state to fit."""
+    return f"{type(optimizer).__name__} of {list(v.shape)}"

@@ -3,9 +3,10 @@
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.factor import State
 from locoprop_lightning.local.powers import power_sum, power_sum_products
 from locoprop_lightning.local.problem import Scalar
+from locoprop_lightning.local.share import ALONE, Share
+from locoprop_lightning.processes import lockstep
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +83,10 @@ class LocalSolver(Callback, ABC):
     A solver of one's own overrides ``run``, or derives from ``IterativeSolver`` and overrides ``step``. What evolves
     from step to step lives in ``state``, a dictionary a layer; it is saved with the checkpoint and may hold tensors,
     numbers and strings. Hyper-parameters are attributes and are not saved.
+
+    With several processes, each runs the solver on its own rows, and what a ``LocalProblem`` returns is of all rows.
+    The layers are then taken up in turns, up to where each next needs a sum over processes. So whatever one layer's
+    solve keeps must be a local variable or in the layer's state.
     """
 
     squared_only = False  # whether the solver takes the squared loss alone
@@ -157,16 +164,14 @@ class LocalSolver(Callback, ABC):
     def _solve_and_retry(
         self, problems: Mapping[str, LocalProblem], states: Mapping[str, State], record: bool
     ) -> dict[str, tuple[Outcome, Status]]:
-        outcomes = {name: self.run(problem, states[name], record) for name, problem in problems.items()}
-        statuses = dict(zip(outcomes, judge(list(outcomes.values())), strict=True))
-        again = {}
-        for name, status in statuses.items():
-            if status is not Status.SOLVED:
-                outcome = self.retry(problems[name], states[name], status, record)
-                if outcome is not None:
-                    again[name] = outcome
-        for (name, outcome), status in zip(again.items(), judge(list(again.values())), strict=True):
-            outcomes[name] = outcome
+        outcomes = lockstep({n: partial(self.run, p, states[n], record) for n, p in problems.items()})
+        share = next((problem.share for problem in problems.values()), ALONE)
+        statuses = judge(outcomes, share)
+        failed = {name: status for name, status in statuses.items() if status is not Status.SOLVED}
+        retried = lockstep({n: partial(self.retry, problems[n], states[n], s, record) for n, s in failed.items()})
+        again = {name: outcome for name, outcome in retried.items() if outcome is not None}
+        for name, status in judge(again, share).items():
+            outcomes[name] = again[name]
             statuses[name] = Status.RETRIED if status is Status.SOLVED else status
         return {name: (outcome, statuses[name]) for name, outcome in outcomes.items()}
 
@@ -177,16 +182,15 @@ class LocalSolver(Callback, ABC):
         device = next(iter(problems.values())).weight.device.type if problems else "cpu"
         with torch.autocast(device, enabled=False):
             results = self._solve_all(problems, record)
-        self.reports = {}
+        reports: dict[str, Callable[[], Report]] = {}
         for name, (outcome, status) in results.items():
             if status is not Status.SOLVED:
                 self._count(name, status)
             applied = status in (Status.SOLVED, Status.RETRIED) or (status is Status.DIVERGED and not pl_module.guard)
             pl_module.commit(name, outcome.displacement if applied else None)  # type: ignore[operator]
             if outcome.losses is not None:
-                problem = problems[name]
-                size = problem.relative(outcome.displacement if applied else problem.zeros())
-                self.reports[name] = Report(outcome.losses, size, problem.out_of_range())
+                reports[name] = partial(_report, problems[name], outcome, applied)
+        self.reports = lockstep(reports)
 
     def _count(self, name: str, status: Status) -> None:
         counts = self.counts.setdefault(name, {})
@@ -326,13 +330,19 @@ def _full_precision() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def judge(outcomes: list[Outcome]) -> list[Status]:
-    """Status of each outcome, with a single wait for the device."""
+def _report(problem: LocalProblem, outcome: Outcome, applied: bool) -> Report:
+    assert outcome.losses is not None
+    size = problem.relative(outcome.displacement if applied else problem.zeros())
+    return Report(outcome.losses, size, problem.out_of_range())
+
+
+def judge(outcomes: Mapping[str, Outcome], share: Share = ALONE) -> dict[str, Status]:
+    """Status of each outcome, with a single wait for the device; all processes come to the same."""
     if not outcomes:
-        return []
-    norms = [torch.linalg.vector_norm(o.displacement) for o in outcomes]
-    flags = torch.stack([torch.stack((norm, o.growth)) for norm, o in zip(norms, outcomes, strict=True)]).tolist()
-    return [
-        Status.NONFINITE if not math.isfinite(norm + growth) else Status.DIVERGED if growth > 0 else Status.SOLVED
-        for norm, growth in flags
-    ]
+        return {}
+    pairs = [torch.stack((torch.linalg.vector_norm(o.displacement), o.growth)) for o in outcomes.values()]
+    flags = share.sum(torch.stack(pairs)).tolist()
+    return {
+        name: Status.NONFINITE if not math.isfinite(norm + growth) else Status.DIVERGED if growth > 0 else Status.SOLVED
+        for name, (norm, growth) in zip(outcomes, flags, strict=True)
+    }

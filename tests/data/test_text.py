@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -45,6 +47,25 @@ def test_the_order_depends_on_seed_and_epoch(folder):
     assert torch.equal(order(0, 1), order(0, 1))
     assert not torch.equal(order(0, 1), order(0, 2))
     assert not torch.equal(order(0, 1), order(1, 1))
+
+
+def test_processes_share_the_sequences(folder):
+    def loaders(split, size):
+        for rank in range(size):
+            data = load(folder)
+            data.trainer = SimpleNamespace(global_rank=rank, world_size=size, overfit_batches=0.0)
+            yield getattr(data, f"{split}_dataloader")()
+
+    for split in ("train", "val"):
+        (whole,) = loaders(split, 1)
+        parts = list(loaders(split, 2))
+        assert all(len(list(part)) == len(part) for part in parts)
+        first, second = (torch.cat([x for x, _ in part]) for part in parts)
+        together = torch.stack([first[: len(second)], second], 1).flatten(0, 1)
+        expected = torch.cat([x for x, _ in whole])
+        assert torch.equal(together[: len(expected)], expected[: len(together)]) and len(second) > 1
+        padding = len(first) + len(second) - len(expected)
+        assert padding == (len(expected) % 2 if split == "train" else 0)
 
 
 def test_the_default_is_the_standard_library():

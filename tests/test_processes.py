@@ -1,0 +1,406 @@
+"""Data-parallel runs: several processes together do what one does with all rows."""
+
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import distributed as dist
+from torch import multiprocessing, nn
+from torch.utils.data import DataLoader
+
+from locoprop_lightning import LocoPropModule, processes
+from locoprop_lightning.data import Digits
+from locoprop_lightning.local import LocalProblem, resolve_transfer
+from locoprop_lightning.local.factor import State
+from locoprop_lightning.local.linear_map import map_of, rows_of, spread
+from locoprop_lightning.networks import MLP
+from locoprop_lightning.oracles import GradientOracle, RMSOracle, WhitenedOracle
+from locoprop_lightning.solvers import (
+    AndersonAcceleration,
+    ClosedForm,
+    ConjugateGradient,
+    FixedPointIteration,
+    GradientDescent,
+    InnerOptimizer,
+    Majorization,
+)
+from locoprop_lightning.tasks import Classification
+from tests.support import ROOT, close, flat, same
+
+KEPT = dict(average=0.9, refresh_every=3, warmup=1)
+SOLVERS = {
+    "fpi": partial(FixedPointIteration, 5),
+    "anderson": partial(AndersonAcceleration, 6),
+    "published": partial(GradientDescent, 5, schedule="published"),
+    "conjugate_gradient": partial(ConjugateGradient, 5),
+    "majorization": partial(Majorization, 4),
+    "majorization_nesterov": partial(Majorization, 4, "nesterov"),
+    "majorization_kept": partial(Majorization, 3, **KEPT),
+    "inner_adam": partial(InnerOptimizer, partial(torch.optim.Adam, lr=1e-3), 4),
+    "closed_form": ClosedForm,
+    "closed_form_kept": partial(ClosedForm, **KEPT),
+}
+SQUARED_ONLY = {"conjugate_gradient", "closed_form", "closed_form_kept"}
+LAYERS = {
+    "squared": ("identity", lambda: nn.Linear(5, 3), (12, 5)),
+    "wide": ("identity", lambda: nn.Linear(20, 3, bias=False), (12, 20)),
+    "tanh": ("tanh", lambda: nn.Linear(5, 3), (12, 5)),
+    "softmax": ("softmax", lambda: nn.Linear(5, 4), (12, 5)),
+    "convolution": ("identity", lambda: nn.Conv2d(2, 4, 3, padding=1, groups=2), (12, 2, 4, 3)),
+    "convolution_tanh": ("tanh", lambda: nn.Conv2d(2, 3, 2, stride=2), (12, 2, 4, 4)),
+}
+PARTS = ((0, 7), (7, 7), (7, 12))  # samples of three processes, one of which has none
+STEPS = 5
+
+
+def problem(name, step, part=None):
+    """A random problem of one layer, or the part of it that one of three processes has."""
+    transfer, make, size = LAYERS[name]
+    torch.manual_seed(100 * sorted(LAYERS).index(name))
+    layer = make().double()
+    torch.manual_seed(step)
+    inputs = torch.randn(size, dtype=torch.float64)
+    with torch.no_grad():
+        direction = torch.randn_like(layer(inputs)) / 4
+    share = {}
+    if part is not None:
+        per_sample = rows_of(layer, direction).shape[0] // len(inputs)
+        inputs, direction = inputs[slice(*PARTS[part])], direction[slice(*PARTS[part])]
+        share = {"share": processes.share([per_sample * (end - start) for start, end in PARTS], (7, 0, 5))}
+    with torch.no_grad():
+        return LocalProblem(
+            map_of(layer, [inputs]),
+            rows_of(layer, layer(inputs)),
+            rows_of(layer, direction),
+            layer.weight.detach().flatten(1),
+            None if layer.bias is None else layer.bias.detach(),
+            resolve_transfer(transfer),
+            0.7,
+            30.0,
+            name=name,
+            **share,
+        )
+
+
+def solve_all(part=None):
+    """Every solver over some steps, all layers together: solutions, curves and what has evolved."""
+    found = {}
+    for name, make in SOLVERS.items():
+        solver = make()
+        layers = [layer for layer in LAYERS if name not in SQUARED_ONLY or LAYERS[layer][0] == "identity"]
+        for step in range(STEPS):
+            problems = {layer: problem(layer, step, part) for layer in layers}
+            results = solver._solve_all(problems, record=True)
+            for layer, (outcome, status) in results.items():
+                found[f"{name}/{layer}/{step}"] = {
+                    "displacement": outcome.displacement,
+                    "losses": outcome.losses,
+                    "status": status.value,
+                    "out_of_range": problems[layer].out_of_range(),
+                    "some": problems[layer].value(outcome.displacement, rows=6),
+                }
+        # One process solves the wide layer through its rows' kernel, and keeps nothing of it.
+        found[f"{name}/state"] = {layer: state for layer, state in solver.state.items() if layer != "wide"}
+    return found
+
+
+def observe_all(part=None):
+    """Every oracle over some steps: directions of this process's rows and what has evolved."""
+    oracles = {
+        "rms": RMSOracle(),
+        "layer": RMSOracle(per="layer"),
+        "whitened": WhitenedOracle(samples=0, refresh_every=2, warmup=1),
+        "root": WhitenedOracle(power=0.5, samples=1, refresh_every=3, warmup=0),
+    }
+    found = {}
+    for name, oracle in oracles.items():
+        state: State = {}
+        for step in range(STEPS):
+            torch.manual_seed(step)
+            g, drawn = (10**step * torch.randn(40, 4, dtype=torch.float64) for _ in range(2))
+            rows, share = slice(None), {}
+            if part is not None:
+                bounds = (0, 25, 25, 40)
+                rows = slice(bounds[part], bounds[part + 1])
+                share = {
+                    "share": processes.share([b - a for a, b in zip(bounds, bounds[1:], strict=False)], (25, 0, 15))
+                }
+            oracle.observe(g[rows], [drawn[rows]] if name == "root" else [], 40, state, **share)
+            found[f"{name}/{step}/direction"] = oracle.direction(g[rows], 40, state)
+            found[f"{name}/{step}/weights"] = oracle.weight_direction(g.t() @ g, 40, state)
+        found[f"{name}/state"] = state
+    return found
+
+
+class Recorded(LightningDataModule):
+    """Batches of digits, of which each process takes its own samples; ``uneven`` gives the first one three quarters."""
+
+    def __init__(self, uneven=False):
+        super().__init__()
+        self.uneven = uneven
+
+    def train_dataloader(self):
+        data = Digits(batch_size=80, seed=0)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(self.trainer.current_epoch)
+        batches = [(x.double(), y) for x, y in list(loader)[:3]]
+        size, rank = self.trainer.world_size, self.trainer.global_rank
+        own = slice(rank, None, size)
+        if self.uneven and size > 1:
+            own = slice(60) if rank == 0 else slice(60, None)
+        return DataLoader([(x[own], y[own]) for x, y in batches], batch_size=None)
+
+
+class Experts(nn.Module):
+    """Samples whose first label-like pixel sum is even go to one expert, the others to the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 8), nn.Linear(8, 10)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x):
+        y = self.first(x.flatten(1))
+        # The first 60 samples of a batch go to the first expert: with two processes, one of them never calls it.
+        low = y[:60] if len(x) == 80 else y if len(x) == 60 else y[:0]
+        parts = [expert(part) for expert, part in zip(self.experts, (low, y[len(low) :]), strict=True) if len(part)]
+        return self.head(torch.tanh(torch.cat(parts)))
+
+
+class Convolutions(nn.Sequential):
+    def __init__(self):
+        layers = nn.Conv2d(1, 4, 3, stride=2), nn.Tanh(), nn.Conv2d(4, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)
+        super().__init__(*layers)
+
+
+def mlp():
+    return MLP(64, 12, 2)
+
+
+SQUARED = dict(objective="squared")
+RUNS = {
+    "foof": (mlp, ClosedForm, dict(lambda_a=30.0, lambda_r=10.0, **SQUARED), {}),
+    "foof_rms_kept": (
+        mlp,
+        partial(ClosedForm, **KEPT),
+        dict(oracle=RMSOracle, lambda_a=0.1, lambda_r=10.0, **SQUARED),
+        {},
+    ),
+    "kfac": (
+        mlp,
+        partial(ClosedForm, **KEPT),
+        dict(
+            oracle=partial(WhitenedOracle, damping=1.0, refresh_every=2),
+            lambda_a=0.1,
+            lambda_r=0.1,
+            damping="relative",
+            **SQUARED,
+        ),
+        {},
+    ),
+    "locoprop_m": (
+        mlp,
+        partial(FixedPointIteration, 4),
+        dict(lambda_a=30.0, lambda_r=1000.0, output_transfer="link"),
+        {},
+    ),
+    "locoprop_m_whitened": (
+        mlp,
+        partial(Majorization, 3, **KEPT),
+        dict(oracle=partial(WhitenedOracle, power=0.5, samples=0), lambda_a=0.1, lambda_r=1.0, damping="relative"),
+        {},
+    ),
+    "rest": (mlp, ClosedForm, dict(lambda_a=30.0, lambda_r=10.0, skip=["3"], **SQUARED), {}),
+    "convolutions": (Convolutions, partial(Majorization, 3), dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=10.0), {}),
+    "uneven": (mlp, partial(Majorization, 3), dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=10.0), dict(uneven=True)),
+    "experts": (
+        Experts,
+        ClosedForm,
+        dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=10.0, **SQUARED),
+        dict(uneven=True),
+    ),
+}
+
+
+def train(name, folder, size, checkpoint=None):
+    """Two epochs of three batches, or the second alone; the weights, and what solver and oracle have learnt."""
+    network, solver, settings, data = RUNS[name]
+    seed_everything(3, verbose=False)
+    settings = {**settings, "oracle": settings.get("oracle", GradientOracle)()}
+    module = LocoPropModule(network().double(), Classification(), solver(), **settings)
+    plain = "ddp_find_unused_parameters_true" if name == "experts" else "ddp"
+    trainer = Trainer(
+        max_epochs=2,
+        reload_dataloaders_every_n_epochs=1,
+        accelerator="cpu",
+        devices=size,
+        strategy="auto" if size == 1 else plain,
+        precision="64-true",
+        logger=False,
+        callbacks=[ModelCheckpoint(folder, name + "_{epoch}", save_top_k=-1)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(module, Recorded(**data), ckpt_path=checkpoint)
+    return {
+        "weights": dict(module.network.state_dict()),
+        "oracle": module.oracle_state,
+        "solver": module.solver.state,
+        "loss": trainer.callback_metrics["train/loss"],
+        "accuracy": trainer.callback_metrics["train/accuracy"],
+    }
+
+
+def count_sums():
+    """How many sums over processes one solve of three layers takes."""
+    calls = []
+    sum_ = dist.all_reduce
+    dist.all_reduce = lambda x: (calls.append(x.numel()), sum_(x))[1]
+    problems = {f"{name}{step}": problem(name, step, dist.get_rank()) for step in range(3) for name in ("tanh",)}
+    FixedPointIteration(5)._solve_all(problems, record=False)
+    dist.all_reduce = sum_
+    return calls
+
+
+def child(rank, size, port, work, folder):
+    """One process of a test: joins the others, works and keeps what it found."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(size),
+        "TORCHELASTIC_RUN_ID": "test",
+        "GROUP_RANK": "0",
+    }
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    torch.save(work(rank, folder), folder / f"{rank}.pt")
+    dist.barrier()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def together(size, work, folder):
+    """What each of some processes found."""
+    multiprocessing.spawn(child, (size, free_port(), work, folder), nprocs=size)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def problems_of(rank, folder):
+    return {"solvers": solve_all(rank), "oracles": observe_all(rank), "sums": count_sums()}
+
+
+def runs_of(rank, folder):
+    found = {name: train(name, folder, 2) for name in RUNS}
+    dist.barrier()  # the first process writes the checkpoints
+    name = "locoprop_m_whitened"
+    return found | {"resumed": train(name, folder / "again", 2, folder / f"{name}_epoch=0.ckpt")}
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    return together(3, problems_of, tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return together(2, runs_of, tmp_path_factory.mktemp("two"))
+
+
+def agree(found, expected, tolerance):
+    found, expected = flat(found), flat(expected)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        close(found[key].double(), value.double(), tolerance)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_on_parts_of_the_rows_gives_the_solution_of_all(three, name):
+    expected = {key: value for key, value in solve_all().items() if key.startswith(f"{name}/")}
+    for one in three:
+        agree({key: one["solvers"][key] for key in expected}, expected, 1e-9)
+
+
+def test_an_oracle_on_parts_of_the_rows_learns_what_one_on_all_does(three):
+    expected = observe_all()
+    for key, value in expected.items():
+        if key.endswith("direction"):
+            close(torch.cat([one["oracles"][key] for one in three]), value, 1e-9)
+        else:
+            for one in three:
+                agree({key: one["oracles"][key]}, {key: value}, 1e-9)
+
+
+def test_one_buffer_an_iteration(three):
+    size = 3 * 3 * 6  # three layers of 3 units, 5 inputs and a bias
+    for one in three:
+        assert one["sums"] == [size] * 5 + [3 * 2]  # first gradients, four others, and how the solves ended
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_as_one_with_the_same_batches(two, name, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = train(name, tmp_path, 1)
+    first, second = (one[name] for one in two)
+    for key in ("weights", "oracle", "solver"):
+        agree(first[key], expected[key], 1e-8)
+        assert same(first[key], second[key])
+    close(first["loss"], expected["loss"], 1e-6)
+    if not RUNS[name][3].get("uneven"):
+        close(first["accuracy"], expected["accuracy"], 1e-6)
+
+
+def test_a_resumed_run_has_the_weights_of_one_never_stopped(two):
+    for one in two:
+        for key in ("weights", "oracle", "solver"):
+            assert same(one["resumed"][key], one["locoprop_m_whitened"][key])
+
+
+@pytest.mark.parametrize("samples", [(4, 4, 4), (2, 3, 5)])
+def test_a_spread_over_all_rows_is_that_of_one_process(monkeypatch, samples):
+    block = 6
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        share = processes.share([block * count for count in samples], samples)
+        index, count = share.spread(block * samples[rank], 20, torch.device("cpu"))
+        assert share.rows(block * samples[rank]) == block * sum(samples)
+        before = sum(samples[:rank])
+        # dealt out in turns where each has as many, after each other else
+        sample = index // block * 3 + rank if len(set(samples)) == 1 else index // block + before
+        found += (sample * block + index % block).tolist()
+    assert sorted(found) == spread(block * sum(samples), 20, torch.device("cpu")).tolist() and count == len(found)
+
+
+def test_the_command_trains_on_two_processes(tmp_path):
+    """One with 128 digits a batch and two with 64 each."""
+
+    def fit(devices):
+        run = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", f"--trainer.devices={devices}", "--threads=1"]
+        run += [f"--data.batch_size={128 // devices}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
+        run += ["--trainer.logger.init_args.name=runs", f"--trainer.logger.init_args.version={devices}"]
+        command = [sys.executable, "-m", "locoprop_lightning", "fit", "--config", "configs/digits/kfac.yaml", *run]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / "runs" / f"version_{devices}").rglob("*.ckpt")
+        return done.stdout, torch.load(path, weights_only=True)["state_dict"]
+
+    (_, alone), (said, together) = fit(1), fit(2)
+    assert said.count("Summary") == 1 and said.count("Trained by") == 1
+    for name, weight in alone.items():
+        close(together[name], weight, 1e-5)
