@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_leaves, tree_map
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 
 from locoprop_lightning import processes
 from locoprop_lightning.errors import UserError, check_choice, check_object, check_positive
@@ -53,6 +53,7 @@ class SupervisedModule(LightningModule):
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self._layers: list[Layer] | None = None
         self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
         self.untouched: dict[str, nn.Parameter] = {}  # trainable ones that no backward pass of the fit has reached
@@ -62,20 +63,21 @@ class SupervisedModule(LightningModule):
         return call(self.network, x)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
-        self._evaluate(batch, "val", self.val_metrics)
+        self._evaluate(batch, "val", self.val_metrics, self.val_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: D102
-        self._evaluate(batch, "test", self.test_metrics)
+        self._evaluate(batch, "test", self.test_metrics, self.test_loss)
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Predictions of the task for a batch, with or without targets."""
         return self.task.predict(self(batch if isinstance(batch, Tensor) else batch[0]))
 
-    def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection, mean: MeanMetric) -> None:
         output, target = self(batch[0]), self.task.target(*batch)
         loss, size = self.task.loss(output, target), self.task.terms(target)
         metrics.update(self.task.score(output), target)
-        self.log(f"{stage}/loss", loss, batch_size=size, prog_bar=stage == "val", sync_dist=True)
+        mean.update(loss, size)  # Lightning's own mean does not weigh the processes
+        self.log(f"{stage}/loss", mean, batch_size=size, prog_bar=stage == "val")
         self.log_dict(metrics, batch_size=size, prog_bar=stage == "val")
 
     def _schedule(self, make: LRSchedulerCallable, optimizer: Optimizer) -> Any:

@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 import warnings
 from functools import partial
 
@@ -32,7 +30,7 @@ from locoprop_lightning.solvers import (
     Majorization,
 )
 from locoprop_lightning.tasks import Classification
-from tests.support import ROOT, close, flat, same
+from tests.support import close, flat, same
 
 KEPT = dict(average=0.9, refresh_every=3, warmup=1)
 SOLVERS = {
@@ -385,22 +383,3 @@ def test_a_spread_over_all_rows_is_that_of_one_process(monkeypatch, samples):
         sample = index // block * 3 + rank if len(set(samples)) == 1 else index // block + before
         found += (sample * block + index % block).tolist()
     assert sorted(found) == spread(block * sum(samples), 20, torch.device("cpu")).tolist() and count == len(found)
-
-
-def test_the_command_trains_on_two_processes(tmp_path):
-    """One with 128 digits a batch and two with 64 each."""
-
-    def fit(devices):
-        run = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", f"--trainer.devices={devices}", "--threads=1"]
-        run += [f"--data.batch_size={128 // devices}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
-        run += ["--trainer.logger.init_args.name=runs", f"--trainer.logger.init_args.version={devices}"]
-        command = [sys.executable, "-m", "locoprop_lightning", "fit", "--config", "configs/digits/kfac.yaml", *run]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        (path,) = (tmp_path / "runs" / f"version_{devices}").rglob("*.ckpt")
-        return done.stdout, torch.load(path, weights_only=True)["state_dict"]
-
-    (_, alone), (said, together) = fit(1), fit(2)
-    assert said.count("Summary") == 1 and said.count("Trained by") == 1
-    for name, weight in alone.items():
-        close(together[name], weight, 1e-5)

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import logging
+import os
 import sys
 import time
 import warnings
@@ -40,6 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
     text = "processors of a trial, and its threads (default: %(default)s)"
     add("--cpus-per-trial", type=float, default=1, metavar="N", help=text)
     add("--gpus-per-trial", type=float, default=0, metavar="N", help="GPUs of a trial, such as 0.5 (default: 0)")
+    text = "processes of a trial, which share its processors, GPUs and batches (default: %(default)s)"
+    add("--workers-per-trial", type=int, default=1, metavar="W", help=text)
     add("--concurrent", type=int, default=0, metavar="N", help="trials at a time (default: what fits)")
     add("--time-budget", type=float, metavar="SECONDS", help="stop the sweep after so long")
     text = "folder of all sweeps (default: %(default)s); on a cluster one that every node sees"
@@ -66,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = make_parser().parse_args(arguments)
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning").setLevel(logging.WARNING)  # each configuration that is tried says what it sees
+    for name in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     with one_sentence("tune"):
         return sweep(options)
 
@@ -76,15 +83,25 @@ def sweep(options: argparse.Namespace) -> int:
         options = kept(options)
     if options.config is None or options.space is None:
         raise UserError("--config and --space: name a configuration and a space; tune/spaces has one for each method.")
-    for name in ("samples", "seeds", "keep", "grace"):
+    for name in ("samples", "seeds", "keep", "grace", "workers_per_trial"):
         check_counts("", 1, **{name: getattr(options, name)})
     for name in ("concurrent", "max_failures", "seed"):
         check_counts("", 0, **{name: getattr(options, name)})
+    if options.workers_per_trial > 1:
+        if options.scheduler == "pbt":
+            raise UserError("--scheduler pbt: hands checkpoints from trial to trial, and takes --workers-per-trial 1.")
+        if options.gpus_per_trial % options.workers_per_trial:
+            raise UserError(
+                f"--gpus-per-trial {options.gpus_per_trial:g}: each of the {options.workers_per_trial} workers needs "
+                "whole GPUs; give a multiple of --workers-per-trial, or 0."
+            )
     if not options.config.is_file():
         raise UserError(f"--config {options.config}: there is no such file; configs/ has some.")
     options.mode = options.mode or ("max" if "accuracy" in options.metric else "min")
     options.name = options.name or f"{options.config.stem}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 
+    if not options.address:  # then Ray, which reads this when it is imported, has the loopback address alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     from tune import results  # ray takes seconds to import
     from tune import sweep as sweeps
     from tune.space import Space

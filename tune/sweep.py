@@ -20,7 +20,7 @@ from ray.tune.search.optuna import OptunaSearch
 from locoprop_lightning.cli import sentence
 from locoprop_lightning.errors import UserError
 from tune.space import Space
-from tune.trial import build, run_trial, save, threads_here
+from tune.trial import Work, build, release, run_trial, save, threads_here
 
 ROOT = Path(__file__).parents[1]
 TIME = "epoch"
@@ -157,7 +157,7 @@ def cluster(options: argparse.Namespace) -> Iterator[None]:
     if options.address:
         ray.init(address=options.address, **shared)
     else:
-        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **shared)
+        ray.init(include_dashboard=False, **shared)
     try:
         yield
     finally:
@@ -175,19 +175,23 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
         epochs: Epochs of one seed.
     """
     folder = folder_of(options)
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            run_trial,
-            config=str(config),
-            seeds=list(range(options.seed, options.seed + options.seeds)),
-            threads=threads_here(options.cpus_per_trial),
-            folder=str(folder),
-            metric=options.metric,
-            worst=math.inf if options.mode == "min" else -math.inf,
-            shares=options.scheduler == "pbt",
-        ),
-        {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial},
+    workers = options.workers_per_trial
+    cpus, gpus = options.cpus_per_trial / workers, options.gpus_per_trial / workers
+    work = Work(
+        config=str(config),
+        seeds=list(range(options.seed, options.seed + options.seeds)),
+        threads=threads_here(cpus),
+        folder=str(folder),
+        metric=options.metric,
+        worst=math.inf if options.mode == "min" else -math.inf,
+        shares=options.scheduler == "pbt",
+        workers=workers,
+        cpus=cpus,
+        gpus=gpus,
     )
+    # What waits for a trial's workers takes no processor, so that it cannot keep them from starting.
+    needs = {"cpu": cpus, "gpu": gpus} if workers == 1 else {"node:__internal_head__": 0.001}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), needs)
     if options.resume:
         return tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
     search: Searcher | ConcurrencyLimiter | None = None
@@ -208,9 +212,9 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
             search_alg=search,
             scheduler=scheduler(options, space, epochs * options.seeds),
             num_samples=options.samples,
-            max_concurrent_trials=options.concurrent or None,
+            max_concurrent_trials=options.concurrent or (None if workers == 1 else fitting(options)),
             time_budget_s=options.time_budget,
-            reuse_actors=True,
+            reuse_actors=workers == 1,
             trial_dirname_creator=_dirname,
         ),
         run_config=tune.RunConfig(
@@ -218,9 +222,35 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
             storage_path=str(options.storage.resolve()),
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=options.keep),
+            callbacks=[Release(folder)] if workers > 1 else None,
             verbose=0 if options.quiet else 1,
         ),
     )
+
+
+class Release(tune.Callback):
+    """Gives back what a trial's workers hold when it ends.
+
+    Args:
+        folder: Folder of the sweep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: D102
+        release(self.folder / trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: D102
+        release(self.folder / trial.trial_id)
+
+
+def fitting(options: argparse.Namespace) -> int:
+    """How many trials of several workers the cluster has room for."""
+    here = ray.cluster_resources()
+    asked = {"CPU": options.cpus_per_trial, "GPU": options.gpus_per_trial}
+    counts = [here.get(kind, 0) / amount for kind, amount in asked.items() if amount]
+    return max(1, int(min(counts, default=1)))
 
 
 def _dirname(trial: Any) -> str:
@@ -237,7 +267,8 @@ def remember(options: argparse.Namespace, fixed: Mapping[str, Any]) -> Path:
     folder = folder_of(options)
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "base.yaml"
-    save(build(str(options.config), options.seed, threads_here(options.cpus_per_trial), fixed), config)
+    threads = threads_here(options.cpus_per_trial / options.workers_per_trial)
+    save(build(str(options.config), options.seed, threads, fixed), config)
     (folder / "space.yaml").write_text(options.space.read_text())
     kept = {name: value for name, value in vars(options).items() if isinstance(value, str | int | float | None)}
     (folder / "options.json").write_text(json.dumps(kept, indent=2) + "\n")

@@ -5,16 +5,21 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import ray.train
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from ray import tune
+from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.cli import LocoPropCLI, settings_logger
@@ -28,10 +33,30 @@ def arguments(config: str, seed: int, threads: int, values: Mapping[str, Any]) -
     return [f"--config={config}", f"--seed_everything={seed}", f"--threads={threads}", *changed]
 
 
-def build(config: str, seed: int, threads: int, values: Mapping[str, Any]) -> LocoPropCLI:
-    """What `locoprop fit` would train, without checkpoints, progress bar and summary of its own."""
+class WorkerCLI(LocoPropCLI):
+    """The command as one of several workers runs it: which processes there are and who they are is Ray's to say."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: D102
+        unused = "find_unused_parameters_true" in str(self.config.trainer.strategy)
+        strategy = RayDDPStrategy(find_unused_parameters=unused)
+        return super().instantiate_trainer(
+            strategy=strategy, plugins=[RayLightningEnvironment()], devices="auto", num_nodes=1, **kwargs
+        )
+
+
+def build(config: str, seed: int, threads: int, values: Mapping[str, Any], workers: int = 1) -> LocoPropCLI:
+    """What `locoprop fit` would train, without checkpoints, progress bar and summary of its own.
+
+    Args:
+        config: Path of the YAML.
+        seed: Seed.
+        threads: CPU threads.
+        values: What is changed in the YAML, by name.
+        workers: Processes of the trial; this is one of them where there are several.
+    """
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    cli = LocoPropCLI([*arguments(config, seed, threads, values), *quiet], run=False)
+    command = LocoPropCLI if workers == 1 else WorkerCLI
+    cli = command([*arguments(config, seed, threads, values), *quiet], run=False)
     unwanted = SaveConfigCallback | Checkpoint | FitSummary
     cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, unwanted)]  # type: ignore[attr-defined]
     return cli
@@ -65,16 +90,19 @@ class Progress:
         """Goes on from where another trial is, as population-based training asks."""
         self._read(other)
 
-    def write(self, trainer: Trainer | None) -> None:
-        """Writes it all; with a trainer the checkpoint of the seed in training.
+    def write(self, trainer: Trainer, last: bool) -> None:
+        """Writes it all; where the seed is not done, its checkpoint too. To be called by all workers of a trial.
 
         Args:
-            trainer: The trainer, None where the seed is done.
+            trainer: The trainer.
+            last: Whether the seed is done.
         """
         old, self.weights = set(self.folder.glob("epoch_*.ckpt")), None
-        if trainer is not None:
+        if not last:
             self.weights = self.folder / f"epoch_{len(self.done)}_{trainer.current_epoch + 1}.ckpt"
             trainer.save_checkpoint(self.weights)
+        if not trainer.is_global_zero:
+            return
         passing = self.folder / f"{STATE}.new"
         passing.write_text(json.dumps({"done": self.done, "weights": self.weights and self.weights.name}))
         passing.replace(self.folder / STATE)
@@ -115,66 +143,137 @@ class Reporter(Checkpoint):
         if last:
             done.append(values)
             epoch = len(done) * trainer.max_epochs
-        self.progress.write(None if last else trainer)
+        self.progress.write(trainer, last)
         known = done or [values]
         said = {name: statistics.median(one.get(name, math.inf) for one in known) for name in known[0]}
-        checkpoint = tune.Checkpoint.from_directory(self.progress.folder) if self.shares else None
-        tune.report(said | {"epoch": epoch, "seeds_done": len(done)}, checkpoint=checkpoint)
+        said |= {"epoch": epoch, "seeds_done": len(done)}
+        if trainer.world_size > 1:
+            ray.train.report(said)  # by all workers; Tune hears of the first
+        else:
+            checkpoint = tune.Checkpoint.from_directory(self.progress.folder) if self.shares else None
+            tune.report(said, checkpoint=checkpoint)
 
 
-def run_trial(
-    values: dict[str, Any],
-    config: str,
-    seeds: Sequence[int],
-    threads: int,
-    folder: str,
-    metric: str,
-    worst: float,
-    shares: bool,
-) -> None:
+class Work(NamedTuple):
+    """What all trials of a sweep have.
+
+    Attributes:
+        config: Path of the YAML.
+        seeds: Seeds.
+        threads: CPU threads of a worker.
+        folder: Folder of the sweep; a trial has a subfolder for its logs and its checkpoint.
+        metric: Name of the metric.
+        worst: Its value where something is not finite.
+        shares: Whether trials go on from each other's checkpoints, as in population-based training.
+        workers: Processes of a trial.
+        cpus: Processors of a worker.
+        gpus: GPUs of a worker.
+    """
+
+    config: str
+    seeds: list[int]
+    threads: int
+    folder: str
+    metric: str
+    worst: float
+    shares: bool
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def run_trial(values: dict[str, Any], work: Work) -> None:
     """Trains a configuration, one seed after the other; goes on from where the trial was, if it was stopped.
 
     Args:
         values: Values of the searched settings by name.
-        config: Path of the YAML.
-        seeds: Seeds.
-        threads: CPU threads.
-        folder: Folder of the sweep; the trial has a subfolder for its logs and its checkpoint.
-        metric: Name of the metric.
-        worst: Its value where something is not finite.
-        shares: Whether trials go on from each other's checkpoints, as in population-based training.
+        work: What all trials have.
     """
-    trial = Path(folder) / tune.get_context().get_trial_id()
+    trial = Path(work.folder) / tune.get_context().get_trial_id()
+    if work.workers > 1:
+        run_workers(values, work, trial)
+        return
     progress = Progress(trial / "progress")
     with contextlib.ExitStack() as stack:
-        checkpoint = tune.get_checkpoint() if shares else None
+        checkpoint = tune.get_checkpoint() if work.shares else None
         if checkpoint is not None:
             progress.take_over(Path(stack.enter_context(checkpoint.as_directory())))
-        for seed in seeds[len(progress.done) :]:
-            reporter = Reporter(metric, worst, progress, shares)
-            weights, progress.weights = progress.weights, None
-            run_seed(values, config, seed, threads, trial / f"seed_{seed}", reporter, weights)
+        run_seeds(values, work, trial, progress)
+
+
+GROUP = "placement_group"
+
+
+def release(trial: Path) -> None:
+    """Gives back what the workers of a trial hold.
+
+    Ray Train does so where the process that waits for the workers comes to its end, but Tune ends that process when it
+    stops a trial early.
+
+    Args:
+        trial: Folder of the trial.
+    """
+    path = trial / GROUP
+    if path.exists():
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(path.read_text())))
+        path.unlink()
+
+
+def run_workers(values: dict[str, Any], work: Work, trial: Path) -> None:
+    """Trains a configuration on several workers, each with a part of every batch."""
+    share = {"CPU": work.cpus} | ({"GPU": work.gpus} if work.gpus else {})
+    release(trial)  # where this is another attempt
+
+    def worker() -> None:
+        if ray.train.get_context().get_world_rank() == 0:
+            group = get_current_placement_group()
+            assert group is not None
+            (trial / GROUP).write_text(group.id.hex())
+        run_seeds(values, work, trial, Progress(trial / "progress"))
+
+    TorchTrainer(
+        worker,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=work.workers, use_gpu=work.gpus > 0, resources_per_worker=share
+        ),
+        run_config=ray.train.RunConfig(  # its failures are Tune's
+            name="train",
+            storage_path=str(trial),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+        ),
+    ).fit()
+
+
+def run_seeds(values: dict[str, Any], work: Work, trial: Path, progress: Progress) -> None:
+    """Trains with the seeds that are not done."""
+    for seed in work.seeds[len(progress.done) :]:
+        reporter = Reporter(work.metric, work.worst, progress, work.shares)
+        weights, progress.weights = progress.weights, None
+        run_seed(values, work, seed, trial / f"seed_{seed}", reporter, weights)
 
 
 def run_seed(
-    values: dict[str, Any], config: str, seed: int, threads: int, run: Path, reporter: Reporter, weights: Path | None
+    values: dict[str, Any], work: Work, seed: int, run: Path, reporter: Reporter, weights: Path | None
 ) -> None:
     """Trains with one seed, and logs to TensorBoard in a folder of its own."""
     run.mkdir(parents=True, exist_ok=True)
-    cli = build(config, seed, threads, values)
-    save(cli, run / "config.yaml")
+    cli = build(work.config, seed, work.threads, values, work.workers)
     trainer = cli.trainer
+    if trainer.is_global_zero:
+        save(cli, run / "config.yaml", work.workers)
     trainer.logger = TensorBoardLogger(run.parent, name=None, version=run.name, default_hp_metric=False)
     trainer.callbacks += [settings_logger(cli.settings()), reporter]  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()):  # the table of layers, once a trial
         trainer.fit(cli.model, cli.datamodule, ckpt_path=weights, weights_only=True)
 
 
-def save(cli: LocoPropCLI, path: Path) -> None:
+def save(cli: LocoPropCLI, path: Path, workers: int = 1) -> None:
     """Writes the configuration of a run as `locoprop fit --config` takes it."""
     config = cli.config.clone()
     for name in ("enable_progress_bar", "enable_model_summary"):  # turned off for the trial alone
         config.trainer.pop(name)
+    if workers > 1:
+        config.trainer.devices = workers
     cli.parser.save(config, path, skip_validation=True, overwrite=True, skip_none=True)
 
 

@@ -38,7 +38,7 @@ class FitSummary(Stopwatch):
     ) -> None:
         """Takes in the loss of the batch; nothing waits for the device."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        loss = outputs["loss"].detach()
+        loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")  # over processes
         smoothed = self._smoothed
         self._raw = loss
         self._smoothed = loss if smoothed is None else _DECAY * smoothed.to(loss.device) + (1 - _DECAY) * loss

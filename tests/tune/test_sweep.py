@@ -12,10 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
+from ray.cluster_utils import Cluster
 
 from locoprop_lightning.runs import read_runs
-from tests.support import ROOT
+from tests.support import ROOT, close
 
 DIGITS = ROOT / "configs" / "digits"
 LAMBDAS = {"model.lambda_a": {"loguniform": [1, 1000]}, "model.lambda_r": {"loguniform": [1, 1000]}}
@@ -64,14 +66,20 @@ class Sweep:
         with (self.folder / "sweeps/s/results.csv").open(newline="") as stream:
             return list(csv.DictReader(stream))
 
-    def epoch(self):
-        """Epochs that the trial in training has finished."""
-        paths = self.folder.glob("sweeps/s/*/progress/epoch_*.ckpt")
-        return max((int(path.stem.rpartition("_")[2]) for path in paths), default=0)
+    def checkpoints(self):
+        """Checkpoints of the trials in training."""
+        return list(self.folder.glob("sweeps/s/*/progress/epoch_*.ckpt"))
 
-    def wait_for(self, epoch, patience=120):
+    def epoch(self, trials=1):
+        """Epochs that so many trials in training have finished."""
+        epochs = {}
+        for path in self.checkpoints():
+            epochs[path.parents[1]] = max(epochs.get(path.parents[1], 0), int(path.stem.rpartition("_")[2]))
+        return sorted(epochs.values())[-trials] if len(epochs) >= trials else 0
+
+    def wait_for(self, epoch, trials=1, patience=120):
         end = time.monotonic() + patience
-        while self.epoch() < epoch:
+        while self.epoch(trials) < epoch:
             assert time.monotonic() < end, (self.folder / "log.txt").read_text()
             time.sleep(0.1)
 
@@ -88,6 +96,40 @@ def fit(config, folder):
     )
     (run,) = read_runs([str(folder / "again")], "val/accuracy")
     return run.values("val/accuracy")
+
+
+def starts(folder, tmp_path):
+    """First step of each attempt at a run."""
+    for path in folder.glob("events.out.tfevents.*"):
+        alone = tmp_path / "alone"
+        alone.mkdir()
+        shutil.copy(path, alone)
+        yield read_runs([str(alone)], "train/loss")[0].steps("train/loss")[0]
+        shutil.rmtree(alone)
+
+
+def weights(config, folder, *arguments):
+    """Weights that `locoprop fit` ends with, and the losses and accuracies of its summary."""
+    command = [sys.executable, "-m", "locoprop_lightning", "fit", "--config", str(config), *arguments]
+    done = subprocess.run(
+        [*command, f"--trainer.logger.save_dir={folder}"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.rglob("*.ckpt")
+    said = "".join(line for line in done.stdout.splitlines() if "loss  " in line or "accuracy  " in line)
+    return torch.load(path, weights_only=True)["state_dict"], said
+
+
+def connections(process):
+    """Connections of a process, none where it has ended by now."""
+    try:
+        return process.net_connections("inet")
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_bayesian_search_with_early_stopping(sweep, tmp_path):
@@ -126,7 +168,10 @@ def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
     space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=40)
     process = sweep.start("--config", config, "--space", space, "--samples", 3, "--concurrent", 1)
     sweep.wait_for(4)
-    (worker,) = (p for p in psutil.Process(process.pid).children(recursive=True) if "ImplicitFunc" in p.name())
+    ours = psutil.Process(process.pid).children(recursive=True)
+    listening = [c for p in ours for c in connections(p) if c.status == psutil.CONN_LISTEN]
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+    (worker,) = (p for p in ours if "ImplicitFunc" in p.name())
     worker.kill()
     before = sweep.epoch()
     sweep.wait_for(before + 4)
@@ -138,19 +183,62 @@ def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
     assert len(trials) == 3 and all(trial["status"] == "done" and trial["epoch"] == "40" for trial in trials)
     runs = read_runs([str(tmp_path / "sweeps/s")], "train/loss")
     assert len(runs) == 3 and all(run.steps("train/loss").tolist() == list(range(480)) for run in runs)
-    starts = []
-    for folder in (run.folder for run in runs):
-        for path in folder.glob("events.out.tfevents.*"):
-            alone = tmp_path / "alone"
-            alone.mkdir()
-            shutil.copy(path, alone)
-            starts.append(read_runs([str(alone)], "train/loss")[0].steps("train/loss")[0])
-            shutil.rmtree(alone)
-    assert sorted(starts)[:3] == [0, 0, 0]  # none began anew
-    assert len(starts) == 5 and all(start >= 4 * 12 and start % 12 == 0 for start in sorted(starts)[3:])
+    first = sorted(start for run in runs for start in starts(run.folder, tmp_path))
+    assert first[:3] == [0, 0, 0]  # none began anew
+    assert len(first) == 5 and all(start >= 4 * 12 and start % 12 == 0 for start in first[3:])
     assert not list(tmp_path.glob("sweeps/s/*/progress/*.ckpt"))
     undisturbed = fit(trials[0]["replay"].rpartition(" ")[2], tmp_path)
     assert undisturbed[-1] == pytest.approx(float(trials[0]["val/accuracy"]), abs=0)
+
+
+def test_two_trials_share_a_gpu_and_outlive_their_node(sweep, tmp_path, monkeypatch):
+    """The driver's node has no GPU; that of the other one is shared, until the node dies and a third one joins."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback alone
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=2, num_gpus=1)
+        space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=150)
+        process = sweep.start(
+            *("--config", config, "--space", space, "--samples", 2, "--address", cluster.address),
+            *("--gpus-per-trial", 0.5, "--cpus-per-trial", 1),
+        )
+        sweep.wait_for(1, trials=2)  # both are training on the one GPU
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=2, num_gpus=1)
+        assert process.wait(200) == 0, (tmp_path / "log.txt").read_text()
+    finally:
+        cluster.shutdown()
+    trials = sweep.trials
+    assert [(trial["status"], trial["epoch"]) for trial in trials] == [("done", "150")] * 2
+    runs = read_runs([str(tmp_path / "sweeps/s")], "train/loss")
+    assert len(runs) == 2 and all(run.steps("train/loss").tolist() == list(range(1800)) for run in runs)
+    for run in runs:
+        first, second = sorted(starts(run.folder, tmp_path))
+        assert first == 0 and second >= 12 and second % 12 == 0  # it went on from an epoch's end
+
+
+def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path):
+    space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=12, accelerator="cpu")
+    process = sweep.start(
+        *("--config", config, "--space", space, "--samples", 1, "--set", "data.batch_size=64"),
+        *("--workers-per-trial", 2, "--cpus-per-trial", 2, "--metric", "val/loss"),
+    )
+    sweep.wait_for(3)
+    ours = psutil.Process(process.pid).children(recursive=True)
+    next(p for p in ours if "TrainWor" in p.name()).kill()
+    assert process.wait(240) == 0, (tmp_path / "log.txt").read_text()
+    trials = sweep.trials
+    assert [(trial["status"], trial["epoch"]) for trial in trials] == [("done", "12")]
+    runs = read_runs([str(tmp_path / "sweeps/s")], "train/loss")
+    assert [run.steps("train/loss").tolist() for run in runs] == [list(range(144))]
+    best = tmp_path / "sweeps/s/best.yaml"
+    together, said = weights(best, tmp_path / "two")
+    alone, expected = weights(best, tmp_path / "one", "--trainer.devices=1", "--data.batch_size=128")
+    assert said == expected and said.count("train loss") == 1
+    for name, weight in alone.items():
+        close(together[name], weight, 1e-5)
+    (run,) = read_runs([str(tmp_path / "two")], "val/loss")
+    assert run.values("val/loss")[-1] == pytest.approx(float(trials[0]["val/loss"]), abs=0)
 
 
 def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tmp_path):
