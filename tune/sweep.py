@@ -19,6 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from locoprop_lightning.cli import sentence
 from locoprop_lightning.errors import UserError
+from tune.live import LiveTable
 from tune.space import Space
 from tune.trial import Work, build, release, run_trial, save, threads_here
 
@@ -80,6 +81,7 @@ def sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
         seed: Seed of the search.
         trials: How many there will be.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     startup = min(4, max(1, trials // 2))  # Optuna's default of 10 would make a short search random
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
@@ -146,6 +148,7 @@ def domains(space: Space) -> dict[str, Any]:
 def cluster(options: argparse.Namespace) -> Iterator[None]:
     """Joins the cluster at ``--address``, or starts one on this machine, on loopback alone; leaves it again."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # a trial's own TensorBoard run has it all
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables have neither the metric nor the settings
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # what a killed driver can lose
     paths = os.pathsep.join([str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {"PYTHONPATH": paths, "RAY_CHDIR_TO_TRIAL_DIR": "0", "PYTHONWARNINGS": "ignore"}
@@ -203,6 +206,9 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
             points_to_evaluate=[start] if start else None,
             sampler=sampler(options.search, options.seed, options.samples),
         )
+    callbacks: list[tune.Callback] = [Release(folder)]
+    if not options.quiet:
+        callbacks.append(LiveTable(options.metric, options.mode, TIME, list(space.dimensions), options.samples))
     return tune.Tuner(
         trainable,
         param_space=domains(space) if options.scheduler == "pbt" else None,
@@ -222,8 +228,8 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
             storage_path=str(options.storage.resolve()),
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=options.keep),
-            callbacks=[Release(folder)] if workers > 1 else None,
-            verbose=0 if options.quiet else 1,
+            callbacks=callbacks,
+            verbose=0,
         ),
     )
 
