@@ -145,7 +145,7 @@ class SupervisedModule(LightningModule):
         return every > 0 and (self.global_step + 1) % every == 0
 
     def _log_training(self, loss: Tensor, output: Tensor, target: Any, rate: float, logs: bool) -> None:
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        self.log("train/loss", processes.mean(loss), prog_bar=True)
         if logs:
             self.log_dict(self.train_metrics(self.task.score(output), target), sync_dist=True)
             self.train_metrics.reset()

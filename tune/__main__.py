@@ -152,7 +152,10 @@ def kept(options: argparse.Namespace) -> argparse.Namespace:
         raise UserError(f"--resume: {folder} holds no sweep; look at --storage and --name.")
     stored = json.loads(path.read_text())
     new = {"storage": options.storage, "resume": True, "address": options.address, "quiet": options.quiet}
-    return argparse.Namespace(**(stored | new | {"config": folder / "base.yaml", "space": folder / "space.yaml"}))
+    defaults = vars(make_parser().parse_args([]))  # of options that an older sweep did not have
+    return argparse.Namespace(
+        **(defaults | stored | new | {"config": folder / "base.yaml", "space": folder / "space.yaml"})
+    )
 
 
 if __name__ == "__main__":

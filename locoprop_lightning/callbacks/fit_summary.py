@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from locoprop_lightning import processes
 from locoprop_lightning.callbacks.stopwatch import Stopwatch
 from locoprop_lightning.module import LocoPropModule, SupervisedModule
 from locoprop_lightning.solvers import Status
@@ -38,7 +39,7 @@ class FitSummary(Stopwatch):
     ) -> None:
         """Takes in the loss of the batch; nothing waits for the device."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")  # over processes
+        loss = processes.mean(outputs["loss"].detach())
         smoothed = self._smoothed
         self._raw = loss
         self._smoothed = loss if smoothed is None else _DECAY * smoothed.to(loss.device) + (1 - _DECAY) * loss
