@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_leaves, tree_map
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 
 from locoprop_lightning import processes
 from locoprop_lightning.errors import UserError, check_choice, check_object, check_positive
@@ -30,7 +30,7 @@ from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.seed import run_seed
 from locoprop_lightning.solvers import LocalSolver
-from locoprop_lightning.tasks import Task
+from locoprop_lightning.tasks import MeanLoss, Task
 
 Batch = tuple[Any, Any]
 
@@ -53,7 +53,7 @@ class SupervisedModule(LightningModule):
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
         self._layers: list[Layer] | None = None
         self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
         self.untouched: dict[str, nn.Parameter] = {}  # trainable ones that no backward pass of the fit has reached
@@ -72,7 +72,7 @@ class SupervisedModule(LightningModule):
         """Predictions of the task for a batch, with or without targets."""
         return self.task.predict(self(batch if isinstance(batch, Tensor) else batch[0]))
 
-    def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection, mean: MeanMetric) -> None:
+    def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection, mean: MeanLoss) -> None:
         output, target = self(batch[0]), self.task.target(*batch)
         loss, size = self.task.loss(output, target), self.task.terms(target)
         metrics.update(self.task.score(output), target)
@@ -116,6 +116,12 @@ class SupervisedModule(LightningModule):
         Raises:
             UserError: Names both.
         """
+        together = processes.count()
+        if together not in (1, self.trainer.world_size):
+            raise UserError(
+                f"trainer.devices: this process is one of {together} of torch.distributed, but the trainer counts "
+                f"{self.trainer.world_size}: let Lightning start them, or leave the process group."
+            )
         self._layers = None
         self.untouched = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         saved, own = self._saved_optimizers, self._optimizer_names()
@@ -147,7 +153,8 @@ class SupervisedModule(LightningModule):
     def _log_training(self, loss: Tensor, output: Tensor, target: Any, rate: float, logs: bool) -> None:
         self.log("train/loss", processes.mean(loss), prog_bar=True)
         if logs:
-            self.log_dict(self.train_metrics(self.task.score(output), target), sync_dist=True)
+            self.train_metrics.update(self.task.score(output), target)
+            self.log_dict(self.train_metrics.compute())  # of all processes
             self.train_metrics.reset()
             self.log("lr", rate)
 
@@ -360,9 +367,15 @@ class LocoPropModule(SupervisedModule):
             output = self(x)
         target = self.task.target(*batch)
         loss, own = self.task.loss(output, target), self.task.terms(target)
-        counts, samples = zip(*processes.gather([own, _samples(x)], loss.device), strict=True)
+        recording = self.record_losses, self.solver.whole_curves
+        said = [own, _length(x), _length(output), _kind_of(output), *recording]
+        table = processes.gather([int(number) for number in said], loss.device)
+        counts, samples, rows, kinds, records, whole = zip(*table, strict=True)
+        # Else a process that records would wait for the others.
+        self.record_losses, self.solver.whole_curves = any(records), any(whole)
         terms = sum(counts)
-        sampled = self._sampled(tape, output, loss.device, own / terms, len(set(samples)) == 1)
+        alike = len(counts) == 1 or (isinstance(output, Tensor) and len(set(kinds)) == 1)
+        sampled = self._sampled(tape, output, loss.device, own / terms, rows if alike else None)
         if len(counts) > 1:  # its mean over processes, which is what DDP makes of gradients, is that of all terms
             loss = loss * (own * len(counts) / terms)
         self.manual_backward(loss)
@@ -379,6 +392,7 @@ class LocoPropModule(SupervisedModule):
         self._step_rest(rest)
         rate = outer.param_groups[0]["lr"]
         outer.step()
+        self.record_losses, self.solver.whole_curves = recording
         self.problems = {}
         self._step_schedule(outer, rest)
         self._log_training(loss.detach(), _detached(output), target, rate, logs)
@@ -430,19 +444,19 @@ class LocoPropModule(SupervisedModule):
         numbers = []
         for record in tape.records.values():
             kind = record.kind
-            numbers += [kind, record.n if kind == Rows.SOLVABLE else 0, record.autocast]
+            numbers += [kind, record.n if kind == Rows.SOLVABLE else 0, record.autocast, record.calls]
         table = processes.gather(numbers, device)
         shares = {}
         for index, name in enumerate(tape.records):
-            kinds, rows, rounded = zip(*(row[3 * index : 3 * index + 3] for row in table), strict=True)
+            kinds, rows, rounded, calls = zip(*(row[4 * index : 4 * index + 4] for row in table), strict=True)
             if max(kinds) == Rows.SOLVABLE:
-                shares[name] = processes.share(rows, samples), any(rounded)
+                shares[name] = processes.share(rows, samples, calls), any(rounded)
             elif max(kinds) == Rows.NONE:  # zeros would be a reason to decay to the rest optimizer
                 self._local[name].zero_grad(set_to_none=True)
         return shares
 
     def _sampled(
-        self, tape: Tape, output: Any, device: torch.device, part: float, even: bool
+        self, tape: Tape, output: Any, device: torch.device, part: float, rows: Sequence[int] | None
     ) -> list[dict[str, Tensor]]:
         """Gradients of labels drawn from the model's prediction, as often as the oracle asks, from their own seed.
 
@@ -451,18 +465,21 @@ class LocoPropModule(SupervisedModule):
             output: Output of the network.
             device: Where it is.
             part: Part of the loss's terms that this process has.
-            even: Whether all processes have equally many samples; then they draw what one process would draw.
+            rows: Rows of each process's output, where these are alike: then the labels are those that one process would
+                draw.
         """
         draws = self.oracle.draws(self.oracle_state or {name: {} for name in tape.records})
         if draws == 0:
             return []
-        together = even and isinstance(output, Tensor)
-        seed = [run_seed(), self.global_step] + ([] if together else [processes.rank()])
+        seed, prediction = [run_seed(), self.global_step], _detached(output)
+        if rows is None:
+            seed.append(processes.rank())
+        else:
+            prediction = processes.interleave(prediction, rows)
         generator = torch.Generator(device).manual_seed(crc32(" ".join(map(str, seed)).encode()))
-        prediction = processes.interleave(output.detach()) if together else _detached(output)
         labels = [self.task.sample_labels(prediction, generator) for _ in range(draws)]
-        if together:
-            labels = [processes.own_part(label) for label in labels]
+        if rows is not None:
+            labels = [processes.own_part(label, rows) for label in labels]
         return [tape.gradients(self.task.loss(output, label) * part) for label in labels]
 
     def _problem(
@@ -481,7 +498,8 @@ class LocoPropModule(SupervisedModule):
         if share.processes > 1:
             g = g / share.processes  # undoes the weight of the loss
         oracle, state = self.oracle, self.oracle_state.setdefault(name, {})
-        oracle.observe(g, [draw[name] if name in draw else g for draw in sampled], terms, state, share)
+        others = {"share": share} if share.processes > 1 else {}
+        oracle.observe(g, [draw[name] if name in draw else g for draw in sampled], terms, state, **others)
         weight, bias = layer.weight.grad, None if layer.bias is None else layer.bias.grad
         rounded = rounded or weight is None or weight.dtype != g.dtype
 
@@ -578,9 +596,14 @@ def _transfer(name: str, transfer: str | Transfer) -> Transfer:
         raise UserError(f"transfers[{name!r}]: {error}") from error
 
 
-def _samples(x: Any) -> int:
-    """Length of the first dimension of the first input."""
+def _length(x: Any) -> int:
+    """Length of the first dimension of the first tensor."""
     return next((len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.dim()), 1)
+
+
+def _kind_of(output: Any) -> int:
+    """A number of what the outputs of several processes must share so that their rows can be joined."""
+    return crc32(f"{output.shape[1:]} {output.dtype}".encode()) if isinstance(output, Tensor) else 0
 
 
 def _detached(output: Any) -> Any:

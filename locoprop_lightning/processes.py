@@ -38,22 +38,32 @@ def gather(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
     return table.tolist()
 
 
-def interleave(x: Tensor) -> Tensor:
-    """Rows of all processes, of which one with every ``count``-th sample has equally many, in the samples' order.
+def interleave(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """Rows of all processes, those that stand first with each, then the second ones: the order they were dealt in.
 
     Args:
-        x: Rows of this process [n, ...].
+        x: Rows of this process [n, ...], like the others' but for their number.
+        counts: Number of rows of each process.
     """
-    if count() == 1:
+    if len(counts) == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(count())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.stack(parts, 1).flatten(0, 1)
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[torch.tensor(_dealt(counts), device=x.device)]
 
 
-def own_part(x: Tensor) -> Tensor:
+def own_part(x: Tensor, counts: Sequence[int]) -> Tensor:
     """What ``interleave`` took from this process."""
-    return x[rank() :: count()]
+    if len(counts) == 1:
+        return x
+    return x[torch.tensor([place % len(counts) == rank() for place in _dealt(counts)], device=x.device)]
+
+
+def _dealt(counts: Sequence[int]) -> list[int]:
+    """Places row x process, row by row, at which there is a row."""
+    return [row * len(counts) + one for row in range(max(counts)) for one in range(len(counts)) if row < counts[one]]
 
 
 def total(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -83,30 +93,40 @@ class _Task(greenlet):
 def total_of(x: Tensor) -> Tensor:
     """The sum of one tensor over processes; within ``lockstep`` it is made together with those of the other layers."""
     task = getcurrent()
-    return task.parent.switch(x) if isinstance(task, _Task) else total([x])[0]
+    if not isinstance(task, _Task):
+        return total([x])[0]
+    grad = torch.is_grad_enabled()
+    out: Tensor = task.parent.switch(x)
+    torch.set_grad_enabled(grad)
+    return out
 
 
-def share(counts: Sequence[int], samples: Sequence[int]) -> Share:
-    """Where the rows of this process stand: among equally many samples, dealt out in turns, or else after each other.
+def share(counts: Sequence[int], samples: Sequence[int], calls: Sequence[int] = (1,)) -> Share:
+    """Where the rows of this process stand: by samples that were dealt out in turns, or else after each other.
 
     Args:
         counts: Rows of each process.
         samples: Samples of each process.
+        calls: Calls of the layer on each process.
     """
     if len(counts) == 1:
         return ALONE
-    even = len(set(counts)) == len(set(samples)) == 1 and samples[0] > 0 and counts[0] % samples[0] == 0
-    return Share(counts, rank(), counts[0] // samples[0] if even else 0, total_of)
+    block = counts[0] // (samples[0] * calls[0]) if samples[0] and calls[0] else 0
+    dealt = list(samples) == sorted(samples, reverse=True) and samples[0] - samples[-1] <= 1
+    alike = all(n == block * k * calls[0] for n, k in zip(counts, samples, strict=True)) and len(set(calls)) == 1
+    return Share(counts, rank(), block if dealt and alike else 0, calls[0], total_of)
 
 
 def lockstep(tasks: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     """Runs a task a layer, and gives their results; all that stand at a sum over processes get it from one buffer.
 
     A task is written as if it ran alone. It is left where it calls ``total_of`` and taken up again with the sum, in the
-    same thread, so that nothing but the order of the work changes. Without other processes, tasks run one by one.
+    same thread and grad mode, so that nothing but the order of the work changes. Without other processes, tasks run one
+    by one.
     """
     if count() == 1:
         return {name: task() for name, task in tasks.items()}
+    grad = torch.is_grad_enabled()
     running = {name: _Task(task) for name, task in tasks.items()}
     answers: dict[str, Any] = {name: () for name in tasks}
     results: dict[str, T] = {}
@@ -114,6 +134,7 @@ def lockstep(tasks: Mapping[str, Callable[[], T]]) -> dict[str, T]:
         waiting = {}
         for name, task in list(running.items()):
             said = task.switch(*answers[name])
+            torch.set_grad_enabled(grad)
             if task.dead:
                 results[name] = said
                 del running[name]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
@@ -53,6 +53,30 @@ class Task:
     def predict(self, output: Tensor) -> Tensor:
         """Prediction from the output; the output itself if not overridden."""
         return output
+
+
+class MeanLoss(Metric):
+    """The mean of batches' losses, weighted by their terms, over all processes; NaN stays NaN.
+
+    torchmetrics' ``MeanMetric`` leaves NaN out, or, where it does not look for it, the weights.
+    """
+
+    total: Tensor
+    terms: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("terms", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, terms: int) -> None:
+        """Takes in the loss of a batch, a mean over so many terms."""
+        self.total += loss * terms
+        self.terms += terms
+
+    def compute(self) -> Tensor:
+        """The mean, scalar."""
+        return self.total / self.terms
 
 
 class Classification(Task):

@@ -749,3 +749,34 @@ def test_a_task_needs_its_loss_alone(tmp_path):
     assert set(trainer.callback_metrics) == {"train/loss", "val/loss"}
     with pytest.raises(NotImplementedError, match=r"Task must override loss\(output, target\)"):
         Task().loss(torch.zeros(1), torch.zeros(1))
+
+
+def test_a_loss_that_is_not_a_number_is_no_smaller_mean(tmp_path):
+    class Broken(Classification):
+        def loss(self, output, target):
+            loss = super().loss(output, target)
+            return loss * float("nan") if len(target) == 97 else loss
+
+    module = LocoPropModule(network(), Broken(), ClosedForm(), 10.0, 100.0, objective="squared")
+    fit = trainer(tmp_path, limit_val_batches=2)
+    fit.fit(module, Digits(batch_size=500, eval_batch_size=200, seed=0))  # 297 test images
+    assert fit.callback_metrics["val/loss"].isnan()
+
+
+def test_an_oracle_that_knows_of_one_process(tmp_path):
+    class Own(Oracle):
+        def observe(self, gradient, sampled, terms, state):
+            state["seen"] = state.get("seen", 0) + len(gradient)
+
+        def direction(self, gradient, terms, state):
+            return gradient
+
+    module = locoprop(oracle=Own())
+    trainer(tmp_path, max_steps=2).fit(module, digits())
+    assert module.oracle_state["1"]["seen"] == 1000
+
+
+def test_a_trainer_that_does_not_count_the_process_group(tmp_path, monkeypatch):
+    monkeypatch.setattr("locoprop_lightning.processes.count", lambda: 2)
+    with pytest.raises(UserError, match="one of 2 of torch.distributed, but the trainer counts 1"):
+        trainer(tmp_path).fit(locoprop(), digits())

@@ -113,7 +113,7 @@ def sweep(options: argparse.Namespace) -> int:
     if options.scheduler == "pbt":
         sweeps.domains(space)
     fixed = {} if options.resume else _pairs(options.set)
-    settings, epochs = sweeps.check(options.config, space, options.metric, fixed)
+    settings, epochs = sweeps.check(options.config, space, options.metric, fixed, options.workers_per_trial)
     if settings.get("data.validation") == 0:
         print("data.validation=0: trials are judged on the test images; --set data.validation=N holds others out.")
     config = folder / "base.yaml" if options.resume else sweeps.remember(options, fixed)
@@ -121,11 +121,11 @@ def sweep(options: argparse.Namespace) -> int:
         grid = sweeps.tuner(options, space, config, space.start(settings), epochs).fit()
         found = results.outcomes(grid, options, epochs)
     print(markdown(results.table(found, space, options.metric)))
-    print(*results.write(found, space, options), sep="\n")
+    print(*results.write(found, space, options), sep="\n", flush=True)
     failed = [outcome for outcome in found if outcome.status == "failed"]
     for outcome in failed:
         print(f"trial {outcome.name} failed for good: {outcome.error}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or not found else 0
 
 
 def _pairs(settings: Sequence[str]) -> dict[str, str]:

@@ -66,11 +66,7 @@ def outcomes(grid: ResultGrid, options: argparse.Namespace, epochs: int) -> list
 
 
 def write(found: list[Outcome], space: Space, options: argparse.Namespace) -> list[str]:
-    """Writes results.csv, best.yaml and the plots into the folder of the sweep; gives what to say of them.
-
-    Raises:
-        UserError: Where no trial has a result.
-    """
+    """Writes results.csv, best.yaml and the plots into the folder of the sweep; gives what to say of them."""
     folder = folder_of(options)
     metrics = sorted({name for outcome in found for name in outcome.metrics})
     with (folder / "results.csv").open("w", newline="") as stream:
@@ -84,7 +80,7 @@ def write(found: list[Outcome], space: Space, options: argparse.Namespace) -> li
             rows.writerow([o.name, o.status, o.epoch, *values, f"{o.seconds:.1f}", o.error, o.replay])
     best = found[0] if found else None
     if best is None or best.value is None or best.config is None:
-        raise UserError(f"no trial has a result; {folder / 'results.csv'} has the errors.")
+        return [f"no trial has a result; all trials: {folder / 'results.csv'}"]
     settings = yaml.safe_load(best.config.read_text())
     (folder / "best.yaml").write_text(
         f"# Best of {len(found)} trials: {options.metric} = {best.value!r} (trial {best.name}, {best.status}).\n"

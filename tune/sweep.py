@@ -21,13 +21,15 @@ from locoprop_lightning.cli import sentence
 from locoprop_lightning.errors import UserError
 from tune.live import LiveTable
 from tune.space import Space
-from tune.trial import Work, build, release, run_trial, save, threads_here
+from tune.trial import Work, build, release, run_trial, save, strategy_settings, threads_here
 
 ROOT = Path(__file__).parents[1]
 TIME = "epoch"
 
 
-def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+def check(
+    config: Path, space: Space, metric: str, fixed: Mapping[str, Any], workers: int
+) -> tuple[dict[str, Any], int]:
     """Builds the configuration at every corner of the space, before anything is started.
 
     Args:
@@ -35,6 +37,7 @@ def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any]) -> 
         space: The space.
         metric: Name of the metric.
         fixed: Settings that all trials have, by name.
+        workers: Processes of a trial.
 
     Returns:
         The settings of the configuration by dotted name, and its number of epochs.
@@ -47,6 +50,8 @@ def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any]) -> 
         raise UserError(f"--set {key}={fixed[key]}: is searched by the space; take it out of one of the two.")
     cli = build(str(config), 0, 1, fixed)
     settings = cli.settings()
+    if workers > 1:
+        strategy_settings(cli.config.trainer.strategy)
     for values in space.corners():
         try:
             build(str(config), 0, 1, {**fixed, **values})
@@ -59,6 +64,11 @@ def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any]) -> 
             raise UserError(f"space: {key}={values[key]!r}: {reason}{hint}") from error
     if cli.trainer.max_epochs is None or cli.trainer.max_epochs < 1:
         raise UserError("trainer.max_epochs: a sweep counts epochs; set how many a trial has.")
+    if metric.startswith("val/") and cli.trainer.check_val_every_n_epoch != 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={cli.trainer.check_val_every_n_epoch}: {metric} is judged after every "
+            "epoch; set 1."
+        )
     metrics = ["train/loss", "val/loss", *map(str, cli.model.val_metrics)]
     if metric not in metrics:
         near = difflib.get_close_matches(metric, metrics, 1)
@@ -151,7 +161,12 @@ def cluster(options: argparse.Namespace) -> Iterator[None]:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables have neither the metric nor the settings
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # what a killed driver can lose
     paths = os.pathsep.join([str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = {"PYTHONPATH": paths, "RAY_CHDIR_TO_TRIAL_DIR": "0", "PYTHONWARNINGS": "ignore"}
+    variables = {
+        "PYTHONPATH": paths,
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "PYTHONWARNINGS": "ignore",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # workers' reports wait for it
+    }
     shared: dict[str, Any] = {
         "runtime_env": {"env_vars": variables},
         "log_to_driver": False,

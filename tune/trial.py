@@ -23,6 +23,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.cli import LocoPropCLI, settings_logger
+from locoprop_lightning.errors import UserError
 
 STATE = "trial.json"
 
@@ -33,14 +34,38 @@ def arguments(config: str, seed: int, threads: int, values: Mapping[str, Any]) -
     return [f"--config={config}", f"--seed_everything={seed}", f"--threads={threads}", *changed]
 
 
+def strategy_settings(strategy: Any) -> dict[str, Any]:
+    """Arguments of the strategy that a configuration names, for Ray's DDP.
+
+    Args:
+        strategy: The setting ``trainer.strategy``, a name or a class with its arguments.
+
+    Raises:
+        UserError: If it is another one.
+    """
+    if strategy in ("auto", "ddp"):
+        return {}
+    if strategy == "ddp_find_unused_parameters_true":
+        return {"find_unused_parameters": True}
+    path = getattr(strategy, "class_path", None)
+    if path is None or path.rpartition(".")[2] != "DDPStrategy":
+        raise UserError(f"trainer.strategy={path or strategy}: trials of several workers take 'ddp' alone.")
+    kept = dict(getattr(strategy, "init_args", None) or {})
+    for name in ("process_group_backend", "timeout", "start_method", "accelerator", "parallel_devices"):  # Ray's
+        kept.pop(name, None)
+    return kept
+
+
 class WorkerCLI(LocoPropCLI):
     """The command as one of several workers runs it: which processes there are and who they are is Ray's to say."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: D102
-        unused = "find_unused_parameters_true" in str(self.config.trainer.strategy)
-        strategy = RayDDPStrategy(find_unused_parameters=unused)
         return super().instantiate_trainer(
-            strategy=strategy, plugins=[RayLightningEnvironment()], devices="auto", num_nodes=1, **kwargs
+            strategy=RayDDPStrategy(**strategy_settings(self.config.trainer.strategy)),
+            plugins=[RayLightningEnvironment()],
+            devices="auto",
+            num_nodes=1,
+            **kwargs,
         )
 
 

@@ -122,4 +122,5 @@ class ImageData(LightningDataModule, ABC):
         if not self._splits:
             raise UserError(f"{type(self).__name__} holds no data yet: call setup('fit') before asking for batches.")
         images, labels = self._splits[split]
-        return TensorLoader(images, labels, self.scale, batch_size, shuffle, order_seed(self.seed), *place(self))
+        seed, even = order_seed(self.seed), split == "train"
+        return TensorLoader(images, labels, self.scale, batch_size, shuffle, seed, *place(self), even)

@@ -46,32 +46,30 @@ class EpochShuffle(Sampler[int]):
         return iter(self.order().tolist())
 
 
-def order_of(sampler: Sampler[int], size: int, rank: int, world_size: int) -> Tensor:
+def order_of(sampler: Sampler[int], size: int, rank: int, world_size: int, batch_size: int | None = None) -> Tensor:
     """The samples of one process in the current epoch: every `world_size`-th of the common order.
-
-    A shuffled order is padded by wrapping around, so that all processes train on equally many batches; another one is
-    not, so that no sample is evaluated twice.
 
     Args:
         sampler: an `EpochShuffle`, or a sampler that leaves the samples in order.
         size: number of samples.
         rank: index of the process.
         world_size: number of processes.
+        batch_size: samples in a batch of each process, if they must have equally many batches: one that would have one
+            batch less than another then takes the first sample of the order again.
 
     Returns:
         Indices, int64 [at most ceil(size / world_size)].
     """
-    if not isinstance(sampler, EpochShuffle):
-        return torch.arange(size)[rank::world_size]
-    order = sampler.order()
-    padded = math.ceil(size / world_size) * world_size
-    return order[torch.arange(padded) % size][rank::world_size]
+    order = sampler.order() if isinstance(sampler, EpochShuffle) else torch.arange(size)
+    own = order[rank::world_size]
+    return torch.cat([own, order[:1]]) if len(own) < count_of(size, rank, world_size, batch_size) else own
 
 
-def count_of(sampler: Sampler[int], size: int, rank: int, world_size: int) -> int:
-    """How many samples `order_of` gives: a rank beyond the remainder has one less, unless the order is padded."""
-    missing = 0 if isinstance(sampler, EpochShuffle) else rank
-    return math.ceil((size - missing) / world_size)
+def count_of(size: int, rank: int, world_size: int, batch_size: int | None = None) -> int:
+    """How many samples `order_of` gives."""
+    own, most = math.ceil((size - rank) / world_size), math.ceil(size / world_size)
+    short = batch_size is not None and math.ceil(own / batch_size) < math.ceil(most / batch_size)
+    return own + short
 
 
 class TensorLoader:
@@ -88,6 +86,7 @@ class TensorLoader:
         seed: seed of the order; unused without `shuffle`.
         rank: index of this process.
         world_size: number of processes.
+        even: whether all processes must have equally many batches, as training asks; see `order_of`.
 
     Raises:
         UserError: if an argument is out of range, or the tensors do not fit together.
@@ -110,6 +109,7 @@ class TensorLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        even: bool = False,
     ) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise UserError(f"images must be uint8 [N, 1, H, W], got {images.dtype} {list(images.shape)}.")
@@ -126,6 +126,7 @@ class TensorLoader:
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
+        self._even = batch_size if even else None
         self._shuffle = EpochShuffle(len(labels), seed) if shuffle else None
         self._sequential = SequentialSampler(range(len(labels)))
         # Lightning reads this of everything that has a `sampler`.
@@ -138,10 +139,10 @@ class TensorLoader:
 
     def order(self) -> Tensor:
         """Returns this process's samples in the current epoch's order, int64 [at most ceil(N / world_size)]."""
-        return order_of(self.sampler, len(self.labels), self.rank, self.world_size)
+        return order_of(self.sampler, len(self.labels), self.rank, self.world_size, self._even)
 
     def __len__(self) -> int:
-        samples = count_of(self.sampler, len(self.labels), self.rank, self.world_size)
+        samples = count_of(len(self.labels), self.rank, self.world_size, self._even)
         return math.ceil(samples / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

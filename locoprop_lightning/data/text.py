@@ -90,7 +90,7 @@ class TextFiles(LightningDataModule):
 
     def _loader(self, split: str) -> "SequenceLoader":
         seed = order_seed(self.seed) if split == "train" and not overfits(self) else None
-        return SequenceLoader(self._part(split), self.length, self.batch_size, seed, *place(self))
+        return SequenceLoader(self._part(split), self.length, self.batch_size, seed, *place(self), split == "train")
 
     def train_dataloader(self) -> "SequenceLoader":
         """Training batches, in an order that depends on seed and epoch alone."""
@@ -119,10 +119,18 @@ class SequenceLoader:
         seed: Seed of the order; null leaves the sequences in the order of the text.
         rank: Index of this process.
         world_size: Number of processes.
+        even: Whether all processes must have equally many batches.
     """
 
     def __init__(
-        self, text: Tensor, length: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1
+        self,
+        text: Tensor,
+        length: int,
+        batch_size: int,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        even: bool = False,
     ) -> None:
         self.text = text
         self.length = length
@@ -130,15 +138,16 @@ class SequenceLoader:
         self.count = (len(text) - 1) // length
         self.rank = rank
         self.world_size = world_size
+        self._even = batch_size if even else None
         self.sampler = SequentialSampler(range(self.count)) if seed is None else EpochShuffle(self.count, seed)
         self.batch_sampler: None = None  # Lightning reads this of everything that has a `sampler`
 
     def __len__(self) -> int:
-        return -(-count_of(self.sampler, self.count, self.rank, self.world_size) // self.batch_size)
+        return -(-count_of(self.count, self.rank, self.world_size, self._even) // self.batch_size)
 
     def order(self) -> Tensor:
         """Sequences of this process in the current epoch's order, int64."""
-        return order_of(self.sampler, self.count, self.rank, self.world_size)
+        return order_of(self.sampler, self.count, self.rank, self.world_size, self._even)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         """Yields tokens and next tokens, int64 [at most batch_size, length] both."""

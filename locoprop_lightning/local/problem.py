@@ -216,6 +216,23 @@ class LocalProblem:
         """``first_loss`` plus the change of J per sample: for S the local loss itself."""
         return self.first_loss() + self.value(v) / self.n
 
+    def whole(self) -> "LocalProblem":
+        """The same problem with the rows of all processes in each; for layers with few rows."""
+        if self.share.processes == 1:
+            return self
+        return LocalProblem(
+            rows=LinearMap(self.share.gather(self.map.dense().rows), self.map.bias),
+            pre_activation=lambda: self.share.gather(self.pre_activation),
+            direction=lambda: self.share.gather(self.direction),
+            weight=self.weight,
+            bias=self.bias,
+            transfer=self.transfer,
+            lambda_a=self.lambda_a,
+            lambda_r=self.lambda_r,
+            first_gradient=self._first_gradient,
+            name=self.name,
+        )
+
     def reduced(self) -> tuple["LocalProblem", Callable[[Tensor], Tensor]]:
         """The same problem in n coordinates instead of width, for layers with more inputs than rows.
 
@@ -229,7 +246,9 @@ class LocalProblem:
             UserError: Where other processes hold some of the rows.
         """
         if self.share.processes > 1:
-            raise UserError(f"LocalProblem({self.name!r}).reduced(): needs all rows in one process; use gram instead.")
+            raise UserError(
+                f"LocalProblem({self.name!r}).reduced(): needs all rows in one process: take whole() first."
+            )
         kernel = self.map.dense().double().kernel()
         finite = kernel.sum().isfinite()
         values, vectors = torch.linalg.eigh(torch.where(finite, kernel, 0.0))  # it refuses what is not finite

@@ -21,6 +21,7 @@ class ClosedForm(FactoredSolver):
     def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
         if self.uses_kernel(problem):
             self.factor.tick(state)
+            problem = problem.whole()
             factor = factorize(problem.map.kernel(), problem.lambda_r)
             scaled = torch.cholesky_solve(problem.direction.to(factor.dtype), factor).to(problem.direction.dtype)
             v, exact = problem.map.adjoint(scaled).mul_(-problem.lambda_a), True

@@ -23,8 +23,8 @@ class FactoredSolver(LocalSolver):
     which the average restarts from, and the layer is solved again in the same step.
 
     Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
-    Y Y^T [n, n] of the current batch, unless other processes hold some of the rows. A grouped convolution has one C for
-    each group.
+    Y Y^T [n, n] of the current batch, whose rows each of several processes is then given. A grouped convolution has one
+    C for each group.
 
     Args:
         average: Decay of the moving average of C/n, bias-corrected, in [0, 1); 0 takes the current batch alone.
@@ -38,8 +38,7 @@ class FactoredSolver(LocalSolver):
 
     def uses_kernel(self, problem: LocalProblem) -> bool:
         """Whether the layer is solved through Y Y^T."""
-        rows = problem.n * (1 if self.factor.current else 2)
-        return problem.share.processes == 1 and problem.map.groups == 1 and rows < problem.map.width
+        return problem.map.groups == 1 and problem.n * (1 if self.factor.current else 2) < problem.map.width
 
     def describe(self, problem: LocalProblem) -> str:  # noqa: D102
         name = type(self).__name__

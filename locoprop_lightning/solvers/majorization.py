@@ -49,7 +49,7 @@ class Majorization(FactoredSolver, IterativeSolver):
         if not self.uses_kernel(problem):
             return super().run(problem, state, record)
         self.factor.tick(state)
-        reduced, lift = problem.reduced()
+        reduced, lift = problem.whole().reduced()
         outcome = super().run(reduced, {}, record)
         return outcome._replace(displacement=lift(outcome.displacement))
 

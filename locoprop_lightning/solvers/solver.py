@@ -84,9 +84,11 @@ class LocalSolver(Callback, ABC):
     from step to step lives in ``state``, a dictionary a layer; it is saved with the checkpoint and may hold tensors,
     numbers and strings. Hyper-parameters are attributes and are not saved.
 
-    With several processes, each runs the solver on its own rows, and what a ``LocalProblem`` returns is of all rows.
-    The layers are then taken up in turns, up to where each next needs a sum over processes. So whatever one layer's
-    solve keeps must be a local variable or in the layer's state.
+    With several processes, each runs the solver with its own rows: ``map``, ``pre_activation``, ``direction`` and
+    ``target`` are theirs, and all else of a ``LocalProblem`` is of the rows of all, ``n``, ``gram``, ``gradient`` and
+    ``value`` included. A sum over rows of one's own goes through ``problem.share.sum``. The layers are taken up in
+    turns, up to where each next needs such a sum: whatever one layer's solve keeps must be a local variable or in the
+    layer's state, and no context but that of gradients may be open there.
     """
 
     squared_only = False  # whether the solver takes the squared loss alone

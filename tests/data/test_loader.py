@@ -10,9 +10,9 @@ from locoprop_lightning.data.loader import TensorLoader
 from locoprop_lightning.errors import UserError
 
 
-def make_loader(size=10, batch_size=4, shuffle=True, seed=0, rank=0, world_size=1):
+def make_loader(size=10, batch_size=4, shuffle=True, seed=0, rank=0, world_size=1, even=False):
     images = torch.arange(size, dtype=torch.uint8).view(size, 1, 1, 1)
-    return TensorLoader(images, torch.arange(size), 2.0, batch_size, shuffle, seed, rank, world_size)
+    return TensorLoader(images, torch.arange(size), 2.0, batch_size, shuffle, seed, rank, world_size, even)
 
 
 def seen(loader):
@@ -59,13 +59,23 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("size, world_size", [(10, 2), (10, 3), (2, 5)])
-def test_shuffled_ranks_get_equally_many_samples_and_miss_none(size, world_size):
-    loaders = [make_loader(size, batch_size=2, rank=rank, world_size=world_size) for rank in range(world_size)]
-    shares = [seen_in_epoch(loader, 1) for loader in loaders]
-    assert {len(share) for share in shares} == {-(-size // world_size)}
-    assert {sample for share in shares for sample in share} == set(range(size))
-    assert all(len(loader) == len(list(loader)) for loader in loaders)
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("size, world_size", [(10, 2), (10, 3), (11, 2), (13, 3), (2, 5), (9, 2)])
+def test_ranks_that_train_have_the_batches_of_one_process(size, world_size, shuffle):
+    (whole,) = (make_loader(size, 4 * world_size, shuffle),)
+    loaders = [make_loader(size, 4, shuffle, rank=rank, world_size=world_size, even=True) for rank in range(world_size)]
+    for loader in (whole, *loaders):
+        if shuffle:
+            loader.sampler.set_epoch(1)
+    expected = [labels.tolist() for _, labels in whole]
+    parts = [[labels.tolist() for _, labels in loader] for loader in loaders]
+    assert {len(part) for part in parts} == {len(expected)} and all(len(one) == len(expected) for one in loaders)
+    for batch, *shares in zip(expected, *parts, strict=True):
+        together = [sample for share in shares for sample in share]
+        # no rank is without a sample, if need be by taking the epoch's first one again
+        assert all(shares) and set(together) - set(batch) <= {expected[0][0]} and set(batch) <= set(together)
+        if len(batch) >= world_size:
+            assert sorted(together) == sorted(batch)
 
 
 @pytest.mark.parametrize("size, world_size", [(10, 2), (10, 3), (2, 5)])

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -120,7 +121,7 @@ def weights(config, folder, *arguments):
     )
     assert done.returncode == 0, done.stderr
     (path,) = folder.rglob("*.ckpt")
-    said = "".join(line for line in done.stdout.splitlines() if "loss  " in line or "accuracy  " in line)
+    said = "".join(line for line in done.stdout.splitlines() if re.match(r"  \w+ (loss|accuracy)  ", line))
     return torch.load(path, weights_only=True)["state_dict"], said
 
 
@@ -231,6 +232,8 @@ def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path
     assert [(trial["status"], trial["epoch"]) for trial in trials] == [("done", "12")]
     runs = read_runs([str(tmp_path / "sweeps/s")], "train/loss")
     assert [run.steps("train/loss").tolist() for run in runs] == [list(range(144))]
+    first, second = sorted(starts(runs[0].folder, tmp_path))
+    assert first == 0 and second >= 36 and second % 12 == 0  # it went on from an epoch's end
     best = tmp_path / "sweeps/s/best.yaml"
     together, said = weights(best, tmp_path / "two")
     alone, expected = weights(best, tmp_path / "one", "--trainer.devices=1", "--data.batch_size=128")
@@ -267,6 +270,15 @@ def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tm
     assert "best: val/loss" in output and "lr=0.001" in output
 
 
+def test_a_sweep_of_an_older_version_resumes_with_the_defaults_of_new_options(tmp_path):
+    from tune.__main__ import kept, make_parser
+
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/options.json").write_text('{"samples": 5, "name": "old"}')
+    options = kept(make_parser().parse_args(["--storage", str(tmp_path), "--name", "old", "--resume"]))
+    assert (options.samples, options.workers_per_trial, options.resume) == (5, 1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -277,6 +289,16 @@ def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tm
             "--set model.lambda_a=1: is searched by the space; take it out of one of the two.",
         ),
         (["--samples", "0"], "samples=0: must be at least 1."),
+        (["--set", "trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch=2: val/accuracy is judged"),
+        (["--workers-per-trial", "2", "--scheduler", "pbt"], "--scheduler pbt: hands checkpoints from trial to trial"),
+        (
+            ["--workers-per-trial", "2", "--gpus-per-trial", "1"],
+            "--gpus-per-trial 1: each of the 2 workers needs whole",
+        ),
+        (
+            ["--workers-per-trial", "2", "--set", "trainer.strategy=ddp_spawn"],
+            "trainer.strategy=ddp_spawn: trials of several workers take 'ddp' alone.",
+        ),
         (["--config", "none.yaml"], "--config none.yaml: there is no such file"),
         (["--resume"], "holds no sweep; look at --storage and --name."),
         (["--scheduler", "pbt", "--space", "when.yaml"], "--scheduler pbt: changes all settings at any time"),
@@ -351,6 +373,6 @@ def test_spaces_fit_their_methods(method, monkeypatch, fashion_mnist):
     monkeypatch.setattr("sys.argv", ["tune"])
     space = Space.load(ROOT / "tune" / "spaces" / f"{method}.yaml")
     config = ROOT / "configs" / "fashion_mnist" / f"{method}.yaml"
-    settings, epochs = check(config, space, "val/accuracy", {"data.validation": 5000})
+    settings, epochs = check(config, space, "val/accuracy", {"data.validation": 5000}, 1)
     assert epochs == 15 and settings["data.validation"] == 5000
     assert space.start(settings).keys() == space.dimensions.keys()  # the shipped values are tried first
