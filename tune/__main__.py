@@ -14,6 +14,8 @@ from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.compare import markdown
 from locoprop_lightning.errors import UserError, check_counts
 
+BEGUN = "tuner.pkl"  # what Tune writes when a sweep begins
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
@@ -107,7 +109,7 @@ def sweep(options: argparse.Namespace) -> int:
     from tune.space import Space
 
     folder = sweeps.folder_of(options)
-    if not options.resume and (folder / "options.json").exists():
+    if not options.resume and (folder / BEGUN).exists():
         raise UserError(f"--name {options.name}: {folder} holds a sweep; give another name, or --resume.")
     space = Space.load(options.space)
     if options.scheduler == "pbt":
@@ -116,9 +118,13 @@ def sweep(options: argparse.Namespace) -> int:
     settings, epochs = sweeps.check(options.config, space, options.metric, fixed, options.workers_per_trial)
     if settings.get("data.validation") == 0:
         print("data.validation=0: trials are judged on the test images; --set data.validation=N holds others out.")
+    start = space.start(settings)
+    missing = [key for key, one in space.dimensions.items() if not one.when and key not in start]
+    if missing and not options.resume and options.scheduler != "pbt":
+        print(f"the configuration has no value of {', '.join(missing)} in the space: its first trial draws one.")
     config = folder / "base.yaml" if options.resume else sweeps.remember(options, fixed)
     with sweeps.cluster(options):
-        grid = sweeps.tuner(options, space, config, space.start(settings), epochs).fit()
+        grid = sweeps.tuner(options, space, config, start, epochs).fit()
         found = results.outcomes(grid, options, epochs)
     print(markdown(results.table(found, space, options.metric)))
     print(*results.write(found, space, options), sep="\n", flush=True)
@@ -150,6 +156,15 @@ def kept(options: argparse.Namespace) -> argparse.Namespace:
     path = folder / "options.json"
     if not path.is_file():
         raise UserError(f"--resume: {folder} holds no sweep; look at --storage and --name.")
+    if not (folder / BEGUN).exists():
+        raise UserError(f"--resume: the sweep in {folder} never began; start it again without --resume.")
+    changed = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(options).items()
+        if name not in ("storage", "name", "resume", "address", "quiet") and value != make_parser().get_default(name)
+    ]
+    if changed:
+        raise UserError(f"--resume: goes on with the options that the sweep was started with; leave out {changed[0]}.")
     stored = json.loads(path.read_text())
     new = {"storage": options.storage, "resume": True, "address": options.address, "quiet": options.quiet}
     defaults = vars(make_parser().parse_args([]))  # of options that an older sweep did not have

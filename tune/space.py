@@ -11,6 +11,7 @@ Keys are settings of a configuration, named as on the command line. ``integers``
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,19 @@ from optuna.distributions import (
 
 from locoprop_lightning.errors import UserError
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 KINDS = ("uniform", "loguniform", "integers", "choice")
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise UserError(f"space: {twice[0]}: stands there twice; keep one.")
+        return super().construct_mapping(node, deep)
 
 
 class Dimension(NamedTuple):
@@ -61,7 +74,7 @@ class Space:
         if not path.is_file():
             raise UserError(f"--space {path}: there is no such file; tune/spaces has some.")
         try:
-            loaded = yaml.safe_load(path.read_text())
+            loaded = yaml.load(path.read_text(), _Once)
         except yaml.YAMLError as error:
             raise UserError(f"--space {path}: is no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(loaded, dict) or not loaded:
@@ -157,7 +170,7 @@ def _dimension(key: str, value: Any, earlier: Mapping[str, Dimension]) -> Dimens
     if kind == "choice":
         if not isinstance(given, list) or not given or not all(isinstance(c, str | int | float | bool) for c in given):
             raise refuse("choice must be a list of texts, numbers or truth values")
-        return Dimension(CategoricalDistribution(given), conditions)
+        return Dimension(CategoricalDistribution([_read(one) for one in given]), conditions)
     # YAML reads 1e6 as a text.
     numbers = [_number(one) for one in given] if isinstance(given, list) else []
     if len(numbers) != 2 or not all(map(math.isfinite, numbers)) or not numbers[0] < numbers[1]:
@@ -178,6 +191,11 @@ def _dimension(key: str, value: Any, earlier: Mapping[str, Dimension]) -> Dimens
     return Dimension(FloatDistribution(low, high, log=kind == "loguniform", step=step), conditions)
 
 
+def _read(choice: Any) -> Any:
+    """A number where YAML reads one with an exponent, such as 1e6, as a text."""
+    return float(choice) if isinstance(choice, str) and _EXPONENT.fullmatch(choice) else choice
+
+
 def _number(value: Any) -> float:
     try:
         return math.nan if isinstance(value, bool) else float(value)
@@ -194,7 +212,8 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     if isinstance(distribution, IntDistribution) and value != int(value):
         return False
-    return distribution.low <= value <= distribution.high
+    steps = (value - distribution.low) / distribution.step if distribution.step else 0.0
+    return distribution.low <= value <= distribution.high and abs(steps - round(steps)) < 1e-8
 
 
 def _suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> Any:

@@ -173,9 +173,15 @@ def cluster(options: argparse.Namespace) -> Iterator[None]:
         "logging_level": "ERROR",
     }
     if options.address:
-        ray.init(address=options.address, **shared)
+        try:
+            ray.init(address=options.address, **shared)
+        except ConnectionError as error:
+            raise UserError(
+                f"--address {options.address}: no Ray cluster lets this command in there; one with RAY_AUTH_MODE=token "
+                "needs that here too, and its token in ~/.ray/auth_token."
+            ) from error
     else:
-        ray.init(include_dashboard=False, **shared)
+        ray.init(address="local", include_dashboard=False, **shared)  # whatever else runs on this machine
     try:
         yield
     finally:
@@ -241,6 +247,8 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
         run_config=tune.RunConfig(
             name=options.name,
             storage_path=str(options.storage.resolve()),
+            # Else settings would change once more at the end, to some that were never trained with.
+            stop={TIME: epochs * options.seeds} if options.scheduler == "pbt" else None,
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=options.keep),
             callbacks=callbacks,

@@ -102,13 +102,14 @@ class Progress:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.done: list[dict[str, float]] = []
+        self.said: dict[str, float] = {}
         self.weights: Path | None = None
         if (folder / STATE).is_file():
             self._read(folder)
 
     def _read(self, folder: Path) -> None:
         state = json.loads((folder / STATE).read_text())
-        self.done = state["done"]
+        self.done, self.said = state["done"], state["said"]
         self.weights = folder / state["weights"] if state["weights"] else None
 
     def take_over(self, other: Path) -> None:
@@ -129,7 +130,9 @@ class Progress:
         if not trainer.is_global_zero:
             return
         passing = self.folder / f"{STATE}.new"
-        passing.write_text(json.dumps({"done": self.done, "weights": self.weights and self.weights.name}))
+        passing.write_text(
+            json.dumps({"done": self.done, "said": self.said, "weights": self.weights and self.weights.name})
+        )
         passing.replace(self.folder / STATE)
         for path in old - {self.weights}:
             path.unlink(missing_ok=True)
@@ -168,15 +171,25 @@ class Reporter(Checkpoint):
         if last:
             done.append(values)
             epoch = len(done) * trainer.max_epochs
-        self.progress.write(trainer, last)
         known = done or [values]
         said = {name: statistics.median(one.get(name, math.inf) for one in known) for name in known[0]}
-        said |= {"epoch": epoch, "seeds_done": len(done)}
-        if trainer.world_size > 1:
-            ray.train.report(said)  # by all workers; Tune hears of the first
-        else:
-            checkpoint = tune.Checkpoint.from_directory(self.progress.folder) if self.shares else None
-            tune.report(said, checkpoint=checkpoint)
+        self.progress.said = said | {"epoch": epoch, "seeds_done": len(done)}
+        self.progress.write(trainer, last)
+        report(self.progress, self.shares, trainer.world_size)
+
+
+def report(progress: Progress, shares: bool, workers: int) -> None:
+    """Tells Tune how far a trial has come.
+
+    Args:
+        progress: How far.
+        shares: Whether other trials may go on from its checkpoint.
+        workers: Processes of the trial, all of which come here; Tune hears of the first.
+    """
+    if workers > 1:
+        ray.train.report(progress.said)
+    else:
+        tune.report(progress.said, checkpoint=tune.Checkpoint.from_directory(progress.folder) if shares else None)
 
 
 class Work(NamedTuple):
@@ -271,6 +284,8 @@ def run_workers(values: dict[str, Any], work: Work, trial: Path) -> None:
 
 def run_seeds(values: dict[str, Any], work: Work, trial: Path, progress: Progress) -> None:
     """Trains with the seeds that are not done."""
+    if len(progress.done) == len(work.seeds):  # Tune's own record may be of an epoch before
+        report(progress, work.shares, work.workers)
     for seed in work.seeds[len(progress.done) :]:
         reporter = Reporter(work.metric, work.worst, progress, work.shares)
         weights, progress.weights = progress.weights, None

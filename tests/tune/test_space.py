@@ -102,3 +102,17 @@ def test_mistakes(tmp_path, text, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(UserError, match="there is no such file; tune/spaces has some"):
         Space.load(tmp_path / "none.yaml")
+
+
+def test_a_start_is_on_the_grid(tmp_path):
+    space = load(
+        tmp_path, "x: {uniform: [1, 99], step: 7}\nn: {integers: [2, 8], step: 3}\nc: {choice: [1e-1, 1e1, 1e1a]}"
+    )
+    assert space.dimensions["c"].distribution.choices == (0.1, 10.0, "1e1a")
+    assert space.start({"x": 30, "n": 4, "c": 10}) == {"c": 10}
+    assert space.start({"x": 29.0, "n": 5, "c": 0.2}) == {"x": 29.0, "n": 5}
+
+
+def test_a_key_stands_once(tmp_path):
+    with pytest.raises(UserError, match="space: a: stands there twice"):
+        load(tmp_path, "a: {uniform: [0, 1]}\nb: {uniform: [0, 1]}\na: {uniform: [0, 2]}")

@@ -1,6 +1,7 @@
 """Sweeps with real Ray processes."""
 
 import csv
+import json
 import math
 import os
 import re
@@ -17,6 +18,7 @@ import torch
 import yaml
 from ray.cluster_utils import Cluster
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.runs import read_runs
 from tests.support import ROOT, close
 
@@ -270,10 +272,38 @@ def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tm
     assert "best: val/loss" in output and "lr=0.001" in output
 
 
+def test_a_trial_whose_end_tune_has_not_heard_of_says_it_again(tmp_path, monkeypatch):
+    from tune import trial
+
+    said = {"val/loss": 0.5, "epoch": 6, "seeds_done": 2}
+    state = {"done": [{"val/loss": 0.25}, {"val/loss": 0.75}], "said": said, "weights": None}
+    (tmp_path / trial.STATE).write_text(json.dumps(state))
+    heard = []
+    monkeypatch.setattr(trial.tune, "report", lambda metrics, checkpoint: heard.append((metrics, checkpoint)))
+    work = trial.Work("none.yaml", [0, 1], 1, str(tmp_path), "val/loss", math.inf, False, 1, 1, 0)
+    trial.run_seeds({}, work, tmp_path, trial.Progress(tmp_path))
+    assert heard == [(said, None)]
+
+
+def test_what_a_resumed_sweep_refuses(tmp_path):
+    from tune.__main__ import kept, make_parser
+
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (folder / "options.json").write_text('{"samples": 5, "name": "s"}')
+    arguments = ["--storage", str(tmp_path), "--name", "s", "--resume"]
+    with pytest.raises(UserError, match="never began; start it again without --resume"):
+        kept(make_parser().parse_args(arguments))
+    (folder / "tuner.pkl").touch()
+    with pytest.raises(UserError, match="leave out --time-budget"):
+        kept(make_parser().parse_args([*arguments, "--time-budget", "9"]))
+
+
 def test_a_sweep_of_an_older_version_resumes_with_the_defaults_of_new_options(tmp_path):
     from tune.__main__ import kept, make_parser
 
     (tmp_path / "old").mkdir()
+    (tmp_path / "old/tuner.pkl").touch()
     (tmp_path / "old/options.json").write_text('{"samples": 5, "name": "old"}')
     options = kept(make_parser().parse_args(["--storage", str(tmp_path), "--name", "old", "--resume"]))
     assert (options.samples, options.workers_per_trial, options.resume) == (5, 1, True)
