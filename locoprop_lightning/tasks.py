@@ -71,8 +71,8 @@ class MeanLoss(Metric):
 
     def update(self, loss: Tensor, terms: int) -> None:
         """Takes in the loss of a batch, a mean over so many terms."""
-        self.total += loss * terms
-        self.terms += terms
+        self.total = self.total + loss * terms  # not in place, which a tensor of an inference pass refuses
+        self.terms = self.terms + terms
 
     def compute(self) -> Tensor:
         """The mean, scalar."""
