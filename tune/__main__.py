@@ -131,7 +131,18 @@ def sweep(options: argparse.Namespace) -> int:
     failed = [outcome for outcome in found if outcome.status == "failed"]
     for outcome in failed:
         print(f"trial {outcome.name} failed for good: {outcome.error}", file=sys.stderr)
-    return 1 if failed or not found else 0
+    if failed or not found:
+        return 1
+    if unfinished([outcome.status for outcome in found], options):
+        print(f"not all trials are done; --storage {options.storage} --name {options.name} --resume goes on.")
+        return 130
+    return 0
+
+
+def unfinished(statuses: Sequence[str], options: argparse.Namespace) -> bool:
+    """Whether a sweep was interrupted, as far as trials tell: a scheduler or the time budget ends some early too."""
+    early = options.scheduler == "none" and "stopped early" in statuses
+    return options.time_budget is None and (len(statuses) < options.samples or early)
 
 
 def _pairs(settings: Sequence[str]) -> dict[str, str]:

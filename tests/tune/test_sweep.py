@@ -285,6 +285,22 @@ def test_a_trial_whose_end_tune_has_not_heard_of_says_it_again(tmp_path, monkeyp
     assert heard == [(said, None)]
 
 
+@pytest.mark.parametrize(
+    ("statuses", "options", "expected"),
+    [
+        (["done", "done"], [], False),
+        (["done"], [], True),
+        (["done", "stopped early"], [], True),
+        (["done", "stopped early"], ["--scheduler", "asha"], False),
+        (["done"], ["--time-budget", "9"], False),
+    ],
+)
+def test_an_interrupted_sweep_says_so(statuses, options, expected):
+    from tune.__main__ import make_parser, unfinished
+
+    assert unfinished(statuses, make_parser().parse_args(["--samples", "2", *options])) is expected
+
+
 def test_what_a_resumed_sweep_refuses(tmp_path):
     from tune.__main__ import kept, make_parser
 
