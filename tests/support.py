@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
+KEPT = dict(average=0.9, refresh_every=3, warmup=1)  # a factor that is averaged and kept for some steps
 
 
 def script(name, folder="benchmarks"):

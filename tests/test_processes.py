@@ -30,9 +30,8 @@ from locoprop_lightning.solvers import (
     Majorization,
 )
 from locoprop_lightning.tasks import Classification
-from tests.support import close, flat, same
+from tests.support import KEPT, close, flat, same
 
-KEPT = dict(average=0.9, refresh_every=3, warmup=1)
 SOLVERS = {
     "fpi": partial(FixedPointIteration, 5),
     "anderson": partial(AndersonAcceleration, 6),

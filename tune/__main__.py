@@ -169,16 +169,16 @@ def kept(options: argparse.Namespace) -> argparse.Namespace:
         raise UserError(f"--resume: {folder} holds no sweep; look at --storage and --name.")
     if not (folder / BEGUN).exists():
         raise UserError(f"--resume: the sweep in {folder} never began; start it again without --resume.")
+    defaults = vars(make_parser().parse_args([]))  # also of options that an older sweep did not have
     changed = [
         f"--{name.replace('_', '-')}"
         for name, value in vars(options).items()
-        if name not in ("storage", "name", "resume", "address", "quiet") and value != make_parser().get_default(name)
+        if name not in ("storage", "name", "resume", "address", "quiet") and value != defaults[name]
     ]
     if changed:
         raise UserError(f"--resume: goes on with the options that the sweep was started with; leave out {changed[0]}.")
     stored = json.loads(path.read_text())
     new = {"storage": options.storage, "resume": True, "address": options.address, "quiet": options.quiet}
-    defaults = vars(make_parser().parse_args([]))  # of options that an older sweep did not have
     return argparse.Namespace(
         **(defaults | stored | new | {"config": folder / "base.yaml", "space": folder / "space.yaml"})
     )

@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tune.space import shown
+
 _DONE = (Trial.TERMINATED, Trial.ERROR)
 
 
@@ -84,8 +86,7 @@ class LiveTable(tune.Callback):
     def _row(self, trial: Trial) -> list[str]:
         result = trial.last_result or {}
         values = [result.get(self.metric, "-"), *(trial.config.get(key, "-") for key in self.keys)]
-        shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        return [trial.trial_id, trial.status.lower(), str(result.get(self.epoch, 0)), *shown]
+        return [trial.trial_id, trial.status.lower(), str(result.get(self.epoch, 0)), *map(shown, values)]
 
     def _rank(self, trial: Trial) -> float:
         value = (trial.last_result or {}).get(self.metric)

@@ -12,7 +12,7 @@ import yaml
 from ray.tune import Result, ResultGrid
 
 from locoprop_lightning.errors import UserError
-from tune.space import Space
+from tune.space import Space, shown
 from tune.sweep import TIME, folder_of
 
 
@@ -96,18 +96,15 @@ def write(found: list[Outcome], space: Space, options: argparse.Namespace) -> li
 
 
 def _told(values: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
-    )
+    return ", ".join(f"{key}={shown(value)}" for key, value in values.items())
 
 
 def table(found: list[Outcome], space: Space, metric: str) -> list[list[str]]:
     """Rows of the table of trials, with a head."""
     rows = [["trial", "status", TIME, metric, *space.dimensions]]
     for o in found:
-        values = [o.values.get(key, "-") for key in space.dimensions]
-        shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        rows.append([o.name, o.status, str(o.epoch), "-" if o.value is None else f"{o.value:.6g}", *shown])
+        values = [shown(o.values.get(key, "-")) for key in space.dimensions]
+        rows.append([o.name, o.status, str(o.epoch), "-" if o.value is None else f"{o.value:.6g}", *values])
     return rows
 
 

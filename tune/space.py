@@ -191,6 +191,11 @@ def _dimension(key: str, value: Any, earlier: Mapping[str, Dimension]) -> Dimens
     return Dimension(FloatDistribution(low, high, log=kind == "loguniform", step=step), conditions)
 
 
+def shown(value: Any) -> str:
+    """A setting or a metric for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _read(choice: Any) -> Any:
     """A number where YAML reads one with an exponent, such as 1e6, as a text."""
     return float(choice) if isinstance(choice, str) and _EXPONENT.fullmatch(choice) else choice

@@ -23,9 +23,8 @@ from locoprop_lightning.solvers import (
     Majorization,
     Status,
 )
-from tests.support import joined
+from tests.support import KEPT, joined
 
-KEPT = dict(average=0.9, refresh_every=3, warmup=1)
 ITERATIVE = {
     "fpi": FixedPointIteration,
     "anderson": AndersonAcceleration,
