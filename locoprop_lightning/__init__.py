@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 from locoprop_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from locoprop_lightning.module import BackpropModule, LocoPropModule
+    from locoprop_lightning.module import LocoPropModule
+    from locoprop_lightning.supervised import BackpropModule
 
 __all__ = ["BackpropModule", "LocoPropModule", "UserError"]
 
 
-_PACKAGES = ("callbacks", "data", "local", "networks", "optimizers", "oracles", "solvers", "tasks")
+_MODULES = {"BackpropModule": "supervised", "LocoPropModule": "module"}
+_PACKAGES = ("callbacks", "data", "layers", "local", "networks", "optimizers", "oracles", "solvers", "tasks")
 
 
 def __getattr__(name: str) -> Any:
@@ -20,7 +22,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.module"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn, optim
 
 # Imported so that their short names work on the command line.
-from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, tasks
+from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, supervised, tasks
 from locoprop_lightning.callbacks import (
     FitSummary,
     HyperparameterLogger,
@@ -27,8 +27,8 @@ from locoprop_lightning.callbacks import (
     StepTimer,
 )
 from locoprop_lightning.errors import UserError, check_counts
-from locoprop_lightning.module import SupervisedModule
 from locoprop_lightning.runs import NEUTRAL, flatten
+from locoprop_lightning.supervised import SupervisedModule
 
 
 class LocoPropCLI(LightningCLI):
@@ -225,7 +225,7 @@ _FORMS = {
 }
 
 _CLASSES = {
-    "model": ((module,), SupervisedModule),
+    "model": ((module, supervised), SupervisedModule),
     "solver": ((solvers,), solvers.LocalSolver),
     "oracle": ((oracles,), oracles.Oracle),
     "network": ((networks,), nn.Module),

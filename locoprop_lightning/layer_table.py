@@ -6,10 +6,12 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from locoprop_lightning.local import Layer
+from locoprop_lightning.layers import LayerInfo
 
 
-def print_layers(trainer: Trainer, layers: Sequence[Layer], trained_by: Mapping[str, str], plain: bool = False) -> None:
+def print_layers(
+    trainer: Trainer, layers: Sequence[LayerInfo], trained_by: Mapping[str, str], plain: bool = False
+) -> None:
     """Prints name, kind, shape, transfer and who trains each layer, on the first process only.
 
     Args:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
@@ -53,6 +54,11 @@ class Task:
     def predict(self, output: Tensor) -> Tensor:
         """Prediction from the output; the output itself if not overridden."""
         return output
+
+
+def detached(output: Any) -> Any:
+    """An output without its graph, whatever it is made of."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
 
 
 class MeanLoss(Metric):

@@ -7,10 +7,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from locoprop_lightning import processes
 from locoprop_lightning.callbacks.stopwatch import Stopwatch
-from locoprop_lightning.module import LocoPropModule, SupervisedModule
+from locoprop_lightning.module import LocoPropModule
 from locoprop_lightning.solvers import Status
+from locoprop_lightning.supervised import SupervisedModule
 
 _DECAY = 0.7
 
@@ -39,7 +39,7 @@ class FitSummary(Stopwatch):
     ) -> None:
         """Takes in the loss of the batch; nothing waits for the device."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        loss = processes.mean(outputs["loss"].detach())
+        loss = outputs.get("mean_loss", outputs["loss"]).detach()  # of all processes
         smoothed = self._smoothed
         self._raw = loss
         self._smoothed = loss if smoothed is None else _DECAY * smoothed.to(loss.device) + (1 - _DECAY) * loss
@@ -70,7 +70,7 @@ class FitSummary(Stopwatch):
         lines.append(("seconds", f"{time.perf_counter() - self._fit_started:.1f}{here}"))
         lines.append(("milliseconds a step", f"{1000 * self.seconds / self.steps:.1f}"))
         if isinstance(pl_module, LocoPropModule):
-            for layer, counts in pl_module.solver.counts.items():
+            for layer, counts in pl_module.engine.counts.items():
                 said = ", ".join(f"{count} {status}" for status, count in counts.items())
                 lines.append((f"layer {layer}", f"{said} of {self.steps} local solutions"))
                 if sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self.steps / 2:

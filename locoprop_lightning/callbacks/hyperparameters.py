@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from locoprop_lightning.module import SupervisedModule
+from locoprop_lightning.supervised import SupervisedModule
 
 
 class HyperparameterLogger(Callback):

@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from locoprop_lightning.engine import Report
 from locoprop_lightning.errors import check_counts
-from locoprop_lightning.module import LocoPropModule
+from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.observer import SolveObserver
+from locoprop_lightning.solvers import Recording
 
 
-class LocalLossMonitor(Callback):
+class LocalLossMonitor(SolveObserver):
     """Logs what the solver did to each layer, as ``local_loss/<layer>/...``.
 
     ``first`` and ``last`` are the local loss a sample before and after the solve, ``reduction`` is the part of it that
@@ -43,48 +46,41 @@ class LocalLossMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.curves = curves
         self.histograms = histograms
-        self._laid_out = self._whole = False
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._laid_out = False
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Asks the module to record on a step that is due."""
-        if not isinstance(pl_module, LocoPropModule):
-            return
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lays the charts out once a fit."""
+        self._laid_out = False
+
+    def recording(self, trainer: Trainer) -> Recording:
+        """First and last losses on a step that is due, the whole curve where it is shown."""
+        interval = self._interval(trainer)
+        if interval is None:
+            return Recording.NOTHING
+        return Recording.CURVE if self.curves and _is_whole(interval) else Recording.ENDS
+
+    def _interval(self, trainer: Trainer) -> int | None:
+        """Which logged step this is, from 0; None where it is not logged."""
         every: int = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
-        step = trainer.global_step
-        pl_module.record_losses = bool(trainer.loggers) and every > 0 and step % every == 0
-        count = step // every if pl_module.record_losses else -1
-        self._whole = count == 0 or (count > 0 and count.bit_count() == 1)  # 0 or a power of 2
-        pl_module.solver.whole_curves = self._whole and self.curves
+        due = bool(trainer.loggers) and every > 0 and trainer.global_step % every == 0
+        return trainer.global_step // every if due else None
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Writes the histograms, while the problems are there."""
-        if not (isinstance(pl_module, LocoPropModule) and pl_module.record_losses and self._whole and self.histograms):
-            return
-        for writer in _writers(trainer):
-            for name, problem in pl_module.problems.items():
-                shift = -problem.lambda_a * problem.direction
-                shift = shift[shift.isfinite()]
-                if shift.numel() == 0:  # nothing that a histogram could show
-                    continue
-                writer.add_histogram(f"local_loss/{name}/target_shift", shift, trainer.global_step)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_solved(
+        self,
+        trainer: Trainer,
+        problems: Mapping[str, LocalProblem],
+        reports: Mapping[str, Report],
+        counts: Mapping[str, Mapping[str, int]],
     ) -> None:
         """Writes what was recorded."""
-        if not isinstance(pl_module, LocoPropModule) or not pl_module.record_losses:
+        interval, step = self._interval(trainer), trainer.global_step
+        if interval is None:  # another process, or another observer, records
             return
+        parts = [part for r in reports.values() for part in (r.losses, r.displacement[None], r.out_of_range[None])]
+        table = iter(torch.cat(parts).tolist())  # one wait for all layers
         values: dict[str, float] = {}
-        solver, step = pl_module.solver, trainer.global_step - 1
         curves = {}
-        parts = [
-            part for r in solver.reports.values() for part in (r.losses, r.displacement[None], r.out_of_range[None])
-        ]
-        table = iter(torch.cat(parts).tolist() if parts else [])  # one wait for all layers
-        for name, report in solver.reports.items():
+        for name, report in reports.items():
             curves[name] = losses = [next(table) for _ in report.losses]
             first, last = losses[0], losses[-1]
             values[f"local_loss/{name}/first"] = first
@@ -92,24 +88,23 @@ class LocalLossMonitor(Callback):
             values[f"local_loss/{name}/reduction"] = 1 - last / first if first else 0.0
             values[f"local_loss/{name}/displacement"] = next(table)
             values[f"local_loss/{name}/out_of_range"] = next(table)
-        for name, counts in solver.counts.items():
-            values |= {f"local_loss/{name}/status/{status}": count for status, count in counts.items()}
+        for name, failed in counts.items():
+            values |= {f"local_loss/{name}/status/{status}": count for status, count in failed.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
-        for writer in _writers(trainer) if curves else ():
+        for writer in _writers(trainer):
             if not self._laid_out:
                 writer.add_custom_scalars(layout(curves))
-            if self.curves and self._whole:
+            if _is_whole(interval) and self.curves:
                 _write_curves(writer, curves, step)
-        self._laid_out = self._laid_out or bool(curves)
+            if _is_whole(interval) and self.histograms:
+                _write_histograms(writer, problems, step)
+        self._laid_out = True
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves nothing switched on."""
-        if isinstance(pl_module, LocoPropModule):
-            pl_module.record_losses, pl_module.solver.whole_curves = False, True
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
-        self.on_fit_end(trainer, pl_module)
+def _is_whole(interval: int) -> bool:
+    """Whether a logged step is shown whole: 0 and the powers of 2 are."""
+    return interval == 0 or interval.bit_count() == 1
 
 
 def layout(layers: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
@@ -142,6 +137,15 @@ def _write_curves(writer: SummaryWriter, curves: Mapping[str, list[float]], step
             for iteration, loss in enumerate(losses):
                 inner.add_scalar(f"inner/{name}", loss, iteration)
     writer.add_image("local_loss/heat_map", heat_map(curves), step, dataformats="HWC")
+
+
+def _write_histograms(writer: SummaryWriter, problems: Mapping[str, LocalProblem], step: int) -> None:
+    """How far the targets of this process lie from the outputs of f."""
+    for name, problem in problems.items():
+        shift = -problem.lambda_a * problem.direction
+        shift = shift[shift.isfinite()]
+        if shift.numel():  # else there is nothing that a histogram could show
+            writer.add_histogram(f"local_loss/{name}/target_shift", shift, step)
 
 
 def heat_map(curves: Mapping[str, list[float]]) -> np.ndarray:

@@ -1,8 +1,17 @@
-"""The mathematics of one layer: transfers, what a pass records, and the local problem. Imports torch only."""
+"""The mathematics of one layer: transfers, linear operators, the local problem, preconditioners. Imports torch only."""
 
-from locoprop_lightning.local.discovery import Layer, discover
+from locoprop_lightning.local.operator import LinearOperator, MatrixOperator, Rows
+from locoprop_lightning.local.preconditioner import Preconditioner, State
 from locoprop_lightning.local.problem import LocalProblem
-from locoprop_lightning.local.tape import Record, Tape
 from locoprop_lightning.local.transfer import Transfer, resolve_transfer
 
-__all__ = ["Layer", "LocalProblem", "Record", "Tape", "Transfer", "discover", "resolve_transfer"]
+__all__ = [
+    "LinearOperator",
+    "LocalProblem",
+    "MatrixOperator",
+    "Preconditioner",
+    "Rows",
+    "State",
+    "Transfer",
+    "resolve_transfer",
+]

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from locoprop_lightning.oracles.oracle import Oracle, State
+from locoprop_lightning.local import State
+from locoprop_lightning.oracles.oracle import Oracle
 
 
 class GradientOracle(Oracle):

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from locoprop_lightning.local.factor import State
-from locoprop_lightning.local.share import ALONE, Share
+from locoprop_lightning.local import Rows, State
+
+ALL_HERE = Rows()
 
 
 class Oracle(ABC):
@@ -18,10 +19,10 @@ class Oracle(ABC):
 
     The loss is a mean over N terms (samples, or tokens): G is the gradient of that mean, N G that of single terms. A
     layer has n rows, more than N where it sees a term several times, as a convolution sees an image at each position.
-    With several processes each has some of the rows; N, and the mean that G is the gradient of, are of all.
+    G may hold some of the rows of the batch alone; N, and the mean that it is the gradient of, are of all.
 
-    What evolves lives in one state dictionary a layer (tensors and numbers), which the module keeps and saves with the
-    checkpoint. Hyper-parameters are attributes.
+    What evolves lives in a state, a dictionary a layer of tensors, numbers and dictionaries of these, which is kept and
+    saved with the checkpoint. Hyper-parameters are attributes.
     """
 
     def draws(self, states: Mapping[str, State]) -> int:
@@ -33,7 +34,7 @@ class Oracle(ABC):
         return 0
 
     def observe(  # noqa: B027, an oracle may keep nothing
-        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, share: Share = ALONE
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, rows: Rows = ALL_HERE
     ) -> None:
         """Takes a batch in, once a step and before the directions; never a non-finite value.
 
@@ -42,8 +43,8 @@ class Oracle(ABC):
             sampled: The gradient for each draw of sampled labels, each as G.
             terms: N.
             state: What evolves for this layer.
-            share: Where the rows stand among those of other processes: ``share.rows(n)`` is the number of all, and
-                ``share.sum`` sums over them.
+            rows: What the rows of G stand for: ``rows.count(n)`` is the number of all rows of the batch, and
+                ``rows.sum`` sums over them. Given where not all are at hand.
         """
 
     @abstractmethod

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import check_choice, check_fraction, check_positive
-from locoprop_lightning.local.factor import average_of, update_average
-from locoprop_lightning.local.share import ALONE, Share
-from locoprop_lightning.oracles.oracle import Oracle, State
+from locoprop_lightning.local import Rows, State
+from locoprop_lightning.local.preconditioner import average_of, update_average
+from locoprop_lightning.oracles.oracle import ALL_HERE, Oracle
 
 
 class RMSOracle(Oracle):
@@ -17,6 +17,8 @@ class RMSOracle(Oracle):
     D has no unit: a target moves by about lambda_a where the gradient has its usual size, whatever the scale of the
     loss, so lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M). 0.1 usually works,
     with a rate that decays to zero.
+
+    The state of a layer has one key, ``square``: the moving average.
 
     Args:
         beta: Decay of the moving average of the squares, bias-corrected, in [0, 1).
@@ -33,15 +35,15 @@ class RMSOracle(Oracle):
         self.per = per
 
     def observe(  # noqa: D102
-        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, share: Share = ALONE
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, rows: Rows = ALL_HERE
     ) -> None:
-        scale = terms**2 / share.rows(len(gradient))
-        square = share.sum(torch.linalg.vecdot(gradient, gradient, dim=0)) * scale  # mean over rows of (NG)^2 [d_out]
-        update_average(state, "square", square, self.beta)
+        scale = terms**2 / rows.count(len(gradient))
+        square = rows.sum(torch.linalg.vecdot(gradient, gradient, dim=0)) * scale  # mean over rows of (NG)^2 [d_out]
+        update_average(state.setdefault("square", {}), square, self.beta)
 
     def _scale(self, terms: int, state: State) -> Tensor:
         """R, diagonal [d_out]."""
-        square = average_of(state, "square")
+        square = average_of(state["square"])
         layer = square.mean().sqrt()
         root = square.sqrt() if self.per == "unit" else layer.expand_as(square)
         return torch.where(layer > 0, terms / (root + self.eps * layer), 0.0)  # no gradient yet: no direction

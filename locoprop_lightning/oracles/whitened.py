@@ -1,17 +1,32 @@
 """Gradients whitened by their own second moment: K-FAC's oracle, and the full-matrix form of RMSOracle."""
 
 from collections.abc import Mapping
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import UserError, check_counts, check_fraction, check_positive
-from locoprop_lightning.local.factor import Factor
-from locoprop_lightning.local.linear_map import gram
-from locoprop_lightning.local.share import ALONE, Share
-from locoprop_lightning.oracles.oracle import Oracle, State
+from locoprop_lightning.local import Preconditioner, Rows, State
+from locoprop_lightning.local.operator import gram
+from locoprop_lightning.local.preconditioner import PreconditionerState
+from locoprop_lightning.oracles.oracle import ALL_HERE, Oracle
 
 _GROWTH = 4.0  # of whitened gradients since S was made, at which D is scaled back
+
+
+class WhitenedState(TypedDict, total=False):
+    """What the oracle keeps of a layer; empty before the first step.
+
+    Attributes:
+        preconditioner: S, a mean over rows, and its damped inverse or root.
+        usual: Size of whitened gradients at the refresh, scalar.
+        shrink: What D is multiplied with in this step, scalar.
+    """
+
+    preconditioner: PreconditionerState
+    usual: Tensor
+    shrink: Tensor
 
 
 class WhitenedOracle(Oracle):
@@ -59,47 +74,58 @@ class WhitenedOracle(Oracle):
         self.power = power
         self.damping = damping
         self.samples = samples
-        self.factor = Factor(beta, refresh_every, warmup, type(self).__name__, root=power == 0.5)
+        self.preconditioner = Preconditioner(beta, refresh_every, warmup, type(self).__name__, root=power == 0.5)
 
     def draws(self, states: Mapping[str, State]) -> int:  # noqa: D102
         return self.samples if any(self._due(state) for state in states.values()) else 0
 
     def _due(self, state: State) -> bool:
-        return self.factor.due(state) or state.get("settings") != [self.power, self.damping]
+        kept = _typed(state).get("preconditioner", {})
+        return self.preconditioner.due(kept) or kept.get("settings") != [self.power, self.damping]
 
     def observe(  # noqa: D102
-        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, share: Share = ALONE
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, rows: Rows = ALL_HERE
     ) -> None:
-        refreshes = self._due(state) and (bool(sampled) or self.samples == 0 or "inverse" not in state)
+        due, own = self._due(state), _typed(state)
+        kept = own.setdefault("preconditioner", {})
+        refreshes = due and (bool(sampled) or self.samples == 0 or "inverse" not in kept)
         if refreshes:
             draws = sampled or [gradient]
             moment = gram(draws[0])
             for other in draws[1:]:
                 moment += gram(other)
-            moment = share.sum(moment)
-            moment *= terms**2 / (len(draws) * share.rows(len(gradient)))  # mean over rows of (NG')^T (NG')
-            self.factor.refresh(state, moment, 1, self.damping, relative=True)
-            state["settings"] = [self.power, self.damping]
-        self.factor.tick(state)
-        size = self._size(gradient, terms, state, share)
+            moment = rows.sum(moment)
+            moment *= terms**2 / (len(draws) * rows.count(len(gradient)))  # mean over rows of (NG')^T (NG')
+            self.preconditioner.refresh(kept, moment, 1, self.damping, relative=True)
+            kept["settings"] = [self.power, self.damping]
+        self.preconditioner.tick(kept)
+        size = self._size(gradient, terms, kept, rows)
         if refreshes:
-            state["usual"] = torch.where(size.isfinite(), size.clamp_min(1), 1.0)
-        limit = _GROWTH**2 * state["usual"].to(size)
-        state["shrink"] = torch.where(size > limit, (limit / size).sqrt(), 1.0)
+            own["usual"] = torch.where(size.isfinite(), size.clamp_min(1), 1.0)
+        limit = _GROWTH**2 * own["usual"].to(size)
+        own["shrink"] = torch.where(size > limit, (limit / size).sqrt(), 1.0)
 
-    def _size(self, gradient: Tensor, terms: int, state: State, share: Share) -> Tensor:
+    def _size(self, gradient: Tensor, terms: int, kept: PreconditionerState, rows: Rows) -> Tensor:
         """tr(S^-1 (NG)^T NG / n) / d_out on at most 32 rows, scalar: about 1 where S is not stale."""
-        index, count = share.spread(len(gradient), 32, gradient.device)
-        rows = gradient[index]
-        whitened = self.factor.solve(state, rows, 1)
-        squares = (whitened * (rows if self.power == 1 else whitened)).sum()
-        return share.sum(squares) * (terms**2 / (count * gradient.shape[1]))
+        index, count = rows.sample(len(gradient), 32, gradient.device)
+        some = gradient[index]
+        whitened = self.preconditioner.solve(kept, some, 1)
+        squares = (whitened * (some if self.power == 1 else whitened)).sum()
+        return rows.sum(squares) * (terms**2 / (count * gradient.shape[1]))
 
     def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
-        return self.factor.solve(state, gradient, 1).mul_(terms * state["shrink"].to(gradient))
+        own = _typed(state)
+        whitened = self.preconditioner.solve(own["preconditioner"], gradient, 1)
+        return whitened.mul_(terms * own["shrink"].to(gradient))
 
     def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
-        return self.factor.solve(state, weight_gradient, 1, left=True).mul_(terms * state["shrink"].to(weight_gradient))
+        own = _typed(state)
+        whitened = self.preconditioner.solve(own["preconditioner"], weight_gradient, 1, left=True)
+        return whitened.mul_(terms * own["shrink"].to(weight_gradient))
 
     def __repr__(self) -> str:
         return f"WhitenedOracle(power={self.power}, damping={self.damping}, samples={self.samples})"
+
+
+def _typed(state: State) -> WhitenedState:
+    return cast(WhitenedState, state)

@@ -1,20 +1,21 @@
-"""Local solvers: Lightning callbacks that move the weights of every local layer, each usable alone as well."""
+"""Local solvers: each solves the local problem of a layer, in training or alone."""
 
 from locoprop_lightning.solvers.anderson import AndersonAcceleration
 from locoprop_lightning.solvers.closed_form import ClosedForm
 from locoprop_lightning.solvers.conjugate_gradient import ConjugateGradient
-from locoprop_lightning.solvers.factored import FactoredSolver
 from locoprop_lightning.solvers.fixed_point import FixedPointIteration
 from locoprop_lightning.solvers.gradient_descent import GradientDescent
 from locoprop_lightning.solvers.inner_optimizer import InnerOptimizer
+from locoprop_lightning.solvers.iterative import IterativeSolver, Step
 from locoprop_lightning.solvers.majorization import Majorization
-from locoprop_lightning.solvers.solver import IterativeSolver, LocalSolver, Outcome, Solution, Status
+from locoprop_lightning.solvers.right_preconditioner import RightPreconditioner
+from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status
+from locoprop_lightning.solvers.solver import LocalSolver
 
 __all__ = [
     "AndersonAcceleration",
     "ClosedForm",
     "ConjugateGradient",
-    "FactoredSolver",
     "FixedPointIteration",
     "GradientDescent",
     "InnerOptimizer",
@@ -22,6 +23,9 @@ __all__ = [
     "LocalSolver",
     "Majorization",
     "Outcome",
+    "Recording",
+    "RightPreconditioner",
     "Solution",
     "Status",
+    "Step",
 ]

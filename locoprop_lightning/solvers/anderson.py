@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import check_counts, check_positive
-from locoprop_lightning.local import LocalProblem
-from locoprop_lightning.solvers.solver import IterativeSolver, State
+from locoprop_lightning.local import LocalProblem, State
+from locoprop_lightning.solvers.iterative import IterativeSolver, Step
 
 
 class AndersonAcceleration(IterativeSolver):
@@ -49,22 +49,18 @@ class AndersonAcceleration(IterativeSolver):
         rows = 1 if problem.transfer.rowwise else v.shape[0]
         return _History(v.reshape(rows, -1), min(self.memory, self.iterations), self.beta)
 
-    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: "_History") -> Tensor:
-        """One mix of the history."""
-        iterate = v.reshape(inner.best.shape)
-        residual = (gradient / -problem.lambda_r).reshape(inner.best.shape)
-        inner.push(iterate, residual, k)
+    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, carry: "_History") -> Step:
+        """One mix of the history; the residual is that of the accepted iterates with the safeguard."""
+        iterate = v.reshape(carry.best.shape)
+        residual = (gradient / -problem.lambda_r).reshape(carry.best.shape)
+        carry.push(iterate, residual, k)
         if not self.safeguard:
-            return inner.mix(self.ridge).reshape(v.shape)
-        accepted = inner.accept(iterate, residual)
-        mixed = inner.mix(self.ridge)
+            return Step(carry.mix(self.ridge).reshape(v.shape), carry)
+        accepted = carry.accept(iterate, residual)
+        mixed = carry.mix(self.ridge)
         if 0 < k == self.iterations - 1:
-            mixed = torch.where(accepted[:, None], mixed, inner.best)
-        return mixed.reshape(v.shape)
-
-    def residual(self, problem: LocalProblem, gradient: Tensor, inner: "_History") -> Tensor:
-        """Norm of the accepted residuals with the safeguard, of the last ones without."""
-        return torch.linalg.vector_norm(inner.norm) if self.safeguard else super().residual(problem, gradient, inner)
+            mixed = torch.where(accepted[:, None], mixed, carry.best)
+        return Step(mixed.reshape(v.shape), carry, torch.linalg.vector_norm(carry.norm))
 
 
 class _History:

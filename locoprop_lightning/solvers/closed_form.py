@@ -2,31 +2,47 @@
 
 import torch
 
-from locoprop_lightning.local import LocalProblem
-from locoprop_lightning.local.factor import State, factorize
-from locoprop_lightning.solvers.factored import FactoredSolver
-from locoprop_lightning.solvers.solver import Outcome
+from locoprop_lightning.local import LocalProblem, State
+from locoprop_lightning.local.preconditioner import factorize
+from locoprop_lightning.solvers.right_preconditioner import RightPreconditioner
+from locoprop_lightning.solvers.solution import Outcome, Recording, Status
+from locoprop_lightning.solvers.solver import LocalSolver
 
 
-class ClosedForm(FactoredSolver):
+class ClosedForm(LocalSolver):
     """W+ = W0 - lambda_a D^T Y (lambda_r I + C)^-1 (review, eq. 5; Benzing, 2022), for the squared loss alone.
 
     With fewer rows than inputs it is lambda_a D^T (lambda_r I + Y Y^T)^-1 Y. The defaults are exact on the current
-    batch; for ``average``, ``refresh_every`` and ``warmup`` see ``FactoredSolver``. With ``WhitenedOracle`` this is
-    K-FAC.
+    batch; an inverse that is kept for several steps is checked and made anew (``RightPreconditioner``). With
+    ``WhitenedOracle`` this is K-FAC.
+
+    Args:
+        average: Decay of the moving average of C/n, bias-corrected, in [0, 1); 0 takes the current batch alone.
+        refresh_every: Steps between refreshes, at least 1.
+        warmup: Steps at the start of training in which every step refreshes, at least 0.
     """
 
     squared_only = True
 
-    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
-        if self.uses_kernel(problem):
-            self.factor.tick(state)
+    def __init__(self, average: float = 0.0, refresh_every: int = 1, warmup: int = 40) -> None:
+        self.preconditioner = RightPreconditioner(average, refresh_every, warmup, type(self).__name__)
+
+    def describe(self, problem: LocalProblem) -> str:  # noqa: D102
+        return self.preconditioner.describe(problem)
+
+    def run(self, problem: LocalProblem, state: State, record: Recording) -> Outcome:  # noqa: D102
+        if self.preconditioner.uses_kernel(problem):
+            self.preconditioner.skip(state)
             problem = problem.whole()
-            factor = factorize(problem.map.kernel(), problem.lambda_r)
+            factor = factorize(problem.operator.kernel(), problem.lambda_r)
             scaled = torch.cholesky_solve(problem.direction.to(factor.dtype), factor).to(problem.direction.dtype)
-            v, exact = problem.map.adjoint(scaled).mul_(-problem.lambda_a), True
+            v, exact = problem.operator.adjoint(scaled).mul_(-problem.lambda_a), True
         else:
-            inverse, exact = self.inverse(problem, state)
-            v = inverse(problem.first_gradient).neg_()
-        losses = torch.stack([problem.first_loss(), problem.loss(v)]) if record else None
-        return Outcome(v, self.rise(problem, v, exact), losses)
+            inverse, exact = self.preconditioner.inverse(problem, state)
+            v = inverse(problem.first_gradient()).neg_()
+        losses = None if record is Recording.NOTHING else torch.stack([problem.first_loss(), problem.loss(v)])
+        return Outcome(v, self.preconditioner.rise(problem, v, exact), losses)
+
+    def retry(self, problem: LocalProblem, state: State, status: Status, record: Recording) -> Outcome | None:
+        """Solves with an inverse made anew."""
+        return self.run(problem, state, record) if self.preconditioner.renew(state, status) else None

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import check_counts
-from locoprop_lightning.local import LocalProblem
-from locoprop_lightning.local.factor import State
-from locoprop_lightning.solvers.solver import LocalSolver, Outcome
+from locoprop_lightning.local import LocalProblem, State
+from locoprop_lightning.solvers.solution import Outcome, Recording
+from locoprop_lightning.solvers.solver import LocalSolver
 
 
 class ConjugateGradient(LocalSolver):
@@ -22,19 +22,18 @@ class ConjugateGradient(LocalSolver):
     squared_only = True
 
     def __init__(self, iterations: int = 10) -> None:  # T
-        super().__init__()
         check_counts("ConjugateGradient", 1, iterations=iterations)
         self.iterations = iterations
 
-    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
+    def run(self, problem: LocalProblem, state: State, record: Recording) -> Outcome:  # noqa: D102
         problem.plan(self.iterations)
         v = problem.zeros()
-        start = problem.first_gradient
+        start = problem.first_gradient()
         residual = -start
         direction = residual
         square = _dot(residual, residual)
         solved = square * torch.finfo(square.dtype).eps ** 2  # beyond, there is rounding only
-        losses = [problem.first_loss()] if record else None
+        losses = [] if record is Recording.NOTHING else [problem.first_loss()]
         for k in range(self.iterations):
             product = problem.curvature(direction) + problem.lambda_r * direction
             curvature = _dot(direction, product)
@@ -43,11 +42,11 @@ class ConjugateGradient(LocalSolver):
             residual = residual - rate * product
             last, square = square, _dot(residual, residual)
             direction = residual + torch.where(last > solved, square / last, torch.zeros_like(last)) * direction
-            if losses is not None and (self.whole_curves or k == self.iterations - 1):
+            if record is Recording.CURVE or (record is Recording.ENDS and k == self.iterations - 1):
                 losses.append(problem.loss(v))
         # J(W0 + V) - J(W0) = <V, g_0 + g> / 2 with the gradients g_0 at the start and g = -residual at the end
         change = (v * (start - residual)).sum() / 2
-        return Outcome(v, change, torch.stack(losses) if losses is not None else None)
+        return Outcome(v, change, torch.stack(losses) if losses else None)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

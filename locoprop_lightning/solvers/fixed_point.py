@@ -6,7 +6,7 @@ from torch import Tensor
 
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.problem import Scalar
-from locoprop_lightning.solvers.solver import IterativeSolver
+from locoprop_lightning.solvers.iterative import IterativeSolver, Step
 
 
 class FixedPointIteration(IterativeSolver):
@@ -19,8 +19,8 @@ class FixedPointIteration(IterativeSolver):
         iterations: T, at least 1.
     """
 
-    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: Any) -> Tensor:  # noqa: D102
-        return v - gradient / problem.lambda_r
+    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, carry: Any) -> Step:  # noqa: D102
+        return Step(v - gradient / problem.lambda_r)
 
     def affine(self, problem: LocalProblem) -> tuple[Scalar, Scalar]:  # noqa: D102
         return 1 / problem.lambda_r, 0.0

@@ -7,7 +7,7 @@ from torch import Tensor
 from locoprop_lightning.errors import check_choice, check_positive
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.problem import Scalar
-from locoprop_lightning.solvers.solver import IterativeSolver
+from locoprop_lightning.solvers.iterative import IterativeSolver, Step
 
 Schedule = Literal["constant", "published"]
 
@@ -37,8 +37,8 @@ class GradientDescent(IterativeSolver):
         self.proximal = proximal
         self.schedule = check_schedule(schedule, "GradientDescent")
 
-    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: Any) -> Tensor:  # noqa: D102
-        return v - self._rate(problem) * rate_factor(self.schedule, k, self.iterations) * gradient
+    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, carry: Any) -> Step:  # noqa: D102
+        return Step(v - self._rate(problem) * rate_factor(self.schedule, k, self.iterations) * gradient)
 
     def affine(self, problem: LocalProblem) -> tuple[Scalar, Scalar] | None:  # noqa: D102
         if self.schedule != "constant":

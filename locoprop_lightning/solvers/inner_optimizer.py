@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local import LocalProblem
-from locoprop_lightning.local.factor import State
+from locoprop_lightning.local import LocalProblem, State
 from locoprop_lightning.solvers.gradient_descent import Schedule, check_schedule, rate_factor
-from locoprop_lightning.solvers.solver import IterativeSolver, Outcome, Status
+from locoprop_lightning.solvers.iterative import IterativeSolver, Step
+from locoprop_lightning.solvers.solution import Outcome
 
 
 class InnerOptimizer(IterativeSolver):
@@ -44,13 +44,11 @@ class InnerOptimizer(IterativeSolver):
         self.proximal = proximal
         self.persistent = persistent
         self.schedule = check_schedule(schedule, "InnerOptimizer")
-        self._previous: dict[str, Any] = {}  # state of the optimizer before the latest solve, by layer
-        self._latest: dict[str, Optimizer] = {}  # the optimizer of the solve in progress, by layer
 
     def init(self, problem: LocalProblem, state: State) -> tuple[Optimizer, list[float]]:
         """The layer's optimizer at zero displacement, and its rates."""
         parameter = nn.Parameter(problem.zeros())
-        made = self._latest[problem.name] = self.optimizer([parameter])
+        made = self.optimizer([parameter])
         if isinstance(made, LBFGS):
             raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
         rates = [group["lr"] for group in made.param_groups]
@@ -60,33 +58,29 @@ class InnerOptimizer(IterativeSolver):
         return made, rates
 
     def step(  # noqa: D102
-        self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: tuple[Optimizer, list[float]]
-    ) -> Tensor:
-        optimizer, rates = inner
+        self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, carry: tuple[Optimizer, list[float]]
+    ) -> Step:
+        optimizer, rates = carry
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * rate_factor(self.schedule, k, self.iterations)
         (parameter,) = optimizer.param_groups[0]["params"]
         parameter.grad = gradient.clone() if k == 0 else gradient
         optimizer.step()
-        return parameter.detach()
+        return Step(parameter.detach(), carry)
 
-    def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, inner: Any) -> Tensor:
+    def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, carry: Any) -> Tensor:
         """Zero: such an optimizer promises no fall of the residual, and is judged by finiteness alone."""
         return last.new_zeros(())
 
-    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:  # noqa: D102
-        self._previous[problem.name] = dict(state)
-        outcome = super().run(problem, state, record)
-        if self.persistent and self.iterations > 0:
-            optimizer = self._latest.pop(problem.name)
-            learnt = optimizer.state_dict()["state"]
-            state |= {"optimizer": learnt, "kind": _kind(optimizer, outcome.displacement)}
-        return outcome
+    def learnt(self, carry: tuple[Optimizer, list[float]]) -> Optimizer | None:
+        """The optimizer, where its state is kept."""
+        return carry[0] if self.persistent else None
 
-    def retry(self, problem: LocalProblem, state: State, status: Status, record: bool = False) -> None:
-        """Puts the optimizer's state back, where something non-finite entered it."""
-        state.clear()
-        state |= self._previous[problem.name]
+    def keep(self, state: State, outcome: Outcome) -> None:
+        """Takes the optimizer's state, into which nothing that is not finite has come."""
+        if outcome.learnt is not None:
+            state["optimizer"] = outcome.learnt.state_dict()["state"]
+            state["kind"] = _kind(outcome.learnt, outcome.displacement)
 
 
 def _kind(optimizer: Optimizer, v: Tensor) -> str:

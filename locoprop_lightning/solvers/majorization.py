@@ -1,18 +1,18 @@
 """Majorisation-minimisation of the matching loss: quadratic upper bounds solved exactly, without a step size."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local import LocalProblem
-from locoprop_lightning.local.factor import State
-from locoprop_lightning.solvers.factored import FactoredSolver, Inverse
-from locoprop_lightning.solvers.solver import IterativeSolver, Outcome
+from locoprop_lightning.local import LocalProblem, State
+from locoprop_lightning.solvers.iterative import IterativeSolver, Step
+from locoprop_lightning.solvers.right_preconditioner import Inverse, RightPreconditioner
+from locoprop_lightning.solvers.solution import Outcome, Recording, Status
 
 
-class Majorization(FactoredSolver, IterativeSolver):
+class Majorization(IterativeSolver):
     """W <- W - grad J(W) (L C + lambda_r I)^-1, T times, with L the bound of f'.
 
     The step minimises the quadratic that touches J at W and lies above it everywhere (L bounds the curvature of the
@@ -26,9 +26,9 @@ class Majorization(FactoredSolver, IterativeSolver):
     Args:
         iterations: T, at least 1.
         acceleration: None, or "nesterov" (Nesterov, 1983; restarts by O'Donoghue and Candes, 2015).
-        average: See ``FactoredSolver``.
-        refresh_every: See ``FactoredSolver``.
-        warmup: See ``FactoredSolver``.
+        average: Decay of the moving average of C/n, bias-corrected, in [0, 1); 0 takes the current batch alone.
+        refresh_every: Steps between refreshes, at least 1.
+        warmup: Steps at the start of training in which every step refreshes, at least 0.
     """
 
     def __init__(
@@ -39,65 +39,67 @@ class Majorization(FactoredSolver, IterativeSolver):
         refresh_every: int = 1,
         warmup: int = 40,
     ) -> None:
-        super().__init__(average, refresh_every, warmup, iterations=iterations)
+        super().__init__(iterations)
         if acceleration not in (None, "nesterov"):
             raise UserError(f"Majorization(acceleration={acceleration!r}): take null or 'nesterov'.")
         self.acceleration = acceleration
+        self.preconditioner = RightPreconditioner(average, refresh_every, warmup, type(self).__name__)
 
-    def run(self, problem: LocalProblem, state: State, record: bool = False) -> Outcome:
-        """The driver loop; a layer with more inputs than rows is solved in the span of its rows."""
-        if not self.uses_kernel(problem):
+    def describe(self, problem: LocalProblem) -> str:  # noqa: D102
+        return self.preconditioner.describe(problem)
+
+    def run(self, problem: LocalProblem, state: State, record: Recording) -> Outcome:
+        """The steps; a layer with more inputs than rows is solved in the span of its rows."""
+        if not self.preconditioner.uses_kernel(problem):
             return super().run(problem, state, record)
-        self.factor.tick(state)
+        self.preconditioner.skip(state)
         reduced, lift = problem.whole().reduced()
         outcome = super().run(reduced, {}, record)
         return outcome._replace(displacement=lift(outcome.displacement))
 
-    def init(self, problem: LocalProblem, state: State) -> "_Inner":  # noqa: D102
-        inverse, exact = self.inverse(problem, state, problem.transfer.bound)
-        return _Inner(inverse, exact, problem.zeros())
+    def retry(self, problem: LocalProblem, state: State, status: Status, record: Recording) -> Outcome | None:
+        """Solves with an inverse made anew."""
+        return self.run(problem, state, record) if self.preconditioner.renew(state, status) else None
 
-    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, inner: "_Inner") -> Tensor:  # noqa: D102
-        step = inner.inverse(gradient)
-        inner.size = (gradient * step).sum()
+    def init(self, problem: LocalProblem, state: State) -> "_Momentum":  # noqa: D102
+        inverse = self.preconditioner.inverse(problem, state, problem.transfer.bound)
+        start = problem.zeros()
+        return _Momentum(inverse, start, start.new_ones(start.shape[0], 1))
+
+    def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, carry: "_Momentum") -> Step:
+        """One step of the quadratic bound.
+
+        Its residual is the squared norm of the gradient in the metric of the step, which plain steps never let grow.
+        """
+        step = carry.inverse.apply(gradient)
+        size = (gradient * step).sum()
         new = v - step
         if self.acceleration is None:
-            return new
-        moved = new - inner.last
+            return Step(new, carry, size)
+        moved = new - carry.last
         slope = gradient * moved
         uphill = (slope.sum() if problem.transfer.rowwise else slope.sum(1, keepdim=True)) > 0
-        t = torch.where(uphill, 1.0, inner.t)
-        inner.t = (1 + (1 + 4 * t**2).sqrt()) / 2
-        inner.last = new
-        return new if k == self.iterations - 1 else new + moved * ((t - 1) / inner.t)
+        t = torch.where(uphill, 1.0, carry.t)
+        after = (1 + (1 + 4 * t**2).sqrt()) / 2
+        point = new if k == self.iterations - 1 else new + moved * ((t - 1) / after)
+        return Step(point, carry._replace(last=new, t=after), size, solution=new)
 
-    def iterate(self, v: Tensor, inner: "_Inner") -> Tensor:
-        """The point before extrapolation."""
-        return v if self.acceleration is None else inner.last
-
-    def residual(self, problem: LocalProblem, gradient: Tensor, inner: "_Inner") -> Tensor:
-        """Squared norm of the gradient in the metric of the step, which plain steps never let grow."""
-        return inner.size
-
-    def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, inner: "_Inner") -> Tensor:
+    def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, carry: "_Momentum") -> Tensor:
         """The growth of the residual where nothing lets J rise, the change of J else."""
-        if not inner.exact:
-            return self.rise(problem, v, exact=False)
+        if not carry.inverse.exact:
+            return self.preconditioner.rise(problem, v, exact=False)
         return last - first if self.acceleration is None else problem.value(v)
 
 
-class _Inner:
-    """What the steps of one solve share.
+class _Momentum(NamedTuple):
+    """What one step hands to the next.
 
-    Args:
-        inverse: Multiplies with (L C + lambda_r I)^-1.
-        exact: Whether C is the batch's own.
+    Attributes:
+        inverse: The preconditioner of all steps.
         last: The last point, before extrapolation [d_out, width].
+        t: Nesterov's t_k, for each unit [d_out, 1].
     """
 
-    def __init__(self, inverse: Inverse, exact: bool, last: Tensor) -> None:
-        self.inverse = inverse
-        self.exact = exact
-        self.last = last
-        self.t = last.new_ones(last.shape[0], 1)  # Nesterov's t_k, for each unit
-        self.size = last.new_zeros(())  # <gradient, step> of the latest step
+    inverse: Inverse
+    last: Tensor
+    t: Tensor

@@ -11,14 +11,15 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local.linear_map import LinearMap, WeightLayer, join, map_of, rows_of
+from locoprop_lightning.layers.kind import LayerKind, join
+from locoprop_lightning.local.operator import LinearOperator
 
 
-class Rows(IntEnum):
-    """What the rows of a layer are good for; over several processes, the largest counts."""
+class Content(IntEnum):
+    """What the record of a layer is good for; of several records of a layer, the largest counts."""
 
     UNSEEN = 0  # no call was recorded, or the backward pass reached none
-    NONE = 1  # the layer was called without rows, as an expert is to which no token was sent
+    EMPTY = 1  # the layer was called without rows, as an expert is to which no token was sent
     SOLVABLE = 2
     UNFIT = 3  # images of several sizes, which cannot be joined, or a frozen parameter
 
@@ -26,14 +27,23 @@ class Rows(IntEnum):
 class Record:
     """What one layer did in one pass. A layer that was called several times has its rows joined.
 
+    Args:
+        module: The layer.
+        kind: Its kind.
+        moving: Addresses of memory that changes before the record is used; inputs in it are copied.
+        scale: Multiplies every gradient that is read from the record.
+
     Attributes:
         calls: How often the layer was called.
         edges: Where the gradient w.r.t. the pre-activation of each call leaves the graph.
+        autocast: Whether a call was under autocast.
     """
 
-    def __init__(self, layer: WeightLayer, moving: Collection[int] = ()) -> None:
-        self._layer = layer
+    def __init__(self, module: nn.Module, kind: LayerKind, moving: Collection[int] = (), scale: float = 1.0) -> None:
+        self._module = module
+        self._kind = kind
         self._moving = moving
+        self._scale = scale
         self._inputs: list[Tensor] = []
         self._outputs: list[tuple[Tensor, int]] = []
         self._gradients: dict[int, Tensor] = {}
@@ -62,55 +72,53 @@ class Record:
         self._gradients.clear()
 
     def join(self, gradients: Iterable[Tensor | None]) -> Tensor:
-        """Joins the gradients of all calls to G [n, d_out]; None is a gradient of zeros."""
+        """Joins the gradients of all calls to G [n, d_out], in float32 at least; None is a gradient of zeros."""
         pairs = zip(gradients, self._outputs, strict=True)
-        return join([self._rows(torch.zeros_like(a) if g is None else g) for g, (a, _) in pairs])
+        g = join([self._rows(torch.zeros_like(a) if g is None else g) for g, (a, _) in pairs])
+        return g if self._scale == 1 else g * self._scale
 
     @property
     def n(self) -> int:
         """Number of rows."""
-        return sum(a.numel() for a, _ in self._outputs) // self._layer.weight.shape[0]
+        return sum(a.numel() for a, _ in self._outputs) // self._kind.d_out(self._module)
 
     @property
-    def kind(self) -> Rows:
-        """What the rows are good for."""
+    def content(self) -> Content:
+        """What the record is good for."""
         if not self._outputs:
-            return Rows.UNSEEN
+            return Content.UNSEEN
         if self.n == 0:
-            return Rows.NONE
+            return Content.EMPTY
         if not self._gradients:
-            return Rows.UNSEEN
-        sizes = () if isinstance(self._layer, nn.Linear) else self._layer.kernel_size
-        images = {y.shape[y.dim() - len(sizes) :] for y in self._inputs}
-        free = all(p.requires_grad for p in self._layer.parameters())
-        return Rows.SOLVABLE if free and len(images) == 1 else Rows.UNFIT
+            return Content.UNSEEN
+        signatures = {self._kind.signature(self._module, y) for y in self._inputs}
+        free = all(p.requires_grad for p in self._module.parameters())
+        return Content.SOLVABLE if free and len(signatures) == 1 else Content.UNFIT
 
-    def map(self) -> LinearMap:
+    def operator(self) -> LinearOperator:
         """How the layer acts on Y, the inputs of all its calls; in float32 at least."""
-        return map_of(self._layer, [_wide(y) for y in self._inputs])
+        return self._kind.operator(self._module, [_wide(y) for y in self._inputs])
 
-    def nothing(self) -> "Record":
+    def without_rows(self) -> "Record":
         """A record of one call of the layer without rows."""
-        record, layer = Record(self._layer), self._layer
-        sizes: list[int] = [layer.weight.shape[1] * getattr(layer, "groups", 1)]
-        if not isinstance(layer, nn.Linear):  # as large as one patch
-            sizes += [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        with torch.enable_grad(), torch.autocast(layer.weight.device.type, enabled=False):
-            inputs = layer.weight.new_zeros(0, *sizes)
-            record.add(inputs, layer(inputs))
+        record = Record(self._module, self._kind)
+        inputs = self._kind.empty(self._module)
+        with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
+            record.add(inputs, self._module(inputs))
         return record
 
-    def pre_activation(self, layer_map: LinearMap) -> Tensor:
+    def pre_activation(self, operator: LinearOperator) -> Tensor:
         """A [n, d_out], in float32 at least; made anew where an in-place activation has overwritten it.
 
         Args:
-            layer_map: What ``map`` returned.
+            operator: What ``operator`` returned.
         """
         if any(a._version != version for a, version in self._outputs):
-            parameters = [_wide(self._layer.weight.detach()).flatten(1)]
-            if self._layer.bias is not None:
-                parameters.append(_wide(self._layer.bias.detach())[:, None])
-            return layer_map.apply(torch.cat(parameters, 1))
+            weight, bias = self._kind.parameters(self._module)
+            parts = [self._kind.matrix(self._module, _wide(weight.detach()))]
+            if bias is not None:
+                parts.append(_wide(bias.detach())[:, None])
+            return operator.apply(torch.cat(parts, 1))
         return join([self._rows(a) for a, _ in self._outputs])
 
     def gradient(self) -> Tensor:
@@ -118,7 +126,7 @@ class Record:
         return self.join(self._gradients.get(call) for call in range(self.calls))
 
     def _rows(self, x: Tensor) -> Tensor:
-        return rows_of(self._layer, _wide(x))
+        return self._kind.rows(self._module, _wide(x))
 
 
 class Tape:
@@ -127,19 +135,26 @@ class Tape:
     Nothing is hooked outside of it, so that a forward pass repeated during the backward pass is not recorded.
 
     Args:
-        layers: The layers to record, by name.
+        layers: The layers to record and their kinds, by name.
         moving: Tensors that change before the records are used; inputs that share their memory are copied.
+        scale: Multiplies every gradient that leaves the tape.
     """
 
-    def __init__(self, layers: Mapping[str, WeightLayer], moving: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, tuple[nn.Module, LayerKind]],
+        moving: Iterable[Tensor] = (),
+        scale: float = 1.0,
+    ) -> None:
         self._layers = layers
         self._handles: list[RemovableHandle] = []
         storages = {x.untyped_storage().data_ptr() for x in moving}
-        self.records = {name: Record(layer, storages) for name, layer in layers.items()}
+        self.records = {name: Record(module, kind, storages, scale) for name, (module, kind) in layers.items()}
 
     def __enter__(self) -> "Tape":
-        for name, layer in self._layers.items():
-            self._handles.append(layer.register_forward_hook(self._hook(self.records[name]), with_kwargs=True))
+        for name, (module, kind) in self._layers.items():
+            hook = self._hook(self.records[name], kind)
+            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(
@@ -169,10 +184,10 @@ class Tape:
         return {name: record.join(islice(found, record.calls)) for name, record in self.records.items() if record.calls}
 
     @staticmethod
-    def _hook(record: Record):  # type: ignore[no-untyped-def]
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+    def _hook(record: Record, kind: LayerKind):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             if output.requires_grad:
-                record.add(args[0] if args else kwargs["input"], output)
+                record.add(kind.input(args, kwargs), output)
 
         return hook
 

@@ -1,6 +1,6 @@
 """Which layers are local, and the transfer that follows each, found by one probing forward pass."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local.linear_map import WeightLayer
+from locoprop_lightning.layers.kind import LayerKind, kind_of
 from locoprop_lightning.local.transfer import (
     Identity,
     LeakyReLU,
@@ -24,7 +24,7 @@ from locoprop_lightning.local.transfer import (
 )
 
 
-class Layer:
+class LayerInfo:
     """A layer with weights and who trains it.
 
     Attributes:
@@ -57,26 +57,31 @@ def call(network: nn.Module, inputs: Any) -> Any:
     return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
 
 
-def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, WeightLayer]:
-    """Layers that a local solver may train, by name: of a known kind, trainable, not skipped, weights of their own.
+Candidates = Mapping[str, tuple[nn.Module, LayerKind]]
+
+
+def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, tuple[nn.Module, LayerKind]]:
+    """Layers that a local solver may train, with their kinds, by name.
+
+    They are of a registered kind, trainable, not skipped, and their weights are their own.
 
     Raises:
         UserError: If a pattern of ``skip`` matches no layer.
     """
-    known = {name: m for name, m in network.named_modules() if isinstance(m, WeightLayer)}
+    known = {name: (m, kind) for name, m in network.named_modules() if (kind := kind_of(m)) is not None}
     check_patterns("skip", skip, known)
     owners: dict[Tensor, int] = {}
     for _, parameter in network.named_parameters(remove_duplicate=False):
         owners[parameter] = owners.get(parameter, 0) + 1
     found = {}
-    for name, layer in known.items():
+    for name, (layer, kind) in known.items():
         parameters = list(layer.parameters())
         own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
-        plain = isinstance(layer.weight, nn.Parameter) and (layer.bias is None or isinstance(layer.bias, nn.Parameter))
-        plain = plain and len(parameters) == 1 + (layer.bias is not None)
-        plain = plain and not _own_forward(layer)
+        named = [p for p in kind.parameters(layer) if p is not None]
+        plain = all(isinstance(p, nn.Parameter) for p in named) and len(parameters) == len(named)
+        plain = plain and not kind.has_own_forward(layer)
         if own and plain and not any(fnmatchcase(name, pattern) for pattern in skip):
-            found[name] = layer
+            found[name] = layer, kind
     return found
 
 
@@ -111,7 +116,7 @@ def discover(
     transfers: Mapping[str, "str | Transfer"] | None = None,
     objective: str = "matching",
     output_transfer: str | Transfer = "identity",
-) -> list[Layer]:
+) -> list[LayerInfo]:
     """Runs the network once, in eval mode and without gradients, and says of every layer who trains it.
 
     The pass watches which functions consume each layer's output, so modules, functional calls and Tensor methods all
@@ -137,14 +142,14 @@ def discover(
         if not any(True for _ in module.parameters(recurse=False)):
             continue
         if name not in found:
-            layers.append(Layer(name, module, None, _why_not(name, module, skip)))
+            layers.append(LayerInfo(name, module, None, _why_not(name, module, skip)))
         elif probe.read_elsewhere(name):
-            layers.append(Layer(name, module, None, "weights are read outside the layer"))
+            layers.append(LayerInfo(name, module, None, "weights are read outside the layer"))
         elif probe.calls[name] == 0:  # a later batch may call it
             transfer = resolve_transfer(transfers.get(name, "identity"))
-            layers.append(Layer(name, module, transfer, "not called in the first batch"))
-        elif probe.sizes_differ(name):
-            layers.append(Layer(name, module, None, "called with images of different sizes"))
+            layers.append(LayerInfo(name, module, transfer, "not called in the first batch"))
+        elif probe.signatures_differ(name):
+            layers.append(LayerInfo(name, module, None, "called with images of different sizes"))
         else:
             transfer, reason, output = probe.transfer(name)
             if objective == "squared":
@@ -153,7 +158,7 @@ def discover(
                 transfer = resolve_transfer(output_transfer)
             if name in transfers:
                 transfer, reason = resolve_transfer(transfers[name]), "set by transfers"
-            layers.append(Layer(name, module, transfer, reason, output))
+            layers.append(LayerInfo(name, module, transfer, reason, output))
     return layers
 
 
@@ -163,23 +168,18 @@ def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
     trainable = [p.requires_grad for p in module.parameters(recurse=False)]
     if not all(trainable):
         return "partly frozen" if any(trainable) else "frozen"
-    if not isinstance(module, WeightLayer):
+    kind = kind_of(module)
+    if kind is None:
         return ""
-    return "a forward or a forward hook of its own" if _own_forward(module) else "weights are shared or parametrized"
+    own = kind.has_own_forward(module)
+    return "a forward or a forward hook of its own" if own else "weights are shared or parametrized"
 
 
-def _own_forward(layer: WeightLayer) -> bool:
-    kind = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d) if isinstance(layer, kind))
-    names = ("forward", "_conv_forward")
-    changed = any(getattr(type(layer), name, None) is not getattr(kind, name, None) for name in names)
-    return changed or any(name in vars(layer) for name in names) or bool(layer._forward_hooks)
-
-
-def _probe(network: nn.Module, inputs: Any, layers: Mapping[str, WeightLayer]) -> "_Probe":
+def _probe(network: nn.Module, inputs: Any, layers: Candidates) -> "_Probe":
     modes = [(m, m.training) for m in network.modules()]
     buffers = [(m, name, b, b.clone()) for m in network.modules() for name, b in m._buffers.items() if b is not None]
     probe = _Probe(layers)
-    hooks = [m.register_forward_hook(probe.hook(name), with_kwargs=True) for name, m in layers.items()]
+    hooks = [m.register_forward_hook(probe.hook(name), with_kwargs=True) for name, (m, _) in layers.items()]
     devices = {x.device for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.device.type == "cuda"}
     try:
         network.eval()
@@ -200,23 +200,23 @@ def _probe(network: nn.Module, inputs: Any, layers: Mapping[str, WeightLayer]) -
 class _Probe(TorchFunctionMode):
     """Watches which functions consume the outputs of layers, and which read their weights."""
 
-    def __init__(self, layers: Mapping[str, WeightLayer]) -> None:
+    def __init__(self, layers: Candidates) -> None:
         super().__init__()
         self._layers = layers
-        self._sizes: dict[str, set[tuple[int, ...]]] = {name: set() for name in layers}
+        self._signatures: dict[str, set[Hashable]] = {name: set() for name in layers}
         self.calls = dict.fromkeys(layers, 0)
-        self._reads = {id(p): 0 for layer in layers.values() for p in layer.parameters()}
+        self._reads = {id(p): 0 for layer, _ in layers.values() for p in layer.parameters()}
         self._consumers: dict[str, list[Transfer | None]] = {name: [] for name in layers}
         self._functions: dict[str, list[str]] = {name: [] for name in layers}  # names of the consumers
         self._outputs: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that no id is used twice
         self._is_output: set[str] = set()
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
+        kind = self._layers[name][1]
+
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             self.calls[name] += 1
-            if isinstance(module, nn.Conv1d | nn.Conv2d):
-                inputs = args[0] if args else kwargs["input"]
-                self._sizes[name].add(tuple(inputs.shape[-len(module.kernel_size) :]))
+            self._signatures[name].add(kind.signature(module, kind.input(args, kwargs)))
             self._outputs[id(output)] = (name, output)
 
         return hook
@@ -235,9 +235,8 @@ class _Probe(TorchFunctionMode):
                 self._reads[key] += 1
             if key in self._outputs and self._outputs[key][1] is tensor:
                 name = self._outputs[key][0]
-                layer = self._layers[name]
-                units = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
-                self._consumers[name].append(_transfer_of(func, args, kwargs, units))
+                layer, kind = self._layers[name]
+                self._consumers[name].append(_transfer_of(func, args, kwargs, kind.units(layer)))
                 self._functions[name].append(getattr(func, "__name__", "a function").strip("_"))
                 if any(x is tensor for x in made):  # in place: what follows consumes the activation
                     del self._outputs[key]
@@ -245,10 +244,10 @@ class _Probe(TorchFunctionMode):
 
     def read_elsewhere(self, name: str) -> bool:
         """Whether a parameter was used more often than the layer was called, or less, as by a function of its own."""
-        return any(self._reads[id(p)] != self.calls[name] for p in self._layers[name].parameters())
+        return any(self._reads[id(p)] != self.calls[name] for p in self._layers[name][0].parameters())
 
-    def sizes_differ(self, name: str) -> bool:
-        return len(self._sizes[name]) > 1
+    def signatures_differ(self, name: str) -> bool:
+        return len(self._signatures[name]) > 1
 
     def finish(self, output: Any) -> None:
         for tensor in tree_leaves(output):

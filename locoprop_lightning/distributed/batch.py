@@ -1,0 +1,65 @@
+"""A batch as all processes of a run have it together."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from locoprop_lightning.distributed.communicator import Communicator
+
+
+class SharedBatch(NamedTuple):
+    """What the processes know of each other's part of a batch.
+
+    Attributes:
+        communicator: What the processes do together.
+        own: Terms of the loss that this process has.
+        terms: N, terms of the loss of all.
+        samples: Samples of each process.
+        outputs: Rows of each process's output.
+        alike: Whether these rows could be joined, so that labels may be drawn for all of them at once.
+        wish: The largest of the processes' wishes.
+    """
+
+    communicator: Communicator
+    own: int
+    terms: int  # N
+    samples: Sequence[int]
+    outputs: Sequence[int]
+    alike: bool
+    wish: int
+
+    def weigh(self, loss: Tensor) -> Tensor:
+        """A loss of this process, weighted so that its mean over processes, which DDP makes of gradients, is of all."""
+        size = self.communicator.size
+        return loss * (self.own * size / self.terms) if size > 1 else loss
+
+
+def share_batch(communicator: Communicator, x: Any, output: Any, terms: int, wish: int) -> SharedBatch:
+    """Tells the processes of each other's part of a batch, in one exchange.
+
+    Args:
+        communicator: What the processes do together.
+        x: Inputs of the network.
+        output: Its output.
+        terms: Terms of the loss that this process has.
+        wish: A number of which all come to know the largest.
+    """
+    numbers = [terms, _length(x), _length(output), _layout(output), wish]
+    device = next((leaf.device for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), torch.device("cpu"))
+    counts, samples, outputs, layouts, wishes = zip(*communicator.gather(numbers, device), strict=True)
+    alike = communicator.size == 1 or (isinstance(output, Tensor) and len(set(layouts)) == 1)
+    return SharedBatch(communicator, terms, sum(counts), samples, outputs, alike, max(wishes))
+
+
+def _length(x: Any) -> int:
+    """Length of the first dimension of the first tensor."""
+    return next((len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.dim()), 1)
+
+
+def _layout(output: Any) -> int:
+    """A number of what outputs must have in common so that their rows can be joined."""
+    return crc32(f"{output.shape[1:]} {output.dtype}".encode()) if isinstance(output, Tensor) else 0

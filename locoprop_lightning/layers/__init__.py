@@ -1,0 +1,22 @@
+"""Layers of a network: kinds of layers and their registry, what a pass records of them, and who trains which."""
+
+from locoprop_lightning.layers.convolution import ConvolutionKind
+from locoprop_lightning.layers.discovery import LayerInfo, discover
+from locoprop_lightning.layers.kind import LayerKind, kind_of, register
+from locoprop_lightning.layers.linear import LinearKind
+from locoprop_lightning.layers.tape import Record, Tape
+
+__all__ = [
+    "ConvolutionKind",
+    "LayerInfo",
+    "LayerKind",
+    "LinearKind",
+    "Record",
+    "Tape",
+    "discover",
+    "kind_of",
+    "register",
+]
+
+for _kind in (LinearKind, ConvolutionKind):
+    register(_kind)

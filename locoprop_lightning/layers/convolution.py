@@ -1,0 +1,196 @@
+"""``nn.Conv1d`` and ``nn.Conv2d``: rows are patches, and products convolve instead of unfolding them."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
+
+from locoprop_lightning.layers.kind import LayerKind, join
+from locoprop_lightning.local.operator import LinearOperator, MatrixOperator, gram
+
+_CHUNK_BYTES = 32 << 20  # of patches that are unfolded at once
+
+Convolution = nn.Conv1d | nn.Conv2d
+
+
+class ConvolutionKind(LayerKind):
+    """Convolutions in one or two dimensions, with stride, padding of every mode, dilation and groups."""
+
+    modules = (nn.Conv1d, nn.Conv2d)
+    forwards = ("forward", "_conv_forward")
+
+    def units(self, module: Convolution) -> int:  # noqa: D102
+        return -1 - len(module.kernel_size)
+
+    def signature(self, module: Convolution, x: Tensor) -> Hashable:
+        """The size of the images: rows of images of several sizes cannot be joined in one tensor."""
+        return tuple(x.shape[-len(module.kernel_size) :])
+
+    def empty(self, module: Convolution) -> Tensor:
+        """No images, as large as one patch."""
+        sizes = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return module.weight.new_zeros(0, module.in_channels, *sizes)
+
+    def operator(self, module: Convolution, inputs: Sequence[Tensor]) -> LinearOperator:  # noqa: D102
+        bias = module.bias is not None
+        # torch lets one leave out the dimension of samples
+        x = join([x if x.dim() == len(module.kernel_size) + 2 else x.unsqueeze(0) for x in inputs])
+        stride, dilation, kernel = module.stride, module.dilation, module.kernel_size
+        pad = _padding(module)
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        if len(kernel) == 1:
+            if mode != "constant":  # not every mode pads a dimension by nothing
+                x, pad = nn.functional.pad(x, pad, mode), [0, 0]
+            x = x.unsqueeze(2)
+            stride, dilation, kernel, pad = (1, *stride), (1, *dilation), (1, *kernel), [*pad, 0, 0]
+        if tuple(kernel) == (1, 1) and module.groups == 1 and not any(pad):
+            return MatrixOperator(x[:, :, :: stride[0], :: stride[1]].movedim(1, -1).reshape(-1, x.shape[1]), bias)
+        return ConvolutionOperator(x, bias, kernel, stride, pad, mode, dilation, module.groups)
+
+
+def _padding(module: Convolution) -> list[int]:
+    """Padding before and after each dimension, the last one first, as the layer's forward takes it."""
+    if module.padding_mode != "zeros":
+        return list(module._reversed_padding_repeated_twice)  # torch reads this, whatever became of the settings
+    if module.padding == "valid":
+        return [0, 0] * len(module.kernel_size)
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    sides: Sequence[int] = module.padding  # type: ignore[assignment]
+    return [side for side in reversed(sides) for _ in range(2)]
+
+
+class ConvolutionOperator(LinearOperator):
+    """The operator of ``nn.Conv2d``; patches are unfolded of 32 MB of images at a time, or of one image.
+
+    Args:
+        inputs: Input of the layer [N, channels, height, width].
+        bias: Whether the layer has a bias.
+        kernel: Size of the kernel (height, width).
+        stride: Stride.
+        pad: Padding, in the order of ``torch.nn.functional.pad``: left, right, top, bottom.
+        mode: Mode of the padding, as there.
+        dilation: Dilation.
+        groups: Groups of channels.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        bias: bool,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...] = (1, 1),
+        pad: list[int] | tuple[int, ...] = (0, 0, 0, 0),
+        mode: str = "constant",
+        dilation: tuple[int, ...] = (1, 1),
+        groups: int = 1,
+    ) -> None:
+        self.bias = bias
+        self.kernel_size = kernel
+        self.stride = stride
+        self.pad = list(pad)
+        self.mode = mode
+        self.dilation = dilation
+        self.groups = groups
+        symmetric = mode == "constant" and pad[0] == pad[1] and pad[2] == pad[3]
+        if not symmetric:
+            inputs, self.pad = nn.functional.pad(inputs, self.pad, mode), [0, 0, 0, 0]
+        self.inputs = inputs
+        self._last: Tensor | None = None  # the inputs with channels last, as apply and adjoint take them
+        spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+        sizes = (inputs.shape[2] + 2 * self.pad[2], inputs.shape[3] + 2 * self.pad[0])
+        self.positions = tuple((s - span) // t + 1 for s, span, t in zip(sizes, spans, stride, strict=True))
+
+    @property
+    def n(self) -> int:  # noqa: D102
+        return self.inputs.shape[0] * self.positions[0] * self.positions[1]
+
+    @property
+    def device(self) -> torch.device:  # noqa: D102
+        return self.inputs.device
+
+    @property
+    def d_in(self) -> int:  # noqa: D102
+        return self.inputs.shape[1] // self.groups * self.kernel_size[0] * self.kernel_size[1]
+
+    def apply(self, v: Tensor, start: Tensor | None = None) -> Tensor:
+        """Y V^T by a convolution, added to ``start`` if given [n, d_out]; a new tensor."""
+        weight = v[:, : self.d_in].reshape(-1, self.inputs.shape[1] // self.groups, *self.kernel_size)
+        bias = v[:, self.d_in] if self.bias else None
+        out = nn.functional.conv2d(self._channels_last(), weight, bias, **self._geometry())
+        rows = out.permute(0, 2, 3, 1).reshape(-1, v.shape[0])
+        return rows if start is None else rows.add_(start)
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        """R^T Y [d_out, width] of R [n, d_out], by the weight gradient of a convolution."""
+        shape = (r.shape[1], self.inputs.shape[1] // self.groups, *self.kernel_size)
+        image = r.reshape(-1, *self.positions, r.shape[1]).permute(0, 3, 1, 2)
+        weight = conv2d_weight(self._channels_last(), shape, image, **self._geometry())
+        out = r.new_empty(r.shape[1], self.width)
+        out[:, : self.d_in] = weight.flatten(1)
+        if self.bias:
+            torch.sum(r, 0, out=out[:, self.d_in])
+        return out
+
+    def gram(self) -> Tensor:  # noqa: D102
+        k, c, d = self.kernel_size[0] * self.kernel_size[1], self.inputs.shape[1] // self.groups, self.d_in
+        total = self.inputs.new_zeros(self.groups, d, d)
+        sums = self.inputs.new_zeros(self.groups, d)
+        per_image = self.positions[0] * self.positions[1] * d * self.groups * self.inputs.element_size()
+        for images in self.inputs.split(max(1, _CHUNK_BYTES // per_image)):
+            rows = self._patches(images)
+            if self.groups == 1:
+                gram(rows[0], total[0])
+            else:
+                total.baddbmm_(rows.mT, rows)
+            sums += rows.sum(1)
+        total = total.reshape(self.groups, k, c, k, c).permute(0, 2, 1, 4, 3).reshape(self.groups, d, d)
+        if self.bias:
+            out = total.new_empty(self.groups, d + 1, d + 1)
+            out[:, :d, :d] = total
+            out[:, d, :d] = out[:, :d, d] = sums.reshape(self.groups, k, c).mT.reshape(self.groups, d)
+            out[:, d, d] = self.n
+            total = out
+        return total[0] if self.groups == 1 else total
+
+    def trace(self) -> Tensor:  # noqa: D102
+        squares = self.inputs.square().sum(1, keepdim=True)
+        return self._windows(squares).sum() / self.groups + self.n * self.bias
+
+    def select(self, index: Tensor) -> "ConvolutionOperator":  # noqa: D102
+        rest, column = index // self.positions[1], index % self.positions[1]
+        image, row = rest // self.positions[0], rest % self.positions[0]
+        windows = self._windows(self.inputs[image])
+        patches = windows[torch.arange(len(index), device=index.device), row, column]  # [m, height, width, channels]
+        return ConvolutionOperator(patches.permute(0, 3, 1, 2), self.bias, self.kernel_size, groups=self.groups)
+
+    def dense(self) -> MatrixOperator:  # noqa: D102
+        k, c = self.kernel_size[0] * self.kernel_size[1], self.inputs.shape[1]
+        return MatrixOperator(self._patches(self.inputs)[0].reshape(-1, k, c).mT.reshape(-1, k * c), self.bias)
+
+    def _geometry(self) -> dict[str, Any]:
+        padding = (self.pad[2], self.pad[0])
+        return {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
+
+    def _channels_last(self) -> Tensor:
+        """The inputs in the layout in which the rows of an output are contiguous."""
+        if self._last is None:
+            self._last = self.inputs.contiguous(memory_format=torch.channels_last)
+        return self._last
+
+    def _windows(self, images: Tensor) -> Tensor:
+        """Patches of images, as a view of the padded images [N, *positions, *kernel_size, channels]."""
+        x = nn.functional.pad(images, self.pad).permute(0, 2, 3, 1).contiguous()
+        n, _, _, channels = x.shape
+        a, b, c, d = x.stride()
+        (down, right), (dilate_down, dilate_right) = self.stride, self.dilation
+        sizes = (n, *self.positions, *self.kernel_size, channels)
+        return x.as_strided(sizes, (a, b * down, c * right, b * dilate_down, c * dilate_right, d))
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """Patches of images as rows, copied; within a row channels run fastest [groups, n, d_in]."""
+        windows = self._windows(images).unflatten(5, (self.groups, -1))
+        return windows.permute(5, 0, 1, 2, 3, 4, 6).reshape(self.groups, -1, self.d_in)

@@ -1,0 +1,117 @@
+"""What kind of layer a module is: everything that is particular to one kind, and the registry of kinds."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.operator import LinearOperator
+
+
+class LayerKind(ABC):
+    """How layers of one kind act on their input.
+
+    A kind has no state: it is asked with the module. A kind of one's own names its ``modules``, says how they act
+    (``operator``) and is registered with ``register``. Its layers are local from then on.
+
+    Attributes:
+        modules: Classes of modules that it takes; subclasses too, if they have no forward of their own.
+        forwards: Methods that make the output. A module with another one of these is another layer.
+    """
+
+    modules: tuple[type[nn.Module], ...] = ()
+    forwards: tuple[str, ...] = ("forward",)
+
+    @abstractmethod
+    def operator(self, module: Any, inputs: Sequence[Tensor]) -> LinearOperator:
+        """The linear operator of the layer at its inputs.
+
+        Args:
+            module: The layer.
+            inputs: Input of each call, float32 at least; their signatures are equal. Rows stand in the order of the
+                calls, and within a call as ``rows`` has them.
+        """
+
+    @abstractmethod
+    def empty(self, module: Any) -> Tensor:
+        """An input without samples that the layer accepts, in the dtype of its weight."""
+
+    def parameters(self, module: Any) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias [d_out] of the layer; it must have no other parameters."""
+        return module.weight, getattr(module, "bias", None)
+
+    def input(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """The input among the arguments of a call."""
+        x: Tensor = args[0] if args else kwargs["input"]
+        return x
+
+    def units(self, module: Any) -> int:
+        """Which dimension of the output holds the units, counted from the last, which is -1."""
+        return -1
+
+    def matrix(self, module: Any, x: Tensor) -> Tensor:
+        """The weight, or a gradient of its shape, as the matrix W of the operator [d_out, d_in]."""
+        return x.flatten(1)
+
+    def from_matrix(self, module: Any, matrix: Tensor) -> Tensor:
+        """The inverse of ``matrix``: a tensor of the weight's shape."""
+        return matrix.reshape(self.parameters(module)[0].shape)
+
+    def signature(self, module: Any, x: Tensor) -> Hashable:
+        """What must be equal for the rows of several calls to be joined, of the input of one."""
+        return ()
+
+    def rows(self, module: Any, output: Tensor) -> Tensor:
+        """An output of the layer, or a gradient w.r.t. it, as rows [n, d_out]."""
+        units = self.units(module)
+        return output.movedim(units, -1).reshape(-1, output.shape[units])
+
+    def d_out(self, module: Any) -> int:
+        """Number of units."""
+        return self.matrix(module, self.parameters(module)[0].detach()).shape[0]
+
+    def write_gradient(self, module: Any, matrix: Tensor, bias: Tensor | None) -> None:
+        """Puts a matrix [d_out, d_in] and a vector [d_out] where the gradients of weight and bias are."""
+        weight, own_bias = self.parameters(module)
+        weight.grad = self.from_matrix(module, matrix.to(weight.dtype))
+        if bias is not None and own_bias is not None:
+            own_bias.grad = bias.to(own_bias.dtype)
+
+    def has_own_forward(self, module: nn.Module) -> bool:
+        """Whether the module, or its class, computes its output otherwise than the classes of this kind."""
+        base = next(base for base in self.modules if isinstance(module, base))
+        changed = any(getattr(type(module), name, None) is not getattr(base, name, None) for name in self.forwards)
+        return changed or any(name in vars(module) for name in self.forwards) or bool(module._forward_hooks)
+
+
+_KINDS: list[LayerKind] = []  # a later one comes first
+Kind = TypeVar("Kind", bound=type[LayerKind])
+
+
+def register(kind: Kind) -> Kind:
+    """Adds a kind of layers, as a decorator of its class; of several that take a module, the latest is taken.
+
+    Raises:
+        UserError: For a class that is no kind, or that names no modules.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, LayerKind)):
+        raise UserError(f"register({kind!r}): takes a class derived from LayerKind.")
+    if not kind.modules:
+        raise UserError(f"register({kind.__name__}): its `modules` names no class of layers.")
+    path = f"{kind.__module__}.{kind.__qualname__}"  # a module that is loaded again brings its kinds again
+    others = [other for other in _KINDS if f"{type(other).__module__}.{type(other).__qualname__}" != path]
+    _KINDS[:] = [kind(), *others]
+    return kind
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """The kind of a module, None where no kind takes it."""
+    return next((kind for kind in _KINDS if isinstance(module, kind.modules)), None)
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors one after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,0 +1,186 @@
+"""Preconditioners that are kept from step to step: the damped inverse, or its root, of a moving second moment."""
+
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from locoprop_lightning.errors import check_counts, check_fraction
+from locoprop_lightning.local.operator import times
+
+State = dict[str, Any]  # what evolves of a layer: tensors, numbers, strings, and dictionaries of these
+
+
+class AverageState(TypedDict, total=False):
+    """A moving average that started at zero; empty before the first value.
+
+    Attributes:
+        value: The average.
+        weight: Sum of the weights of all values in it, scalar: value / weight is without bias.
+    """
+
+    value: Tensor
+    weight: Tensor
+
+
+class PreconditionerState(TypedDict, total=False):
+    """What a preconditioner keeps; empty before the first step.
+
+    Attributes:
+        average: Of the second moment M, a mean over rows [..., d, d].
+        inverse: (n M + damping I)^-1 of the latest refresh, or its root.
+        n: What M was multiplied with there.
+        age: Steps since the latest refresh.
+        steps: All steps.
+        settings: Numbers that the inverse was made with; where they change, it is made anew.
+        shape: Sizes of what it is for; where they change, all is forgotten.
+    """
+
+    average: AverageState
+    inverse: Tensor
+    n: int
+    age: int
+    steps: int
+    settings: list[float]
+    shape: list[int]
+
+
+class Preconditioner:
+    """(n M + damping I)^-1, or its root, of a moving second moment M: when it is gathered, averaged and inverted.
+
+    The moment is a mean over rows, so that batches of different size agree; it is gathered and inverted at refreshes
+    only. What evolves lives in a state that the caller keeps and saves. A factorisation that fails, as it can where the
+    damping is below the rounding of the moment, is done again in float64 with the negative eigenvalues that rounding
+    left set to zero.
+
+    Args:
+        average: Decay of the moving average of the moment, bias-corrected, in [0, 1); 0 takes the current batch alone.
+        refresh_every: Steps between refreshes, at least 1.
+        warmup: Steps at the start of training in which every step refreshes, at least 0: moments change fast there.
+        owner: Name of the class whose settings these are, for messages.
+        root: Whether to keep the inverse square root instead of the inverse.
+    """
+
+    def __init__(self, average: float, refresh_every: int, warmup: int, owner: str, root: bool = False) -> None:
+        check_fraction(owner, average=average)
+        check_counts(owner, 1, refresh_every=refresh_every)
+        check_counts(owner, 0, warmup=warmup)
+        self.average = average
+        self.refresh_every = refresh_every
+        self.warmup = warmup
+        self.root = root
+
+    @property
+    def current(self) -> bool:
+        """Whether every step uses the moment of its own batch and nothing else."""
+        return self.average == 0 and self.refresh_every == 1
+
+    def due(self, state: PreconditionerState) -> bool:
+        """Whether this step refreshes."""
+        steps = state.get("steps", 0)
+        return (
+            "inverse" not in state or steps < self.warmup or state.get("age", self.refresh_every) >= self.refresh_every
+        )
+
+    def tick(self, state: PreconditionerState) -> None:
+        """Counts a step; to be called once a step, after ``due``."""
+        state["steps"] = state.get("steps", 0) + 1
+        state["age"] = state.get("age", 0) + 1
+
+    def forget(self, state: PreconditionerState) -> None:
+        """Drops the moment and its inverse, so that the latest step, which is then not counted yet, is done anew."""
+        state.pop("average", None)
+        state.pop("inverse", None)
+        state["steps"] -= 1
+
+    def refresh(
+        self,
+        state: PreconditionerState,
+        moment: Tensor,
+        n: int,
+        damping: "float | Tensor",
+        relative: bool = False,
+    ) -> None:
+        """Takes in a moment and inverts the average.
+
+        Args:
+            state: What evolves.
+            moment: M of this batch, a mean over rows [d, d], or one for each group of units [groups, d, d]. Not taken
+                in where it is not finite.
+            n: What the average is multiplied with; number of rows where the inverse is of a sum over rows.
+            damping: Added to the diagonal.
+            relative: Whether the damping is relative to the mean eigenvalue of what is inverted.
+        """
+        average = state.setdefault("average", {})
+        update_average(average, moment, self.average)
+        scaled = average_of(average) * n
+        size = scaled.diagonal(dim1=-2, dim2=-1).mean()
+        if relative:
+            damping = torch.where(size > 0, damping * size, 1.0)
+        inverse = inverse_root(scaled, damping) if self.root else invert(scaled, damping)
+        if relative:  # a moment of zeros has no inverse, and says nothing: its inverse shall be zero
+            inverse = inverse * (size > 0)
+        state["inverse"], state["n"], state["age"] = inverse, n, 0
+
+    def solve(self, state: PreconditionerState, x: Tensor, n: int, left: bool = False) -> Tensor:
+        """X (n M + damping I)^-1 with the kept inverse, or the inverse times X.
+
+        Args:
+            state: What evolves.
+            x: X [k, d], or [d, k] where ``left``.
+            n: As in ``refresh``. Where it differs from the refresh's n', the damping stands for damping n/n'.
+            left: Whether the inverse stands on the left.
+        """
+        inverse = state["inverse"] = state["inverse"].to(x.device)  # a checkpoint's lies on the host
+        wide = x.to(inverse.dtype)
+        out = (inverse @ wide if left else times(wide, inverse)).to(x.dtype)
+        return out if n == state["n"] else out.mul_(state["n"] / n)
+
+
+def update_average(state: AverageState, value: Tensor, decay: float) -> None:
+    """Takes a value into a moving average; one that is not finite is left out.
+
+    Args:
+        state: The average.
+        value: The value.
+        decay: In [0, 1); 0 keeps the latest value alone.
+    """
+    mean, weight = torch.zeros_like(value), value.new_zeros(())
+    if "value" in state:
+        mean, weight = state["value"].to(value), state["weight"].to(value)  # a checkpoint's lies on the host
+    finite = value.sum().isfinite()
+    state["value"] = torch.where(finite, decay * mean + (1 - decay) * value, mean)
+    state["weight"] = torch.where(finite, decay * weight + (1 - decay), weight)
+
+
+def average_of(state: AverageState) -> Tensor:
+    """The moving average, bias-corrected; zeros before the first finite value."""
+    return state["value"] / torch.where(state["weight"] > 0, state["weight"], 1.0)
+
+
+def inverse_root(c: Tensor, damping: "float | Tensor") -> Tensor:
+    """(c + damping I)^-1/2 [d, d], symmetric; NaN where ``c`` is not finite."""
+    finite = c.sum().isfinite()
+    values, vectors = torch.linalg.eigh(torch.where(finite, c, torch.zeros_like(c)))
+    root = (vectors * (values.clamp_min(0) + damping).rsqrt()) @ vectors.mT
+    return torch.where(finite, root, torch.nan)
+
+
+def factorize(c: Tensor, damping: "float | Tensor") -> Tensor:
+    """Lower Cholesky factor of c + damping I [..., d, d]; NaN where c is not finite. One wait for the device."""
+    damped = c.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    failed = bool(info.any())
+    if failed and c.isfinite().all():
+        values, vectors = torch.linalg.eigh(c.double())
+        damped = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
+        damped.diagonal(dim1=-2, dim2=-1).add_(damping)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        failed = bool(info.any())
+    return factor.fill_(torch.nan) if failed else factor
+
+
+def invert(c: Tensor, damping: "float | Tensor") -> Tensor:
+    """(c + damping I)^-1 [..., d, d], in float64 where the dtype of ``c`` did not do."""
+    return torch.cholesky_inverse(factorize(c, damping))

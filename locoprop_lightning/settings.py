@@ -1,0 +1,66 @@
+"""The settings of local training that hold for layers, checked against the network's layers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from locoprop_lightning.errors import UserError, check_choice, check_positive
+from locoprop_lightning.layers.discovery import check_names, check_patterns
+from locoprop_lightning.local import Transfer, resolve_transfer
+
+
+@dataclass
+class LocalSettings:
+    """What ``LocoPropModule`` is told of its layers; see there.
+
+    Raises:
+        UserError: For a value that is not allowed.
+    """
+
+    lambda_a: float
+    lambda_r: float
+    objective: str
+    output_transfer: str | Transfer  # of the output layer: "identity", or the task's link
+    transfers: Mapping[str, str | Transfer]
+    skip: Sequence[str]
+    damping: str
+    overrides: Mapping[str, Mapping[str, float]]
+    guard: bool
+
+    def __post_init__(self) -> None:
+        check_choice("", ("matching", "squared"), objective=self.objective)
+        check_choice("", ("absolute", "relative"), damping=self.damping)
+        check_positive("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
+        self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
+        for pattern, values in self.overrides.items():
+            for key, value in values.items():
+                if key not in ("lambda_a", "lambda_r"):
+                    raise UserError(f"overrides[{pattern!r}] has no setting {key!r}: take lambda_a or lambda_r.")
+                check_positive("", **{f"overrides[{pattern!r}].{key}": value})
+
+    def check(self, layers: Iterable[str]) -> None:
+        """Refuses names and patterns that match none of the layers that may be local.
+
+        Raises:
+            UserError: Names the setting and the layers there are.
+        """
+        names = list(layers)
+        if not names:
+            raise UserError("LocoPropModule: the network has no layer to train locally; use BackpropModule.")
+        check_names("transfers", self.transfers, names)
+        check_patterns("overrides", self.overrides, names)
+
+    def lambdas(self, name: str) -> dict[str, float]:
+        """The lambdas of a layer; a later pattern wins."""
+        lambdas = {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r}
+        for pattern, values in self.overrides.items():
+            if fnmatchcase(name, pattern):
+                lambdas |= values
+        return lambdas
+
+
+def _transfer(name: str, transfer: str | Transfer) -> Transfer:
+    try:
+        return resolve_transfer(transfer)
+    except UserError as error:
+        raise UserError(f"transfers[{name!r}]: {error}") from error

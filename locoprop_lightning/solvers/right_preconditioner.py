@@ -1,0 +1,104 @@
+"""(L C + lambda_r I)^-1, which solvers multiply gradients with from the right: exact, or kept and protected."""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from locoprop_lightning.local import LocalProblem, Preconditioner, State
+from locoprop_lightning.local.operator import times
+from locoprop_lightning.local.preconditioner import PreconditionerState, invert
+from locoprop_lightning.solvers.solution import Status
+
+_STALE_ROWS = 32  # rows on which a step from a kept inverse is checked
+_KEY = "preconditioner"  # of what is kept, in the state of a layer
+
+
+class Inverse(NamedTuple):
+    """The inverse of one step.
+
+    Attributes:
+        apply: X -> X (L C + lambda_r I)^-1 [d_out, width].
+        exact: Whether C is the current batch's own.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    exact: bool
+
+
+class RightPreconditioner:
+    """(L C + lambda_r I)^-1 of the current batch, or with C as n times a moving average of C/n.
+
+    The average is gathered and inverted at refreshes. A step from such a C is checked: where J rises, its divergence
+    estimated on at most 32 rows, or where the kept inverse is not finite, the inverse is made anew from the current
+    batch alone, which the average restarts from, and the layer is solved again in the same step.
+
+    Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
+    Y Y^T [n, n] of the current batch. A grouped convolution has one C for each group.
+
+    Args:
+        average: Decay of the moving average of C/n, bias-corrected, in [0, 1); 0 takes the current batch alone.
+        refresh_every: Steps between refreshes, at least 1.
+        warmup: Steps at the start of training in which every step refreshes, at least 0.
+        owner: Name of the class whose settings these are, for messages.
+    """
+
+    def __init__(self, average: float, refresh_every: int, warmup: int, owner: str) -> None:
+        self.owner = owner
+        self.kept = Preconditioner(average, refresh_every, warmup, owner)
+
+    def uses_kernel(self, problem: LocalProblem) -> bool:
+        """Whether the layer is solved through Y Y^T."""
+        return problem.operator.groups == 1 and problem.n * (1 if self.kept.current else 2) < problem.operator.width
+
+    def describe(self, problem: LocalProblem) -> str:
+        """Who trains the layer, for the table of layers."""
+        return f"{self.owner} ({problem.n} x {problem.n} kernel)" if self.uses_kernel(problem) else self.owner
+
+    def skip(self, state: State) -> None:
+        """Counts a step that does without the inverse."""
+        self.kept.tick(_kept(state))
+
+    def inverse(self, problem: LocalProblem, state: State, bound: float = 1.0) -> Inverse:
+        """The inverse of this step; to be called once a step.
+
+        Args:
+            problem: The problem.
+            state: What evolves for this layer.
+            bound: L.
+        """
+        kept = _kept(state)
+        shape = [problem.operator.groups, problem.operator.width]
+        if kept.get("shape", shape) != shape:
+            kept.clear()  # type: ignore[attr-defined]  # another layer of the same name
+        kept["shape"] = shape
+        if self.kept.current:
+            inverse = invert(bound * problem.gram(), problem.lambda_r)
+            return Inverse(lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True)
+        damping = problem.lambda_r if isinstance(problem.lambda_r, float | int) else 0.0
+        settings = [float(damping), float(bound)]
+        refreshes = self.kept.due(kept) or kept.get("settings", settings) != settings
+        kept["settings"] = settings
+        alone = self.kept.average == 0 or "average" not in kept  # whether C will be this batch's own
+        if refreshes:
+            moment = problem.gram() * (bound / problem.n)
+            self.kept.refresh(kept, moment, problem.n, problem.lambda_r)
+        self.kept.tick(kept)
+        return Inverse(lambda x: self.kept.solve(kept, x, problem.n), refreshes and alone)
+
+    def rise(self, problem: LocalProblem, v: Tensor, exact: bool) -> Tensor:
+        """The change of J, scalar, where the inverse is not of the batch's own C; zero else."""
+        return v.new_zeros(()) if exact else problem.value(v, rows=_STALE_ROWS)
+
+    def renew(self, state: State, status: Status) -> bool:
+        """Whether a failed solve may be the fault of a kept inverse, which is then forgotten, to be made anew."""
+        kept = _kept(state)
+        if "inverse" not in kept or (status is Status.NONFINITE and bool(torch.isfinite(kept["inverse"]).all())):
+            return False
+        self.kept.forget(kept)
+        return True
+
+
+def _kept(state: State) -> PreconditionerState:
+    return cast(PreconditionerState, state.setdefault(_KEY, {}))

@@ -1,0 +1,91 @@
+"""What a local solve gives: its outcome on the device, how it ended, and the new weights."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from locoprop_lightning.local import LocalProblem
+
+
+class Recording(Enum):
+    """Which values of the local loss are computed; each costs about half an inner iteration."""
+
+    NOTHING = 0
+    ENDS = 1  # before the first and after the last iteration
+    CURVE = 2  # before the first and after each
+
+
+class Status(Enum):
+    """How a local solve ended."""
+
+    SOLVED = "solved"
+    NONFINITE = "nonfinite"
+    DIVERGED = "diverged"
+    RETRIED = "retried"  # the first attempt failed, the second did not
+
+
+class Outcome(NamedTuple):
+    """What a solver makes of a problem, on the device; nothing has been waited for.
+
+    Attributes:
+        displacement: V = W+ - W0 [d_out, width].
+        growth: Scalar, above 0 where the solve diverged: the last residual less the first, or the change of J.
+        losses: Local losses a sample, if they were recorded [T + 1], or the first and the last [2].
+        learnt: What the solver keeps of the solve once it is known to be finite.
+    """
+
+    displacement: Tensor
+    growth: Tensor
+    losses: Tensor | None
+    learnt: Any = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solved problem.
+
+    Attributes:
+        problem: The problem.
+        displacement: V = W+ - W0 [d_out, width].
+        status: How the solve ended.
+        losses: Local losses a sample before the first and after each iteration [T + 1], or the first and the last [2],
+            as was asked for; None if not.
+    """
+
+    problem: LocalProblem
+    displacement: Tensor
+    status: Status
+    losses: Tensor | None
+
+    @property
+    def weight(self) -> Tensor:
+        """W+ [d_out, d_in], whatever the status."""
+        return self.problem.weight + self.problem.split(self.displacement)[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b+ [d_out], or None."""
+        change = self.problem.split(self.displacement)[1]
+        return None if self.problem.bias is None or change is None else self.problem.bias + change
+
+
+def judge(outcomes: Mapping[str, Outcome], agree: Callable[[Tensor], Tensor]) -> dict[str, Status]:
+    """Status of each outcome, with a single wait for the device.
+
+    Args:
+        outcomes: Outcomes by name of the layer.
+        agree: Makes the flags, a tensor, the same wherever the problems are solved together.
+    """
+    if not outcomes:
+        return {}
+    pairs = [torch.stack((torch.linalg.vector_norm(o.displacement), o.growth)) for o in outcomes.values()]
+    flags = agree(torch.stack(pairs)).tolist()
+    return {
+        name: Status.NONFINITE if not math.isfinite(norm + growth) else Status.DIVERGED if growth > 0 else Status.SOLVED
+        for name, (norm, growth) in zip(outcomes, flags, strict=True)
+    }

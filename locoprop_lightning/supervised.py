@@ -1,0 +1,241 @@
+"""What all Lightning modules of this package share, and the module of the baselines: plain back-propagation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MetricCollection
+
+from locoprop_lightning.distributed import Communicator, connect
+from locoprop_lightning.errors import UserError, check_object
+from locoprop_lightning.layer_table import print_layers
+from locoprop_lightning.layers import discover
+from locoprop_lightning.layers.discovery import call
+from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
+from locoprop_lightning.tasks import MeanLoss, Task, detached
+
+Batch = tuple[Any, Any]
+
+
+class SupervisedModule(LightningModule):
+    """Evaluation, logging, and checks of checkpoints.
+
+    Args:
+        network: The network.
+        task: Loss and metrics.
+
+    Attributes:
+        untouched: Trainable parameters, by name, that no backward pass of the fit has reached.
+        communicator: What the processes of the fit do together.
+    """
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        check_object(nn.Module, network=network)
+        check_object(Task, task=task)
+        self.network = network
+        self.task = task
+        metrics = task.metrics()
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
+        self.communicator = Communicator()
+        self.untouched: dict[str, nn.Parameter] = {}
+        self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
+
+    def forward(self, x: Any) -> Any:
+        """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
+        return call(self.network, x)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and metrics of a validation batch."""
+        self._evaluate(batch, "val", self.val_metrics, self.val_loss)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and metrics of a test batch."""
+        self._evaluate(batch, "test", self.test_metrics, self.test_loss)
+
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
+        """Predictions of the task for a batch, with or without targets."""
+        return self.task.predict(self(batch if isinstance(batch, Tensor) else batch[0]))
+
+    def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection, mean: MeanLoss) -> None:
+        output, target = self(batch[0]), self.task.target(*batch)
+        loss, size = self.task.loss(output, target), self.task.terms(target)
+        metrics.update(self.task.score(output), target)
+        mean.update(loss, size)  # Lightning's own mean does not weigh the processes
+        self.log(f"{stage}/loss", mean, batch_size=size, prog_bar=stage == "val")
+        self.log_dict(metrics, batch_size=size, prog_bar=stage == "val")
+
+    def log_training(self, loss: Tensor, output: Any, target: Any, rate: float, logs: bool) -> Tensor:
+        """Logs a training step, and gives the mean of its loss over processes, scalar.
+
+        Args:
+            loss: Loss of this process, weighted so that the mean is that of the whole batch.
+            output: Output of the network.
+            target: What it was compared with.
+            rate: Rate of the optimizer.
+            logs: Whether to log more than the loss.
+        """
+        mean = self.communicator.mean(loss.detach())
+        self.log("train/loss", mean, prog_bar=True)
+        if logs:
+            self.train_metrics.update(self.task.score(detached(output)), target)
+            self.log_dict(self.train_metrics.compute())  # of all processes
+            self.train_metrics.reset()
+            self.log("lr", rate)
+        return mean
+
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether the trainer logs the step that is being taken."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
+    def schedule_of(self, make: LRSchedulerCallable, optimizer: Optimizer) -> Any:
+        """Makes a schedule, and tells it the length of the run if it asks.
+
+        Raises:
+            UserError: Where the run has no length.
+        """
+        schedule = make_from("lr_scheduler", make, optimizer)
+        if isinstance(schedule, LinearDecay) and schedule.total_steps is None:
+            total = self.trainer.estimated_stepping_batches
+            if total == float("inf"):
+                raise UserError("lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps.")
+            schedule.total_steps = int(total)
+        return schedule
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the names of the optimizers."""
+        checkpoint["optimizers"] = self._optimizer_names()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remembers the names of the optimizers, which a fit compares."""
+        self._saved_optimizers = checkpoint.get("optimizers")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights.
+
+        Raises:
+            UserError: If they are of another network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            _, first, *more = str(error).splitlines() or [""] * 2
+            others = f" ({len(more)} more do not fit)" if more else ""
+            raise UserError(f"The checkpoint is of another network: {first.strip()}{others}") from error
+
+    def on_fit_start(self) -> None:
+        """Joins the other processes, and refuses to resume with other optimizers.
+
+        Raises:
+            UserError: Names both.
+        """
+        self.communicator = connect()
+        if self.communicator.size not in (1, self.trainer.world_size):
+            raise UserError(
+                f"trainer.devices: this process is one of {self.communicator.size} of torch.distributed, but the "
+                f"trainer counts {self.trainer.world_size}: let Lightning start them, or leave the process group."
+            )
+        self.untouched = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        saved, own = self._saved_optimizers, self._optimizer_names()
+        if self.trainer.ckpt_path is not None and saved is not None and saved != own:
+            raise UserError(
+                f"ckpt_path: the checkpoint was trained by {' and '.join(saved)}, not by {' and '.join(own)}; resume "
+                "with the configuration that made it."
+            )
+
+    def on_after_backward(self) -> None:
+        """Notes which parameters have a gradient for the first time."""
+        if self.untouched:
+            self.untouched = {name: p for name, p in self.untouched.items() if p.grad is None}
+
+    def _optimizer_names(self) -> list[str]:
+        """What must be the same for the optimizers' state to fit: their kinds, and how many parameters they have."""
+        names = []
+        for optimizer in self.trainer.optimizers:
+            parts = optimizer.children if isinstance(optimizer, SplitOptimizer) else (optimizer,)
+            kinds = "/".join(type(part).__name__ for part in parts)
+            names.append(f"{kinds} ({sum(len(group['params']) for group in optimizer.param_groups)} parameters)")
+        return names
+
+
+class BackpropModule(SupervisedModule):
+    """Trains by back-propagation with any torch optimizer: the baselines.
+
+    Args:
+        network: The network.
+        task: Loss and metrics.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes a schedule from the optimizer; stepped once a batch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(network, task)
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        self._starting = True
+
+    def on_fit_start(self) -> None:
+        """Joins the other processes, and has the table of layers printed again."""
+        super().on_fit_start()
+        self._starting = True
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Prints the table of layers before the first step."""
+        if self._starting:
+            self._starting = False
+            layers = discover(self.network, batch[0])
+            name = type(self.trainer.optimizers[0]).__name__
+            trained = {layer.name: name for layer in layers if layer.reason != "frozen"}
+            print_layers(self.trainer, layers, trained, plain=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One forward pass; Lightning does the rest."""
+        output, target = self(batch[0]), self.task.target(*batch)
+        loss = self.task.loss(output, target)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        mean = self.log_training(loss, output, target, rate, self.logs_this_step)
+        return {"loss": loss, "mean_loss": mean}
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of all trainable parameters, and its schedule."""
+        optimizer = make_from("optimizer", self._optimizer, [p for p in self.network.parameters() if p.requires_grad])
+        if self._lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.schedule_of(self._lr_scheduler, optimizer), "interval": "step"},
+        }
+
+
+def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
+    """Calls a factory that the user chose; what it refuses is the user's to mend.
+
+    Args:
+        setting: Name of the setting.
+        factory: The factory.
+        argument: What it makes something from.
+
+    Raises:
+        UserError: What the factory says against it.
+    """
+    try:
+        return factory(argument)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        hint = "; SplitOptimizer gives matrices one rule and the rest another" if "2D" in str(error) else ""
+        raise UserError(f"{setting}: {error}{hint}.") from error
