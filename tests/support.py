@@ -1,9 +1,13 @@
 """What several test modules share."""
 
 import importlib.util
+import io
 from pathlib import Path
 
 import torch
+
+from locoprop_lightning.layers import Tape, kind_of
+from locoprop_lightning.solvers import Recording
 
 ROOT = Path(__file__).parents[1]
 KEPT = dict(average=0.9, refresh_every=3, warmup=1)  # a factor that is averaged and kept for some steps
@@ -38,3 +42,43 @@ def same(a, b):
     """Whether two states hold the same, bit for bit."""
     a, b = flat(a), flat(b)
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+class Stateful:
+    """A solver with the states of its layers, as a run keeps them: ``solve`` goes on from solve to solve."""
+
+    def __init__(self, solver):
+        self.solver = solver
+        self.states = {}
+
+    def solve(self, problem, record=Recording.NOTHING):
+        return self.solver.solve(problem, self.states.setdefault(problem.name, {}), record)
+
+    def resumed(self, solver):
+        """Another solver with these states, written to a file and read again."""
+        other = Stateful(solver)
+        other.states = through_a_file(self.states)
+        return other
+
+
+def through_a_file(state):
+    """A state as a checkpoint brings it back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def operator_of(layer, inputs):
+    """The linear operator of a layer at the inputs of its calls."""
+    return kind_of(layer).operator(layer, inputs)
+
+
+def rows_of(layer, output):
+    """An output of a layer as rows."""
+    return kind_of(layer).rows(layer, output)
+
+
+def taped(layers, moving=()):
+    """A tape of some layers, by name."""
+    return Tape({name: (layer, kind_of(layer)) for name, layer in layers.items()}, moving)

@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
-from locoprop_lightning.local import Tape
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm
@@ -29,7 +28,7 @@ class Keep(Callback):
     """Keeps C/n of each layer."""
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.inputs = {name: p.gram.clone() / p.n for name, p in pl_module.problems.items()}
+        self.inputs = {name: p.gram().clone() / p.n for name, p in pl_module.problems.items()}
 
 
 @pytest.fixture(params=[True, False], ids=["bias", "no_bias"])
@@ -127,7 +126,7 @@ def test_factors_of_a_convolution():
     """The product of both factors: curvlinops divides the number of positions from the other one."""
     network = nn.Sequential(nn.Conv2d(2, 3, 2, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(27, 3)).double()
     x, labels = torch.randn(N, 2, 4, 4, dtype=torch.float64), torch.arange(N) % 3
-    with Tape({"0": network[0]}) as tape:
+    with taped({"0": network[0]}) as tape:
         nn.functional.cross_entropy(network(x), labels).backward()
     record, state = tape.records["0"], {}
     WhitenedOracle(beta=0.0, samples=0, refresh_every=1).observe(record.gradient(), [], N, state)
@@ -135,4 +134,4 @@ def test_factors_of_a_convolution():
     kfac.compute_kronecker_factors()
     (name,) = kfac._input_covariances
     expected = torch.kron(kfac._gradient_covariances[name], kfac._input_covariances[name])
-    close(torch.kron(state["mean"] / state["weight"], record.map().gram() / N), expected)
+    close(torch.kron(state["mean"] / state["weight"], record.operator().gram() / N), expected)

@@ -131,7 +131,7 @@ def test_resume_is_exact(tmp_path, make):
     assert fit.global_step == 4 * STEPS
     assert equal(weights(whole), weights(resumed))
     if isinstance(whole, LocoPropModule):
-        assert whole.solver.counts == resumed.solver.counts
+        assert whole.module.engine.counts == resumed.module.engine.counts
         assert same(whole.solver.state, resumed.solver.state) and same(whole.oracle_state, resumed.oracle_state)
 
 
@@ -261,7 +261,7 @@ def test_a_network_of_another_kind(tmp_path, solver, capsys):
     trainer(tmp_path, max_steps=2).fit(module, DataLoader([batch] * 2, batch_size=None))
     after = weights(module)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {"bag.weight", "head.weight", "head.bias"} and module.solver.counts == {}
+    assert moved == {"bag.weight", "head.weight", "head.bias"} and module.engine.counts == {}
     rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     assert all("no gradient" in rows[name] for name in ("expert", "hidden"))
     trainer(tmp_path, max_steps=1).fit(
@@ -312,7 +312,7 @@ def test_refused_layer_keeps_its_weights(tmp_path, guard):
     start = weights(module)
     trainer(tmp_path, max_steps=1).fit(module, digits())
     end = weights(module)
-    assert module.solver.counts == {"1": {"diverged": 1}}
+    assert module.engine.counts == {"1": {"diverged": 1}}
     assert torch.equal(start["1.weight"], end["1.weight"]) == guard
     assert not torch.equal(start["3.weight"], end["3.weight"])
 
@@ -442,8 +442,8 @@ def test_an_oracle_that_only_gives_rows(tmp_path):
 
     def look(module):
         for problem in module.problems.values():
-            y = torch.cat([problem.map.rows, torch.ones_like(problem.map.rows[:, :1])], 1)
-            torch.testing.assert_close(problem.first_gradient, problem.lambda_a * problem.direction.T @ y)
+            y = torch.cat([problem.operator.rows, torch.ones_like(problem.operator.rows[:, :1])], 1)
+            torch.testing.assert_close(problem.first_gradient(), problem.lambda_a * problem.direction.T @ y)
             assert set(problem.direction.unique().tolist()) <= {-1.0, 0.0, 1.0}
             seen.append(problem.name)
 
@@ -478,7 +478,7 @@ def test_relative_damping(tmp_path):
     class Look(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             for problem in pl_module.problems.values():
-                expected = 0.5 * problem.map.trace() / problem.map.width
+                expected = 0.5 * problem.operator.trace() / problem.operator.width
                 torch.testing.assert_close(problem.lambda_r, expected)
 
     trainer(tmp_path, [Look()], max_steps=1).fit(locoprop(damping="relative", lambda_r=0.5), digits())
@@ -568,10 +568,10 @@ def test_first_gradient_from_back_propagation(tmp_path, oracle, bias):
     def look(module):
         for problem in module.problems.values():
             assert problem._first_gradient is not None
-            y = problem.map.rows
+            y = problem.operator.rows
             y = torch.cat([y, torch.ones_like(y[:, :1])], 1) if bias else y
             expected = problem.lambda_a * problem.direction.T @ y
-            torch.testing.assert_close(problem.first_gradient, expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(problem.first_gradient(), expected, rtol=1e-9, atol=1e-9)
             seen.append(problem.name)
 
     net = MLP(64, 16, 1, bias=bias)
@@ -691,9 +691,9 @@ def test_a_nonfinite_batch_is_counted_and_forgotten(tmp_path, make, when):
 
     module = make()
     trainer(tmp_path, [Spoil()]).fit(module, digits())
-    for counts in module.solver.counts.values():
+    for counts in module.engine.counts.values():
         assert counts["nonfinite"] == 1 and "diverged" not in counts
-    assert module.solver.counts.keys() == {"1", "3"}
+    assert module.engine.counts.keys() == {"1", "3"}
     assert finite(module.oracle_state) and finite(module.solver.state)
 
 

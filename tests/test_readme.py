@@ -10,7 +10,7 @@ from locoprop_lightning import LocoPropModule
 from locoprop_lightning.data import Digits
 from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.networks import MLP
-from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.solvers import ClosedForm, Recording
 from locoprop_lightning.tasks import Classification
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
@@ -30,7 +30,7 @@ def test_own_solver_reaches_the_minimum():
     exec(BLOCKS[1], scope)
     y, d, w = (torch.randn(shape, dtype=torch.float64) for shape in ((20, 4), (20, 3), (3, 4)))
     problem = LocalProblem(y, y @ w.t(), d, w, None, resolve_transfer("tanh"), lambda_a=0.1, lambda_r=60.0)
-    solution = scope["HeavyBall"](iterations=100).solve(problem, record=True)
+    solution = scope["HeavyBall"](iterations=100).solve(problem, record=Recording.CURVE)
     assert torch.linalg.vector_norm(problem.gradient(solution.weight - w)) < 1e-10
     assert len(solution.losses) == 101
 

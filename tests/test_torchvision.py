@@ -41,7 +41,7 @@ class Watch(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         solver = pl_module.solver
         for problem in pl_module.problems.values():
-            size = problem.n if solver.uses_kernel(problem) else problem.map.width
+            size = problem.n if solver.uses_kernel(problem) else problem.operator.width
             self.largest = max(self.largest, size)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

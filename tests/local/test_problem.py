@@ -12,7 +12,7 @@ both_biases = pytest.mark.parametrize("bias", [True, False])
 
 def augmented(problem):
     """[Y | 1] and [W0 | b0]."""
-    y, w = problem.map.rows, problem.weight
+    y, w = problem.operator.rows, problem.weight
     if problem.bias is None:
         return y, w
     return torch.cat([y, torch.ones_like(y[:, :1])], 1), torch.cat([w, problem.bias[:, None]], 1)
@@ -53,8 +53,8 @@ def test_gradient_formula(make_problem, transfer, bias):
 def test_first_gradient(make_problem, transfer, bias):
     problem = make_problem(transfer, bias=bias)
     y, _ = augmented(problem)
-    close(problem.first_gradient, problem.lambda_a * problem.direction.T @ y)
-    close(problem.first_gradient, problem.gradient(problem.zeros()))
+    close(problem.first_gradient(), problem.lambda_a * problem.direction.T @ y)
+    close(problem.first_gradient(), problem.gradient(problem.zeros()))
 
 
 def test_known_first_gradient_is_used(make_problem):
@@ -66,13 +66,13 @@ def test_known_first_gradient_is_used(make_problem):
 def test_gram_kernel_and_trace(make_problem, bias):
     problem = make_problem(bias=bias)
     y, w = augmented(problem)
-    close(problem.map.gram(), y.T @ y)
-    close(problem.map.kernel(), y @ y.T)
-    close(problem.map.trace(), torch.trace(y.T @ y))
+    close(problem.operator.gram(), y.T @ y)
+    close(problem.operator.kernel(), y @ y.T)
+    close(problem.operator.trace(), torch.trace(y.T @ y))
     assert problem.zeros().shape == w.shape
     v = displacement(problem)
-    close(problem.map.apply(v), y @ v.T)
-    close(problem.map.adjoint(problem.direction), problem.direction.T @ y)
+    close(problem.operator.apply(v), y @ v.T)
+    close(problem.operator.adjoint(problem.direction), problem.direction.T @ y)
 
 
 @every_transfer
@@ -122,7 +122,7 @@ def test_value_on_a_sample_of_rows(make_problem, transfer, proximal):
 
 def test_value_on_a_sample_of_repeated_rows_is_exact(make_problem):
     problem = make_problem("tanh", n=12)
-    problem.map.rows = problem.map.rows[:1].repeat(12, 1)
+    problem.operator.rows = problem.operator.rows[:1].repeat(12, 1)
     problem._pre_activation = problem.pre_activation[:1].repeat(12, 1)
     v = displacement(problem)
     close(problem.value(v, rows=4), problem.value(v))
@@ -136,7 +136,7 @@ def test_direction_is_made_once_and_when_needed(make_problem):
         return made.direction
 
     lazy = LocalProblem(
-        made.map.rows,
+        made.operator.rows,
         made.pre_activation,
         direction,
         made.weight,
@@ -144,7 +144,7 @@ def test_direction_is_made_once_and_when_needed(make_problem):
         made.transfer,
         made.lambda_a,
         made.lambda_r,
-        first_gradient=made.first_gradient,
+        first_gradient=made.first_gradient(),
     )
     v = displacement(made)
     close(lazy.gradient(v), made.gradient(v))
@@ -178,9 +178,9 @@ def test_plan_counts_operations(make_problem, known):
                 costs = {}
                 for uses_gram in (True, False):
                     problem = make_problem(n=n, d_in=d_in, bias=False)
-                    v, _ = displacement(problem), problem.first_gradient
+                    v, _ = displacement(problem), problem.first_gradient()
                     if known:
-                        problem.gram  # noqa: B018
+                        problem.gram()  # noqa: B018
                     problem.uses_gram = uses_gram
                     with FlopCounterMode(display=False) as counter:
                         for _ in range(gradients):
@@ -188,7 +188,7 @@ def test_plan_counts_operations(make_problem, known):
                     costs[uses_gram] = counter.get_total_flops()
                 problem = make_problem(n=n, d_in=d_in, bias=False)
                 if known:
-                    problem.gram  # noqa: B018
+                    problem.gram()  # noqa: B018
                 cost = problem.plan(gradients)
                 assert problem.uses_gram == (costs[True] < costs[False])
                 assert cost == costs[problem.uses_gram]
@@ -211,7 +211,7 @@ def test_plan_of_a_matching_loss_is_by_rows(make_problem):
 def test_zero_direction_gives_exactly_zero(make_problem, transfer):
     problem = make_problem(transfer)
     problem.direction.zero_()
-    assert (problem.first_gradient == 0).all()
+    assert (problem.first_gradient() == 0).all()
     assert (problem.value(problem.zeros()) == 0).all()
     assert problem.loss(problem.zeros()) == 0
 
@@ -242,20 +242,20 @@ def test_reduced_problem_is_the_same(make_problem, transfer, bias):
 
 def test_reduced_problem_of_dependent_rows(make_problem):
     problem = make_problem("tanh", n=4, d_in=9)
-    problem.map.rows = problem.map.rows[[0, 0, 1, 1]]
+    problem.operator.rows = problem.operator.rows[[0, 0, 1, 1]]
     reduced, lift = problem.reduced()
-    gradient = lift(reduced.first_gradient)
-    close(gradient, problem.map.adjoint(problem.direction) * problem.lambda_a)
-    close(problem.value(gradient), reduced.value(reduced.first_gradient))
+    gradient = lift(reduced.first_gradient())
+    close(gradient, problem.operator.adjoint(problem.direction) * problem.lambda_a)
+    close(problem.value(gradient), reduced.value(reduced.first_gradient()))
 
 
 def test_reduced_problem_of_zeros_and_of_nan(make_problem):
     problem = make_problem(n=4, d_in=9, bias=False)
-    problem.map.rows = torch.zeros_like(problem.map.rows)
+    problem.operator.rows = torch.zeros_like(problem.operator.rows)
     reduced, lift = problem.reduced()
     assert (lift(torch.ones(3, 4, dtype=torch.float64)) == 0).all()
-    problem.map.rows = problem.map.rows * torch.nan
-    assert problem.reduced()[0].map.rows.isnan().all()
+    problem.operator.rows = problem.operator.rows * torch.nan
+    assert problem.reduced()[0].operator.rows.isnan().all()
 
 
 def test_what_is_logged_of_a_problem(make_problem):

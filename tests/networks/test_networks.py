@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local import discover
+from locoprop_lightning.layers import discover
 from locoprop_lightning.networks import ConvNet, DeepAutoencoder, ResNet18, Transformer
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local import LocalProblem, Tape, resolve_transfer
+from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm, Status
 from locoprop_lightning.tasks import Classification
@@ -211,7 +211,7 @@ def test_whitened_by_the_identity_is_foof(make_problem):
     close(state["mean"], torch.eye(3, dtype=torch.float64))
     oracle.observe(g, [], len(g), state)
     whitened = LocalProblem(
-        problem.map.rows,
+        problem.operator.rows,
         problem.pre_activation,
         lambda: oracle.direction(g, len(g), state),
         problem.weight,
@@ -266,7 +266,7 @@ def sampled_factors(network, x, draws, oracle):
     """S of both layers as a training step finds it."""
     task, states = Classification(3), ({}, {})
     generator = torch.Generator().manual_seed(5)
-    with Tape({"0": network[0], "2": network[2]}) as tape:
+    with taped({"0": network[0], "2": network[2]}) as tape:
         output = network(x)
     labels = [task.sample_labels(output.detach(), generator) for _ in range(draws)]
     sampled = [tape.gradients(task.loss(output, label)) for label in labels]

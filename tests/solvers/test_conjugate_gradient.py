@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.solvers import ConjugateGradient, Status
+from locoprop_lightning.solvers import ConjugateGradient, Recording, Status
 from tests.support import close, joined
 
 both_biases = pytest.mark.parametrize("bias", [True, False])
@@ -10,7 +10,7 @@ both_sides = pytest.mark.parametrize("n", [4, 12], ids=["wide", "tall"])
 
 
 def exact(problem):
-    y = problem.map.rows
+    y = problem.operator.rows
     if problem.bias is not None:
         y = torch.cat([y, torch.ones_like(y[:, :1])], 1)
     c = y.T @ y + problem.lambda_r * torch.eye(y.shape[1], dtype=y.dtype)
@@ -21,7 +21,7 @@ def exact(problem):
 @both_sides
 def test_exact_after_as_many_iterations_as_inputs(make_problem, n, bias):
     problem = make_problem(n=n, d_in=6, bias=bias)
-    for iterations in (problem.map.width + 1, 40):
+    for iterations in (problem.operator.width + 1, 40):
         solution = ConjugateGradient(iterations).solve(problem)
         assert solution.status is Status.SOLVED
         close(joined(solution, problem), exact(problem), 1e-9)
@@ -31,22 +31,22 @@ def test_exact_after_as_many_iterations_as_inputs(make_problem, n, bias):
 @both_sides
 def test_j_falls_with_every_iteration(make_problem, n, bias):
     problem = make_problem(n=n, d_in=6, bias=bias, lambda_r=0.05)
-    solutions = [ConjugateGradient(t).solve(problem) for t in range(1, problem.map.width + 1)]
+    solutions = [ConjugateGradient(t).solve(problem) for t in range(1, problem.operator.width + 1)]
     start = problem.value(problem.zeros())
     values = torch.stack([start, *(problem.value(joined(solution, problem)) for solution in solutions)])
-    rank = min(n, problem.map.width)
+    rank = min(n, problem.operator.width)
     assert (values.diff()[:rank] < 0).all() and (values.diff() < 1e-12).all()
-    losses = ConjugateGradient(problem.map.width).solve(problem, record=True).losses
+    losses = ConjugateGradient(problem.operator.width).solve(problem, record=Recording.CURVE).losses
     close((losses - losses[0]) * problem.n, values, 1e-11)
 
 
 def test_is_best_in_the_krylov_space(make_problem):
     """T iterations minimise J over span{g, g H, ...}, for each unit alone."""
     problem = make_problem(n=12, d_in=6, lambda_r=0.05)
-    hessian = problem.map.gram() + problem.lambda_r * torch.eye(problem.map.width, dtype=torch.float64)
+    hessian = problem.operator.gram() + problem.lambda_r * torch.eye(problem.operator.width, dtype=torch.float64)
     for iterations in (1, 2, 3):
         v = joined(ConjugateGradient(iterations).solve(problem), problem)
-        for unit, g in enumerate(problem.first_gradient):
+        for unit, g in enumerate(problem.first_gradient()):
             basis = torch.linalg.qr(
                 torch.stack([torch.linalg.matrix_power(hessian, k) @ g for k in range(iterations)]).T
             )[0]

@@ -21,6 +21,7 @@ from locoprop_lightning.solvers import (
     IterativeSolver,
     LocalSolver,
     Majorization,
+    Recording,
     Status,
 )
 from tests.support import KEPT, joined
@@ -120,12 +121,12 @@ def finite(state):
 
 def tensors(problem):
     found = dict(
-        rows=problem.map.rows,
+        rows=problem.operator.rows,
         pre_activation=problem.pre_activation,
         direction=problem.direction,
         weight=problem.weight,
-        first_gradient=problem.first_gradient,
-        gram=problem.gram,
+        first_gradient=problem.first_gradient(),
+        gram=problem.gram(),
         lambda_r=torch.as_tensor(problem.lambda_r),
     )
     return found if problem.bias is None else found | {"bias": problem.bias}
@@ -163,7 +164,7 @@ def test_iterations(problem_for, name, kind, dtype):
     for iterations in (1, 2, 10):
         solver = ITERATIVE[name](iterations)
         problem = problem_for(solver, kind, dtype=dtype)
-        plain, recorded = solver.solve(problem), ITERATIVE[name](iterations).solve(problem, record=True)
+        plain, recorded = solver.solve(problem), ITERATIVE[name](iterations).solve(problem, record=Recording.CURVE)
         assert recorded.losses.shape == (iterations + 1,) and plain.losses is None
         for solution in (plain, recorded):
             assert solution.status is Status.SOLVED
@@ -185,12 +186,12 @@ def test_iterations(problem_for, name, kind, dtype):
 def test_direct(problem_for, name, kind, dtype):
     solver = DIRECT[name]()
     problem = problem_for(solver, kind, dtype=dtype)
-    solution = solver.solve(problem, record=True)
+    solution = solver.solve(problem, record=Recording.CURVE)
     assert solution.status is Status.SOLVED and solution.losses.shape == (2,)
     assert solution.weight.dtype == dtype
     v = joined(solution, problem)
     assert problem.value(v) < 0
-    assert problem.gradient(v).norm() < (1e-10 if dtype == torch.float64 else 1e-3) * problem.first_gradient.norm()
+    assert problem.gradient(v).norm() < (1e-10 if dtype == torch.float64 else 1e-3) * problem.first_gradient().norm()
 
 
 @every_pair
@@ -201,7 +202,7 @@ def test_not_a_number(problem_for, name, kind, seen):
             solver = EVERY[name]()
             good, bad = (problem_for(solver, kind, dtype=dtype) for _ in range(2))
             if where == "rows":
-                bad.map.rows[1, 2] = torch.nan
+                bad.operator.rows[1, 2] = torch.nan
                 bad.pre_activation[1] = torch.nan
             else:
                 bad.direction[2, 1] = torch.nan
@@ -248,7 +249,7 @@ def test_batches_of_different_size(problem_for, name, kind):
     solver = EVERY[name]()
     for n in (32, 32, 32, 19, 32, 3, 1, 32):
         problem = problem_for(solver, kind, n=32)
-        problem.map.rows, problem._pre_activation = problem.map.rows[:n], problem.pre_activation[:n]
+        problem.operator.rows, problem._pre_activation = problem.operator.rows[:n], problem.pre_activation[:n]
         problem._direction = problem.direction[:n]
         solution = solver.solve(problem)
         assert solution.status in (Status.SOLVED, Status.RETRIED)
@@ -300,9 +301,9 @@ def test_damping_may_be_a_tensor(problem_for, name, dtype):
 def test_curves_of_first_and_last_alone(problem_for, name, kind):
     solver = ITERATIVE[name](10)
     problem = problem_for(solver, kind)
-    whole = solver.solve(problem, record=True)
+    whole = solver.solve(problem, record=Recording.CURVE)
     again = ITERATIVE[name](10)
     again.whole_curves = False
-    ends = again.solve(problem, record=True)
+    ends = again.solve(problem, record=Recording.CURVE)
     assert ends.losses.shape == (2,) and equal(ends, whole)
     torch.testing.assert_close(ends.losses, whole.losses[[0, -1]], rtol=1e-12, atol=1e-12)

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from locoprop_lightning.local import LocalProblem, resolve_transfer
-from locoprop_lightning.local.linear_map import map_of, rows_of
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
     ClosedForm,
@@ -13,6 +12,7 @@ from locoprop_lightning.solvers import (
     FixedPointIteration,
     GradientDescent,
     Majorization,
+    Recording,
     Status,
 )
 from tests.support import close, joined
@@ -34,13 +34,13 @@ def make(layer, x, transfer="identity", lambda_r=5.0, seed=0):
     d = torch.randn(a.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) / 4
     bias = None if layer.bias is None else layer.bias.detach()
     weight = layer.weight.detach().flatten(1)
-    return LocalProblem(map_of(layer, [x]), a, d, weight, bias, resolve_transfer(transfer), 0.3, lambda_r)
+    return LocalProblem(operator_of(layer, [x]), a, d, weight, bias, resolve_transfer(transfer), 0.3, lambda_r)
 
 
 def dense(problem):
     """The same problem of a linear layer."""
     return LocalProblem(
-        problem.map.dense().rows,
+        problem.operator.dense().rows,
         problem.pre_activation,
         problem.direction,
         problem.weight,
@@ -59,7 +59,7 @@ def test_equals_the_linear_layer(bias, solver, transfer):
         pytest.skip("takes the squared loss alone")
     x = torch.randn(4, 3, 6, 5, dtype=torch.float64)
     problem = make(nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=bias), x, transfer, lambda_r=300.0)
-    got, expected = (SOLVERS[solver]().solve(p, record=True) for p in (problem, dense(problem)))
+    got, expected = (SOLVERS[solver]().solve(p, record=Recording.CURVE) for p in (problem, dense(problem)))
     assert got.status is expected.status is Status.SOLVED
     close(got.weight, expected.weight, 1e-10)
     close(got.losses, expected.losses, 1e-10)
@@ -102,10 +102,10 @@ def test_more_inputs_than_rows_go_through_the_kernel(make_solver):
     x = torch.randn(2, 16, 3, 3, dtype=torch.float64)
     problem = make(nn.Conv2d(16, 4, 3), x)
     solver = make_solver()
-    assert (problem.n, problem.map.width) == (2, 145) and solver.uses_kernel(problem)
-    y = torch.cat([problem.map.dense().rows, torch.ones(2, 1, dtype=torch.float64)], 1)
+    assert (problem.n, problem.operator.width) == (2, 145) and solver.uses_kernel(problem)
+    y = torch.cat([problem.operator.dense().rows, torch.ones(2, 1, dtype=torch.float64)], 1)
     inverse = torch.linalg.inv(y.T @ y + 5.0 * torch.eye(145, dtype=torch.float64))
-    close(joined(solver.solve(problem), problem), -problem.first_gradient @ inverse, 1e-10)
+    close(joined(solver.solve(problem), problem), -problem.first_gradient() @ inverse, 1e-10)
 
 
 def test_staleness_is_seen_where_the_corners_are_dark():
@@ -121,7 +121,7 @@ def test_staleness_is_seen_where_the_corners_are_dark():
 def test_the_first_average_of_a_wide_layer_is_exact(make_problem):
     """So nothing is estimated, and a dominant row cannot have the step refused."""
     problem = make_problem(n=128, d_in=400, lambda_r=0.01)
-    problem.map.rows[7] *= 100
+    problem.operator.rows[7] *= 100
     solver = Majorization(3, refresh_every=10, average=0.9, warmup=0)
     solution = solver.solve(problem)
     assert solution.status is Status.SOLVED and problem.value(joined(solution, problem)) < 0

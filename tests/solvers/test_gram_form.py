@@ -10,6 +10,7 @@ from locoprop_lightning.solvers import (
     FixedPointIteration,
     GradientDescent,
     Majorization,
+    Recording,
     Status,
 )
 from tests.support import joined
@@ -40,7 +41,7 @@ def problem_of(make_problem, shape, bias=True, **arguments):
     """With a lambda_r at which fixed-point iteration converges."""
     n, d_in, d_out = shape
     problem = make_problem(n=n, d_in=d_in, d_out=d_out, bias=bias, **arguments)
-    problem.lambda_r = 1.3 * torch.linalg.eigvalsh(problem.map.gram()).max().item()
+    problem.lambda_r = 1.3 * torch.linalg.eigvalsh(problem.operator.gram()).max().item()
     return problem
 
 
@@ -83,10 +84,10 @@ def test_repeated_squaring_equals_the_loop(make_problem, monkeypatch, make, iter
     problem = problem_of(make_problem, (60, 5, 40), bias)
     solver = make(iterations)
     squared = count_squared(monkeypatch, solver)
-    looped = solver._loop(problem, None, record=True)
+    looped = solver._loop(problem, None, record=Recording.CURVE)
     assert not squared
     monkeypatch.setattr(problem, "plan", lambda gradients: float("inf"))  # squaring always costs less
-    solution, recorded = solver.solve(problem), solver.solve(problem, record=True)
+    solution, recorded = solver.solve(problem), solver.solve(problem, record=Recording.CURVE)
     assert squared
     close(joined(solution, problem), looped.displacement)
     assert solution.status is Status.SOLVED and solution.losses is None
@@ -123,7 +124,7 @@ def test_divergence_is_noticed_in_both_forms(make_problem, monkeypatch, factor):
     problem.lambda_r *= factor
     solver = FixedPointIteration(33)
     squared = count_squared(monkeypatch, solver)
-    assert solver._loop(problem, None, record=True).growth > 0 and not squared
+    assert solver._loop(problem, None, record=Recording.CURVE).growth > 0 and not squared
     assert solver.solve(problem).status is Status.DIVERGED and squared
 
 
@@ -131,12 +132,12 @@ def test_status_does_not_depend_on_recording(make_problem, monkeypatch):
     """Residuals that fall at first and then grow: logging a step must not decide whether it is applied."""
     for iterations in range(8, 15):
         problem = problem_of(make_problem, (60, 2, 40), bias=False)
-        problem.map.rows = torch.linalg.qr(problem.map.rows)[0] * torch.tensor([0.5, 1.5**0.5], dtype=torch.float64)
+        problem.operator.rows = torch.linalg.qr(problem.operator.rows)[0] * torch.tensor([0.5, 1.5**0.5], dtype=torch.float64)
         problem.lambda_r = 1.0  # the powers of -diag(0.25, 1.5)
         first = torch.tensor([1.0, 0.02], dtype=torch.float64).expand(40, 2)
         problem._first_gradient = first
         solver = FixedPointIteration(iterations)
         squared = count_squared(monkeypatch, solver)
-        looped = solver.solve(problem, record=True).status
+        looped = solver.solve(problem, record=Recording.CURVE).status
         assert solver.solve(problem).status is looped, iterations
         assert squared

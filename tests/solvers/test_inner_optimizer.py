@@ -7,7 +7,7 @@ from torch import nn
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.optimizers import TensorFlowRMSprop
-from locoprop_lightning.solvers import GradientDescent, InnerOptimizer, Status
+from locoprop_lightning.solvers import GradientDescent, InnerOptimizer, Recording, Status
 from tests.support import close, flat, joined, same
 
 OPTIMIZERS = {
@@ -30,7 +30,7 @@ def batches(make_problem, transfer, number=3):
 
 def gradient(problem, v, proximal):
     """By the formula."""
-    y = torch.cat([problem.map.rows, torch.ones(problem.n, 1, dtype=torch.float64)], 1)
+    y = torch.cat([problem.operator.rows, torch.ones(problem.n, 1, dtype=torch.float64)], 1)
     f, a = problem.transfer.f, problem.pre_activation
     return (f(a + y @ v.T) - problem.target).T @ y + (problem.lambda_r * v if proximal else 0)
 
@@ -64,10 +64,10 @@ def through_a_file(solver):
 def test_sgd_is_gradient_descent(make_problem, transfer, proximal, schedule):
     problem = make_problem(transfer)
     for iterations in (1, 2, 7):
-        expected = GradientDescent(iterations, 0.01, proximal, schedule).solve(problem, record=True)
+        expected = GradientDescent(iterations, 0.01, proximal, schedule).solve(problem, record=Recording.CURVE)
         solver = InnerOptimizer(lambda p: torch.optim.SGD(p, lr=0.01), iterations, proximal, schedule=schedule)
         for _ in range(2):  # it has no state
-            solution = solver.solve(problem, record=True)
+            solution = solver.solve(problem, record=Recording.CURVE)
             close(joined(solution, problem), joined(expected, problem), 1e-12)
             close(solution.losses, expected.losses, 1e-12)
             assert solution.status is expected.status is Status.SOLVED

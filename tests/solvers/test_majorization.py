@@ -5,7 +5,7 @@ from torch.nn import functional
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.local import transfer as transfers
-from locoprop_lightning.solvers import ClosedForm, Majorization, Status
+from locoprop_lightning.solvers import ClosedForm, Majorization, Recording, Status
 from tests.support import close, joined
 
 PROBLEMS = 200
@@ -25,7 +25,7 @@ F = {
 
 def newton(problem):
     """The minimiser of J by Newton's method, with autograd's Hessian and the norm of the gradient as merit."""
-    f, y = F[problem.transfer.name], problem.map.rows
+    f, y = F[problem.transfer.name], problem.operator.rows
     if problem.bias is not None:
         y = torch.cat([y, torch.ones_like(y[:, :1])], 1)
     target = f(problem.pre_activation) - problem.lambda_a * problem.direction
@@ -70,7 +70,7 @@ def test_never_raises_j(make_problem, transfer):
             seed=seed,
             scale=power(-1, 1),
         )
-        solution = Majorization(6).solve(problem, record=True)
+        solution = Majorization(6).solve(problem, record=Recording.CURVE)
         assert solution.status is Status.SOLVED, seed
         j = (solution.losses - solution.losses[0]) * problem.n
         size = max(1.0, solution.losses.abs().max().item() * problem.n)
@@ -85,7 +85,7 @@ def test_j_after_each_number_of_iterations(make_problem, transfer):
     for iterations in range(1, 7):
         values.append(problem.value(joined(Majorization(iterations).solve(problem), problem)).item())
     assert all(after <= before + 1e-12 for before, after in zip(values, values[1:], strict=False))
-    losses = Majorization(6).solve(problem, record=True).losses
+    losses = Majorization(6).solve(problem, record=Recording.CURVE).losses
     close((losses - losses[0]) * problem.n, torch.tensor(values, dtype=torch.float64), 1e-11)
 
 
@@ -136,7 +136,7 @@ def test_nesterov_needs_fewer_iterations(make_problem):
     best = problem.loss(newton(problem))
     needed = {}
     for acceleration in (None, "nesterov"):
-        losses = Majorization(400, acceleration).solve(problem, record=True).losses
+        losses = Majorization(400, acceleration).solve(problem, record=Recording.CURVE).losses
         near = losses - best < 1e-8 * (losses[0] - best)
         assert near[-1]
         needed[acceleration] = int(near.to(torch.int).argmax())
@@ -191,7 +191,7 @@ def test_rows_that_grow_are_solved_again(make_problem, make, settings):
     grown = make_problem(transfer_of(solver), lambda_r=0.5, scale=3.0, seed=1)
     for _ in range(30 if solver.factor.average else 3):
         assert solver.solve(problem).status is Status.SOLVED
-    solution = solver.solve(grown, record=True)
+    solution = solver.solve(grown, record=Recording.CURVE)
     assert solution.status is Status.RETRIED
     v = joined(solution, grown)
     assert grown.value(v) < 0

@@ -3,12 +3,13 @@ import torch
 from torch import nn
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local import LocalProblem, Tape, resolve_transfer
+from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
     ClosedForm,
     FixedPointIteration,
     GradientDescent,
+    Recording,
     Status,
 )
 from tests.support import close, joined
@@ -27,12 +28,12 @@ every_solver = pytest.mark.parametrize("make", [*ITERATIVE, lambda t: ClosedForm
 
 def rows(problem):
     """[Y | 1]."""
-    y = problem.map.rows
+    y = problem.operator.rows
     return y if problem.bias is None else torch.cat([y, torch.ones_like(y[:, :1])], 1)
 
 
 def largest_eigenvalue(problem):
-    return torch.linalg.eigvalsh(problem.map.gram()).max().item()
+    return torch.linalg.eigvalsh(problem.operator.gram()).max().item()
 
 
 @pytest.mark.parametrize("transfer", ["identity", "tanh"])
@@ -42,12 +43,12 @@ def test_one_iteration_is_back_propagation(transfer, bias):
     layer = nn.Linear(5, 4, bias=bias).double()
     x, y = torch.randn(9, 5, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
     before = [p.detach().clone() for p in layer.parameters()]
-    with Tape({"layer": layer}) as tape:
+    with taped({"layer": layer}) as tape:
         nn.functional.mse_loss(resolve_transfer(transfer).f(layer(x)), y).backward()
     record = tape.records["layer"]
-    a, g = record.pre_activation(record.map()), record.gradient()
+    a, g = record.pre_activation(record.operator()), record.gradient()
     problem = LocalProblem(
-        record.map(), a, g, before[0], before[1] if bias else None, resolve_transfer(transfer), lambda_a, lambda_r
+        record.operator(), a, g, before[0], before[1] if bias else None, resolve_transfer(transfer), lambda_a, lambda_r
     )
     solution = FixedPointIteration(1).solve(problem)
     torch.optim.SGD(layer.parameters(), lr=lambda_a / lambda_r).step()
@@ -93,7 +94,7 @@ def test_matching_solution_is_stationary(make_problem, transfer):
     problem.lambda_r = 1.5 * largest_eigenvalue(problem)
     for solver in (FixedPointIteration(200), AndersonAcceleration(40, ridge=1e-14)):
         v = joined(solver.solve(problem), problem)
-        assert problem.gradient(v).abs().max() < 1e-8 * problem.first_gradient.abs().max()
+        assert problem.gradient(v).abs().max() < 1e-8 * problem.first_gradient().abs().max()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -134,7 +135,7 @@ def test_inner_schedule(make_problem):
 @pytest.mark.parametrize("iterations", [1, 2, 10])
 def test_number_of_losses(make_problem, make, transfer, iterations):
     problem = make_problem(transfer, lambda_r=60.0)
-    solution = make(iterations).solve(problem, record=True)
+    solution = make(iterations).solve(problem, record=Recording.CURVE)
     assert solution.losses.shape == (iterations + 1,)
     close(solution.losses[0], problem.first_loss(), 1e-12)
     close(solution.losses[-1], problem.loss(joined(solution, problem)), 1e-12)
@@ -148,7 +149,7 @@ def test_number_of_losses(make_problem, make, transfer, iterations):
 @every_solver
 def test_losses_of_s_are_the_local_loss(make_problem, make):
     problem = make_problem(lambda_r=60.0)
-    solution = make(4).solve(problem, record=True)
+    solution = make(4).solve(problem, record=Recording.CURVE)
     v = joined(solution, problem)
     w = torch.cat([solution.weight, solution.bias[:, None]], 1)
     loss = (rows(problem) @ w.T - problem.target).square().sum() / 2 + problem.lambda_r / 2 * v.square().sum()
@@ -177,10 +178,10 @@ def test_zero_gradient_leaves_the_weights_of_m(make_problem, make, transfer):
 @every_solver
 def test_inputs_are_not_changed(make_problem, make):
     problem, twin = make_problem(lambda_r=60.0), make_problem(lambda_r=60.0)
-    make(5).solve(problem, record=True)
+    make(5).solve(problem, record=Recording.CURVE)
     for name in ("pre_activation", "direction", "weight", "bias", "first_gradient"):
         assert torch.equal(getattr(problem, name), getattr(twin, name)), name
-    assert torch.equal(problem.map.rows, twin.map.rows)
+    assert torch.equal(problem.operator.rows, twin.operator.rows)
 
 
 @every_solver
@@ -202,7 +203,7 @@ def test_rows_of_anderson_are_independent(make_problem):
     whole = AndersonAcceleration(6).solve(problem)
     one = make_problem("tanh", lambda_r=30.0)
     one = LocalProblem(
-        one.map.rows,
+        one.operator.rows,
         one.pre_activation[:, :1],
         one.direction[:, :1],
         one.weight[:1],
@@ -290,7 +291,7 @@ def test_average_agrees_over_batch_sizes(make_problem):
     """Twice the rows with the same mean C: as if C were n times the mean, and the exact step of that batch."""
     problem = make_problem()
     double = LocalProblem(
-        problem.map.rows.repeat(2, 1),
+        problem.operator.rows.repeat(2, 1),
         problem.pre_activation.repeat(2, 1),
         problem.direction.repeat(2, 1),
         problem.weight,
@@ -305,15 +306,15 @@ def test_average_agrees_over_batch_sizes(make_problem):
     close(stale.solve(double).weight, ClosedForm().solve(double).weight, 1e-10)
     fresh = ClosedForm(average=0.9)
     fresh.solve(problem)
-    close(fresh.state["layer"]["mean"] / fresh.state["layer"]["weight"], problem.map.gram() / problem.n, 1e-12)
+    close(fresh.state["layer"]["mean"] / fresh.state["layer"]["weight"], problem.operator.gram() / problem.n, 1e-12)
     close(fresh.solve(double).weight, ClosedForm().solve(double).weight, 1e-10)
-    close(fresh.state["layer"]["mean"] / fresh.state["layer"]["weight"], problem.map.gram() / problem.n, 1e-12)
+    close(fresh.state["layer"]["mean"] / fresh.state["layer"]["weight"], problem.operator.gram() / problem.n, 1e-12)
 
 
 def test_average_takes_in_nothing_nonfinite(make_problem):
     problem, bad = make_problem(), make_problem()
-    bad.map.rows = bad.map.rows.clone()
-    bad.map.rows[0, 0] = torch.inf
+    bad.operator.rows = bad.operator.rows.clone()
+    bad.operator.rows[0, 0] = torch.inf
     solver = ClosedForm(average=0.9)
     first = solver.solve(problem)
     assert solver.solve(bad).status is Status.NONFINITE
@@ -342,7 +343,7 @@ def test_arguments():
 def test_stale_factor_of_a_nonfinite_batch_is_not_kept(make_problem):
     solver = ClosedForm(average=0.9, refresh_every=10)
     bad, good = make_problem("identity"), make_problem("identity")
-    bad.map.rows[0, 0] = torch.nan
+    bad.operator.rows[0, 0] = torch.nan
     assert solver.solve(bad).status is Status.NONFINITE
     solution = solver.solve(good)
     assert solution.status is Status.SOLVED
@@ -354,7 +355,7 @@ def test_a_factorisation_that_fails_in_float32_is_mended():
     d = torch.randn(40, 3)
     w = torch.zeros(3, 8)
     problem = LocalProblem(y, y @ w.t(), d, w, None, resolve_transfer("identity"), lambda_a=1.0, lambda_r=1e-7)
-    damped = problem.map.gram()
+    damped = problem.operator.gram()
     damped.diagonal().add_(1e-7)
     assert torch.linalg.cholesky_ex(damped).info.item() > 0
     solution = ClosedForm().solve(problem)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local.factor import Factor, factorize, invert
+from locoprop_lightning.local.preconditioner import Preconditioner, factorize, invert
 
 
 def moment(seed=0, d=4, n=9):
@@ -34,7 +34,7 @@ def close(a, b, tolerance=1e-10):
     ],
 )
 def test_steps_that_refresh(refresh_every, warmup, expected):
-    factor, state, due = Factor(0.9, refresh_every, warmup, "Test"), {}, []
+    factor, state, due = Preconditioner(0.9, refresh_every, warmup, "Test"), {}, []
     for step in range(12):
         if factor.due(state):
             due.append(step)
@@ -45,7 +45,7 @@ def test_steps_that_refresh(refresh_every, warmup, expected):
 
 @pytest.mark.parametrize("average", [0.0, 0.7])
 def test_inverse_of_the_average(average):
-    factor, state = Factor(average, 1, 0, "Test"), {}
+    factor, state = Preconditioner(average, 1, 0, "Test"), {}
     mean, weight, n, ridge = np.zeros((4, 4)), 0.0, 7, 0.3
     for batch in range(4):
         m = moment(batch)
@@ -61,7 +61,7 @@ def test_inverse_of_the_average(average):
 
 
 def test_another_number_of_rows_scales_the_ridge_too():
-    factor, state = Factor(0.5, 3, 0, "Test"), {}
+    factor, state = Preconditioner(0.5, 3, 0, "Test"), {}
     factor.refresh(state, moment(), 8, 0.3)
     x = torch.randn(2, 4, dtype=torch.float64)
     expected = x @ torch.linalg.inv(6 * moment() + 0.3 * 6 / 8 * torch.eye(4, dtype=torch.float64))
@@ -69,7 +69,7 @@ def test_another_number_of_rows_scales_the_ridge_too():
 
 
 def test_relative_ridge():
-    factor, state = Factor(0.0, 1, 0, "Test"), {}
+    factor, state = Preconditioner(0.0, 1, 0, "Test"), {}
     factor.refresh(state, moment(), 5, 0.2, relative=True)
     c = 5 * moment()
     close(state["inverse"], torch.linalg.inv(c + 0.2 * c.trace() / 4 * torch.eye(4, dtype=torch.float64)))
@@ -78,7 +78,7 @@ def test_relative_ridge():
 
 
 def test_restart_forgets_the_average():
-    factor, state, fresh = Factor(0.9, 1, 0, "Test"), {}, {}
+    factor, state, fresh = Preconditioner(0.9, 1, 0, "Test"), {}, {}
     factor.refresh(state, 100 * moment(1), 5, 0.2)
     factor.refresh(state, moment(2), 5, 0.2, restart=True)
     factor.refresh(fresh, moment(2), 5, 0.2)
@@ -87,7 +87,7 @@ def test_restart_forgets_the_average():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_nonfinite_moment_is_not_taken_in(value):
-    factor, state = Factor(0.9, 1, 0, "Test"), {}
+    factor, state = Preconditioner(0.9, 1, 0, "Test"), {}
     factor.refresh(state, moment(), 5, 0.2)
     before = {key: x.clone() for key, x in state.items() if isinstance(x, torch.Tensor)}
     bad = moment(1)
@@ -99,7 +99,7 @@ def test_a_nonfinite_moment_is_not_taken_in(value):
 
 
 def test_a_nonfinite_first_moment_leaves_no_nonfinite_state():
-    factor, state = Factor(0.9, 1, 0, "Test"), {}
+    factor, state = Preconditioner(0.9, 1, 0, "Test"), {}
     factor.refresh(state, torch.full((4, 4), torch.nan, dtype=torch.float64), 5, 0.2)
     assert finite(state)
     factor.refresh(state, moment(), 5, 0.2)
@@ -107,7 +107,7 @@ def test_a_nonfinite_first_moment_leaves_no_nonfinite_state():
 
 
 def test_state_loads_without_running_code():
-    factor, state = Factor(0.9, 2, 1, "Test"), {}
+    factor, state = Preconditioner(0.9, 2, 1, "Test"), {}
     factor.refresh(state, moment(), 5, 0.2)
     factor.tick(state)
     file = io.BytesIO()
@@ -150,14 +150,14 @@ def test_arguments():
         ((0.9, 1, -1), r"Test\(warmup=-1\): must be at least 0"),
     ]:
         with pytest.raises(UserError, match=message):
-            Factor(*arguments, "Test")
-    assert Factor(0.0, 1, 40, "Test").current
-    assert not Factor(0.0, 2, 40, "Test").current and not Factor(0.5, 1, 40, "Test").current
+            Preconditioner(*arguments, "Test")
+    assert Preconditioner(0.0, 1, 40, "Test").current
+    assert not Preconditioner(0.0, 2, 40, "Test").current and not Preconditioner(0.5, 1, 40, "Test").current
 
 
 @pytest.mark.parametrize("root", [True, False])
 def test_the_inverse_of_nothing_is_nothing(root):
     state = {}
-    factor = Factor(0.0, 1, 0, "Test", root=root)
+    factor = Preconditioner(0.0, 1, 0, "Test", root=root)
     factor.refresh(state, torch.zeros(3, 3, dtype=torch.float64), 1, 1e-3, relative=True)
     assert torch.equal(state["inverse"], torch.zeros(3, 3, dtype=torch.float64))

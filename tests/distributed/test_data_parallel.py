@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from locoprop_lightning import LocoPropModule, processes
 from locoprop_lightning.data import Digits
 from locoprop_lightning.local import LocalProblem, resolve_transfer
-from locoprop_lightning.local.factor import State
+from locoprop_lightning.local import State
 from locoprop_lightning.local.linear_map import map_of, rows_of, spread
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, WhitenedOracle
@@ -28,6 +28,7 @@ from locoprop_lightning.solvers import (
     GradientDescent,
     InnerOptimizer,
     Majorization,
+    Recording,
 )
 from locoprop_lightning.tasks import Classification
 from tests.support import KEPT, close, flat, same
@@ -73,7 +74,7 @@ def problem(name, step, part=None):
         share = {"share": processes.share([per_sample * (end - start) for start, end in PARTS], (7, 0, 5))}
     with torch.no_grad():
         return LocalProblem(
-            map_of(layer, [inputs]),
+            operator_of(layer, [inputs]),
             rows_of(layer, layer(inputs)),
             rows_of(layer, direction),
             layer.weight.detach().flatten(1),
@@ -94,7 +95,7 @@ def solve_all(part=None):
         layers = [layer for layer in LAYERS if name not in SQUARED_ONLY or LAYERS[layer][0] == "identity"]
         for step in range(STEPS):
             problems = {layer: problem(layer, step, part) for layer in layers}
-            results = solver._solve_all(problems, record=True)
+            results = solver._solve_all(problems, record=Recording.CURVE)
             for layer, (outcome, status) in results.items():
                 found[f"{name}/{layer}/{step}"] = {
                     "displacement": outcome.displacement,
@@ -301,7 +302,7 @@ def count_sums():
     sum_ = dist.all_reduce
     dist.all_reduce = lambda x: (calls.append(x.numel()), sum_(x))[1]
     problems = {f"{name}{step}": problem(name, step, dist.get_rank()) for step in range(3) for name in ("tanh",)}
-    FixedPointIteration(5)._solve_all(problems, record=False)
+    FixedPointIteration(5)._solve_all(problems, record=Recording.NOTHING)
     dist.all_reduce = sum_
     return calls
 

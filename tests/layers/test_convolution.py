@@ -69,7 +69,7 @@ def check_map(layer, x):
     layer = layer.double()
     a = layer(x)
     g = torch.randn_like(a)
-    layer_map, y = map_of(layer, [x]), explicit(layer, x)
+    layer_map, y = operator_of(layer, [x]), explicit(layer, x)
     rows = rows_of(layer, g)
     assert (layer_map.n, layer_map.width, layer_map.groups) == (y.shape[1], y.shape[2], layer.groups)
     close(layer_map.apply(v_of(layer)), rows_of(layer, a.detach()), 1e-10)
@@ -126,7 +126,7 @@ def test_depthwise():
 def test_a_kernel_of_one_needs_no_patches(stride):
     layer = nn.Conv2d(4, 3, 1, stride)
     check_map(layer, images(2, 4, 5, 6))
-    assert type(map_of(layer, [images(2, 4, 5, 6)])) is LinearMap
+    assert type(operator_of(layer, [images(2, 4, 5, 6)])) is LinearMap
     assert type(map_of(nn.Conv2d(4, 3, 1, padding=1).double(), [images(2, 4, 5, 6)])) is ConvMap
 
 
@@ -134,21 +134,21 @@ def test_a_kernel_of_one_needs_no_patches(stride):
 def test_an_input_without_samples(layer):
     x = images(4, *[5] * len(layer.kernel_size))
     layer = layer.double()
-    close(map_of(layer, [x]).apply(v_of(layer)), rows_of(layer, layer(x).detach()), 1e-10)
+    close(operator_of(layer, [x]).apply(v_of(layer)), rows_of(layer, layer(x).detach()), 1e-10)
 
 
 def test_rows_of_all_calls_are_joined():
     layer = nn.Conv2d(2, 3, 3).double()
     x, z = images(2, 2, 5, 5), images(3, 2, 5, 5)
-    close(map_of(layer, [x, z]).gram(), map_of(layer, [x]).gram() + map_of(layer, [z]).gram(), 1e-12)
+    close(operator_of(layer, [x, z]).gram(), operator_of(layer, [x]).gram() + operator_of(layer, [z]).gram(), 1e-12)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_gram_in_chunks(layout, monkeypatch):
     layer, x = nn.Conv2d(3, 2, 3, padding=1).double(), images(5, 3, 6, 6).contiguous(memory_format=layout)
-    whole = map_of(layer, [x]).gram()
+    whole = operator_of(layer, [x]).gram()
     monkeypatch.setattr(linear_map, "_CHUNK_BYTES", 1)  # an image at a time
-    close(map_of(layer, [x]).gram(), whole, 1e-12)
+    close(operator_of(layer, [x]).gram(), whole, 1e-12)
     check_map(layer, x)
 
 
@@ -171,8 +171,8 @@ def peak():
 
 x = torch.randn(256, 64, 28, 28)
 layer = nn.Conv2d(64, 64, 3, padding=1)
-map_of(layer, [x[:1]]).gram()  # what a first product takes is not the map's
-print(growth(map_of(layer, [x]).gram), growth(lambda: nn.functional.unfold(x, 3, padding=1)))
+operator_of(layer, [x[:1]]).gram()  # what a first product takes is not the map's
+print(growth(operator_of(layer, [x]).gram), growth(lambda: nn.functional.unfold(x, 3, padding=1)))
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     grown, unfolded = map(int, ran.stdout.split())
@@ -190,4 +190,4 @@ def test_settings_changed_after_construction(kind, padding):
     if padding == 1:
         layer.padding = tuple(range(1, len(layer.kernel_size) + 1))
     weight = torch.cat([layer.weight.detach().flatten(1), layer.bias.detach()[:, None]], 1)
-    close(map_of(layer, [x]).apply(weight), rows_of(layer, layer(x).detach()), 1e-12)
+    close(operator_of(layer, [x]).apply(weight), rows_of(layer, layer(x).detach()), 1e-12)

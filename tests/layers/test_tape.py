@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from locoprop_lightning.local import Tape
-from locoprop_lightning.local.tape import Rows
+from locoprop_lightning.layers.tape import Content
 
 
 def hooks(module):
@@ -15,13 +14,13 @@ def hooks(module):
 
 def rows(record):
     """Y, A and G."""
-    layer_map = record.map()
+    layer_map = record.operator()
     return layer_map.rows, record.pre_activation(layer_map), record.gradient()
 
 
 def run(layer, x, activation):
     """Y, A and G by the tape, and A and G by autograd."""
-    with Tape({"layer": layer}) as tape:
+    with taped({"layer": layer}) as tape:
         activation(layer(x)).square().sum().backward()
     a = nn.functional.linear(x.detach(), layer.weight, layer.bias).detach().requires_grad_()
     (g,) = torch.autograd.grad(activation(a.clone()).square().sum(), a)
@@ -58,7 +57,7 @@ def test_leading_dimensions_become_rows():
 def test_called_twice_is_joined():
     layer = nn.Linear(3, 3).double()
     x = torch.randn(5, 3, dtype=torch.float64)
-    with Tape({"layer": layer}) as tape:
+    with taped({"layer": layer}) as tape:
         layer(torch.tanh(layer(x))).square().sum().backward()
     record = tape.records["layer"]
     y, a, g = rows(record)
@@ -71,7 +70,7 @@ def test_called_twice_is_joined():
 def test_second_call_without_gradient_counts_zero():
     layer = nn.Linear(3, 3).double()
     x = torch.randn(5, 3, dtype=torch.float64)
-    with Tape({"layer": layer}) as tape:
+    with taped({"layer": layer}) as tape:
         layer(x)
         layer(2 * x).sum().backward()
     _, _, g = rows(tape.records["layer"])
@@ -80,24 +79,24 @@ def test_second_call_without_gradient_counts_zero():
 
 def test_hooks_are_removed():
     layer = nn.Linear(3, 3)
-    with Tape({"layer": layer}):
+    with taped({"layer": layer}):
         assert hooks(layer) == 1
     assert hooks(layer) == 0
-    with pytest.raises(RuntimeError, match="stop"), Tape({"layer": layer}):
+    with pytest.raises(RuntimeError, match="stop"), taped({"layer": layer}):
         raise RuntimeError("stop")
     assert hooks(layer) == 0
 
 
 def test_incomplete_without_gradient():
     layer = nn.Linear(3, 3)
-    with Tape({"layer": layer, "unused": nn.Linear(3, 3)}) as tape, torch.no_grad():
+    with taped({"layer": layer, "unused": nn.Linear(3, 3)}) as tape, torch.no_grad():
         layer(torch.randn(2, 3))
-    assert tape.records["layer"].kind != Rows.SOLVABLE and tape.records["unused"].kind != Rows.SOLVABLE
+    assert tape.records["layer"].content != Content.SOLVABLE and tape.records["unused"].content != Content.SOLVABLE
 
 
 def test_low_precision_is_raised_to_float32():
     layer = nn.Linear(3, 2)
-    with Tape({"layer": layer}) as tape, torch.autocast("cpu", dtype=torch.bfloat16):
+    with taped({"layer": layer}) as tape, torch.autocast("cpu", dtype=torch.bfloat16):
         layer(torch.randn(4, 3)).float().sum().backward()
     record = tape.records["layer"]
     assert record.autocast
@@ -121,11 +120,11 @@ def test_gradients_of_another_loss(inplace):
         call("no_effect", x)
         return y
 
-    with Tape(dict(layers.items())) as tape:
+    with taped(dict(layers.items())) as tape:
         y = forward()
     found = tape.gradients(y.square().sum())
     assert found.keys() == {"once", "twice", "no_effect"}
-    assert all(record.kind != Rows.SOLVABLE for record in tape.records.values())
+    assert all(record.content != Content.SOLVABLE for record in tape.records.values())
     y.exp().sum().backward()
     inplace = False
     for loss, by_tape in (
@@ -144,7 +143,7 @@ def test_a_record_is_freed_without_the_collector():
     layer = nn.Linear(4, 3)
     gc.disable()
     try:
-        with Tape({"layer": layer}) as tape:
+        with taped({"layer": layer}) as tape:
             output = layer(torch.randn(5, 4))
         tape.gradients(output.square().sum())
         output.sum().backward()
@@ -161,12 +160,12 @@ def test_a_record_is_freed_without_the_collector():
 def test_convolutions_equal_autograd(groups, layout, activation):
     layer = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=groups).double()
     x = torch.randn(3, 2, 6, 5, dtype=torch.float64).contiguous(memory_format=layout)
-    with Tape({"layer": layer}) as tape:
+    with taped({"layer": layer}) as tape:
         activation(layer(x)).square().sum().backward()
     a = layer(x).detach().requires_grad_()
     (g,) = torch.autograd.grad(activation(a.clone()).square().sum(), a)
     record = tape.records["layer"]
-    layer_map = record.map()
+    layer_map = record.operator()
     for value, expected in ((record.pre_activation(layer_map), a.detach()), (record.gradient(), g)):
         torch.testing.assert_close(value, expected.movedim(1, -1).reshape(-1, 4), rtol=1e-12, atol=1e-12)
     product = layer_map.adjoint(record.gradient())
@@ -177,32 +176,32 @@ def test_convolutions_equal_autograd(groups, layout, activation):
 def test_inputs_are_those_that_the_layer_saw():
     latent, layer = nn.Parameter(torch.randn(5, 3)), nn.Linear(3, 3)
     for inputs in (lambda: latent, lambda: latent[1:], lambda: latent.detach().mT.mT):
-        with Tape({"layer": layer}, [latent]) as tape:
+        with taped({"layer": layer}, [latent]) as tape:
             layer(inputs()).sum().backward()
         seen = inputs().detach().clone()
         with torch.no_grad():
             latent.add_(1.0)  # as another optimizer does
-        assert torch.equal(tape.records["layer"].map().rows, seen)
+        assert torch.equal(tape.records["layer"].operator().rows, seen)
     x = torch.randn(5, 3)
-    with torch.autocast("cpu", torch.bfloat16), Tape({"layer": layer}) as tape:
+    with torch.autocast("cpu", torch.bfloat16), taped({"layer": layer}) as tape:
         x += layer(x)
         x.sum().backward()
-    assert (tape.records["layer"].map().rows - x).abs().max() > 0.1
-    assert torch.equal(tape.records["layer"].map().rows, tape.records["layer"].map().rows.bfloat16().float())
+    assert (tape.records["layer"].operator().rows - x).abs().max() > 0.1
+    assert torch.equal(tape.records["layer"].operator().rows, tape.records["layer"].operator().rows.bfloat16().float())
 
 
 def test_what_makes_no_problem():
     """Calls without rows, images of two sizes, and a layer that was frozen meanwhile."""
     x = torch.randn(5, 3)
     linear, convolution = nn.Linear(3, 2), nn.Conv2d(1, 2, 3)
-    with Tape({"linear": linear}) as tape:
+    with taped({"linear": linear}) as tape:
         linear(x[:0]).sum().backward()
-    assert tape.records["linear"].kind != Rows.SOLVABLE
-    with Tape({"convolution": convolution}) as tape:
+    assert tape.records["linear"].content != Content.SOLVABLE
+    with taped({"convolution": convolution}) as tape:
         (convolution(torch.randn(2, 1, 5, 5)).sum() + convolution(torch.randn(2, 1, 4, 5)).sum()).backward()
-    assert tape.records["convolution"].kind != Rows.SOLVABLE
+    assert tape.records["convolution"].content != Content.SOLVABLE
     for frozen in ("weight", "bias"):
         linear.requires_grad_(True).get_parameter(frozen).requires_grad_(False)
-        with Tape({"linear": linear}) as tape:
+        with taped({"linear": linear}) as tape:
             linear(x.clone().requires_grad_()).sum().backward()
-        assert tape.records["linear"].kind != Rows.SOLVABLE
+        assert tape.records["linear"].content != Content.SOLVABLE

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local import discover
+from locoprop_lightning.layers import discover
 from locoprop_lightning.local.transfer import Softplus
 
 
