@@ -80,7 +80,9 @@ class LocoPropModule(SupervisedModule):
         settings = LocalSettings(
             lambda_a, lambda_r, objective, link, transfers or {}, list(skip), damping, overrides or {}, guard
         )
-        self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
+        self.solver = solver
+        self.oracle = GradientOracle() if oracle is None else oracle
+        self.engine = LocalEngine(network, solver, self.oracle, settings)
         self._optimizer = optimizer
         self._rest_optimizer = rest_optimizer
         self._lr_scheduler = lr_scheduler
@@ -149,7 +151,7 @@ class LocoPropModule(SupervisedModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Hands the solver to the trainer, whose hooks it may use."""
-        return [self.engine.solver]
+        return [self.solver]
 
     def configure_optimizers(self) -> Any:
         """The outer optimizer and the rest optimizer.

@@ -10,8 +10,11 @@ from torch.utils.data import DataLoader
 from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.data import Digits
+from locoprop_lightning.distributed import Communicator
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.local import MatrixOperator
 from locoprop_lightning.networks import MLP
+from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.oracles import Oracle, RMSOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
@@ -21,6 +24,7 @@ from locoprop_lightning.solvers import (
     FixedPointIteration,
     InnerOptimizer,
     Majorization,
+    Recording,
 )
 from locoprop_lightning.tasks import Classification, Task
 from tests.support import flat, same
@@ -56,6 +60,11 @@ def locoprop(solver=None, net=None, **arguments):
 
 def weights(module):
     return {name: p.detach().clone() for name, p in module.network.state_dict().items()}
+
+
+def evolved(module):
+    """What solver and oracle have learnt of each layer, and how solves ended."""
+    return {name: layer.state_dict() for name, layer in module.engine.layers.items()}
 
 
 def equal(a, b):
@@ -131,23 +140,32 @@ def test_resume_is_exact(tmp_path, make):
     assert fit.global_step == 4 * STEPS
     assert equal(weights(whole), weights(resumed))
     if isinstance(whole, LocoPropModule):
-        assert whole.module.engine.counts == resumed.module.engine.counts
-        assert same(whole.solver.state, resumed.solver.state) and same(whole.oracle_state, resumed.oracle_state)
+        assert same(evolved(whole), evolved(resumed))
 
 
 @pytest.mark.parametrize("make", [rms, kfac], ids=["rms", "kfac"])
-def test_what_the_oracle_has_learnt_is_saved(tmp_path, make):
+def test_what_solver_and_oracle_have_learnt_is_saved(tmp_path, make):
     module, checkpoint = make(), ModelCheckpoint(tmp_path, save_last=True)
     trainer(tmp_path, [checkpoint]).fit(module, digits())
-    saved = torch.load(checkpoint.last_model_path, weights_only=True)["oracle_state"]
-    assert saved.keys() == {"1", "3"} and all(saved.values())
-    assert same(saved, module.oracle_state)
+    saved = torch.load(checkpoint.last_model_path, weights_only=True)["local_layers"]["layers"]
+    assert saved.keys() == {"1", "3"} and all(state["oracle"] for state in saved.values())
+    assert same(saved, evolved(module))
 
 
-def test_a_checkpoint_from_before_the_oracles_loads(tmp_path):
+def test_a_checkpoint_of_back_propagation_has_nothing_of_layers():
     module = rms()
     module.on_load_checkpoint({})
-    assert module.oracle_state == {}
+    assert not any(state["solver"] or state["oracle"] or state["counts"] for state in evolved(module).values())
+
+
+@pytest.mark.parametrize("changed", ["solver", "oracle"])
+def test_what_another_solver_or_oracle_has_kept_is_left_behind(tmp_path, changed):
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
+    trainer(tmp_path, [checkpoint]).fit(kfac(), digits())
+    other = kfac(Majorization(average=0.9)) if changed == "solver" else kfac(oracle=RMSOracle())
+    other.on_load_checkpoint(torch.load(checkpoint.last_model_path, weights_only=True))
+    for state in evolved(other).values():
+        assert bool(state["solver"]) == (changed == "oracle") and bool(state["oracle"]) == (changed == "solver")
 
 
 def test_rest_parameters_are_trained(tmp_path):
@@ -438,18 +456,15 @@ def test_an_oracle_that_only_gives_rows(tmp_path):
         def direction(self, gradient, terms, state):
             return gradient.sign()
 
-    seen = []
-
-    def look(module):
-        for problem in module.problems.values():
-            y = torch.cat([problem.operator.rows, torch.ones_like(problem.operator.rows[:, :1])], 1)
-            torch.testing.assert_close(problem.first_gradient(), problem.lambda_a * problem.direction.T @ y)
-            assert set(problem.direction.unique().tolist()) <= {-1.0, 0.0, 1.0}
-            seen.append(problem.name)
+    def look(problem):
+        y = torch.cat([problem.operator.rows, torch.ones_like(problem.operator.rows[:, :1])], 1)
+        torch.testing.assert_close(problem.first_gradient(), problem.lambda_a * problem.direction.T @ y)
+        assert set(problem.direction.unique().tolist()) <= {-1.0, 0.0, 1.0}
 
     module = locoprop(ClosedForm(), oracle=Sign(), objective="squared", lambda_a=0.01)
-    trainer(tmp_path, [Look(look)], precision="64-true", max_steps=2).fit(module, digits())
-    assert seen == ["1", "3"] * 2
+    watch = Look(look)
+    trainer(tmp_path, [watch], precision="64-true", max_steps=2).fit(module, digits())
+    assert watch.seen == ["1", "3"] * 2
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -468,20 +483,23 @@ def test_a_checkpoint_of_another_method_or_network_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"SGD \(2 parameters\) and AdamW .*, not by SGD \(4 parameters\)"):
         trainer(tmp_path, max_epochs=2).fit(locoprop(), digits(), **resume)
     longer = locoprop(skip=["3"], lr_scheduler=LinearDecay)
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
+
     rates = []
-    look = Look(lambda module: rates.append([o.param_groups[0]["lr"] for o in module.trainer.optimizers]))
-    trainer(tmp_path, [look], max_epochs=2).fit(longer, digits(), **resume)
+    trainer(tmp_path, [Rates()], max_epochs=2).fit(longer, digits(), **resume)
     assert rates[0] == pytest.approx([1 - 0.98 / 2, 1e-3 * (1 - 0.98 / 2)])  # half of the longer run
 
 
 def test_relative_damping(tmp_path):
-    class Look(Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            for problem in pl_module.problems.values():
-                expected = 0.5 * problem.operator.trace() / problem.operator.width
-                torch.testing.assert_close(problem.lambda_r, expected)
+    def look(problem):
+        torch.testing.assert_close(problem.lambda_r, 0.5 * problem.operator.trace() / problem.operator.width)
 
-    trainer(tmp_path, [Look()], max_steps=1).fit(locoprop(damping="relative", lambda_r=0.5), digits())
+    watch = Look(look)
+    trainer(tmp_path, [watch], max_steps=1).fit(locoprop(damping="relative", lambda_r=0.5), digits())
+    assert watch.seen == ["1", "3"]
 
 
 def test_arguments():
@@ -540,14 +558,20 @@ def test_a_layer_read_elsewhere_is_trained_by_its_gradient_alone(tmp_path):
     torch.testing.assert_close(net.read.weight, before - 0.01 * gradient, rtol=1e-5, atol=1e-7)
 
 
-class Look(Callback):
-    """Calls a function of the problems of each step, before they are solved."""
+class Look(SolveObserver):
+    """Calls a function of each problem of each step, and keeps the layers' names."""
 
-    def __init__(self, function):
+    def __init__(self, function=lambda problem: None):
         self.function = function
+        self.seen = []
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.function(pl_module)
+    def recording(self, trainer):
+        return Recording.ENDS
+
+    def on_solved(self, trainer, problems, reports, counts):
+        for name, problem in problems.items():
+            self.function(problem)
+            self.seen.append(name)
 
 
 ORACLES = {
@@ -561,23 +585,21 @@ ORACLES = {
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("oracle", ORACLES.values(), ids=ORACLES)
-def test_first_gradient_from_back_propagation(tmp_path, oracle, bias):
+def test_first_gradient_from_back_propagation(tmp_path, monkeypatch, oracle, bias):
     """It equals lambda_a D^T Y, and no product over the rows is made for it."""
-    seen = []
+    monkeypatch.setattr(MatrixOperator, "adjoint", None)
 
-    def look(module):
-        for problem in module.problems.values():
-            assert problem._first_gradient is not None
-            y = problem.operator.rows
-            y = torch.cat([y, torch.ones_like(y[:, :1])], 1) if bias else y
-            expected = problem.lambda_a * problem.direction.T @ y
-            torch.testing.assert_close(problem.first_gradient(), expected, rtol=1e-9, atol=1e-9)
-            seen.append(problem.name)
+    def look(problem):
+        y = problem.operator.rows
+        y = torch.cat([y, torch.ones_like(y[:, :1])], 1) if bias else y
+        expected = problem.lambda_a * problem.direction.T @ y
+        torch.testing.assert_close(problem.first_gradient(), expected, rtol=1e-9, atol=1e-9)
 
     net = MLP(64, 16, 1, bias=bias)
     module = locoprop(FixedPointIteration(1), net, oracle=oracle(), lambda_a=0.01, lambda_r=1000.0)
-    trainer(tmp_path, [Look(look)], precision="64-true", max_steps=3).fit(module, digits())
-    assert seen == ["1", "3"] * 3
+    watch = Look(look)
+    trainer(tmp_path, [watch], precision="64-true", max_steps=3).fit(module, digits())
+    assert watch.seen == ["1", "3"] * 3
 
 
 class Drawing(Classification):
@@ -636,7 +658,7 @@ def test_a_layer_without_a_gradient_asks_for_no_draws(tmp_path):
         Headed(), task, ClosedForm(), lambda_a=0.01, lambda_r=100.0, objective="squared", oracle=module.oracle
     )
     trainer(tmp_path, max_epochs=2).fit(module, digits())
-    assert len(task.drawn) == 2 and "extra" not in module.oracle_state  # 6 steps
+    assert len(task.drawn) == 2 and not module.engine.layers["extra"].oracle_state  # 6 steps
 
 
 def test_draws_depend_on_seed_and_step_alone(tmp_path, monkeypatch):
@@ -687,14 +709,14 @@ def test_a_nonfinite_batch_is_counted_and_forgotten(tmp_path, make, when):
             spoilt = trainer.global_step == when + 1
             assert all(torch.equal(w, self.before[name]) == spoilt for name, w in weights(pl_module).items())
             if spoilt:
-                assert finite(pl_module.oracle_state) and finite(pl_module.solver.state)
+                assert finite(evolved(pl_module))
 
     module = make()
     trainer(tmp_path, [Spoil()]).fit(module, digits())
     for counts in module.engine.counts.values():
         assert counts["nonfinite"] == 1 and "diverged" not in counts
     assert module.engine.counts.keys() == {"1", "3"}
-    assert finite(module.oracle_state) and finite(module.solver.state)
+    assert finite(evolved(module))
 
 
 def finite(state):
@@ -716,21 +738,15 @@ class Experts(nn.Module):
 
 
 def test_a_layer_that_a_later_batch_calls_is_local_from_then_on(tmp_path, capsys):
-    class Watch(Callback):
-        def __init__(self):
-            self.problems = []
-
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            self.problems.append(set(pl_module.problems))
-
-    network, watch = Experts(), Watch()
+    network, watch = Experts(), Look()
     start = {name: p.detach().clone() for name, p in network.named_parameters()}
     module = LocoPropModule(network, Classification(), ClosedForm(), 10.0, 100.0, objective="squared")
     options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(max_steps=6, accelerator="cpu", logger=False, callbacks=[watch, FitSummary()], **options)
     trainer.fit(module, Digits(batch_size=128, seed=0))
     both = {"first", "head"}
-    assert watch.problems == [both | {"experts.0"}] * 3 + [both | {"experts.1"}] * 3
+    steps = [set(watch.seen[k : k + 3]) for k in range(0, 18, 3)]
+    assert steps == [both | {"experts.0"}] * 3 + [both | {"experts.1"}] * 3
     changed = {name for name, p in network.named_parameters() if not torch.equal(p, start[name])}
     assert changed == start.keys() - {"experts.2.weight", "experts.2.bias"}
     output = capsys.readouterr().out
@@ -773,10 +789,13 @@ def test_an_oracle_that_knows_of_one_process(tmp_path):
 
     module = locoprop(oracle=Own())
     trainer(tmp_path, max_steps=2).fit(module, digits())
-    assert module.oracle_state["1"]["seen"] == 1000
+    assert module.engine.layers["1"].oracle_state["seen"] == 1000
 
 
 def test_a_trainer_that_does_not_count_the_process_group(tmp_path, monkeypatch):
-    monkeypatch.setattr("locoprop_lightning.processes.count", lambda: 2)
+    class Two(Communicator):
+        size = 2
+
+    monkeypatch.setattr("locoprop_lightning.supervised.connect", Two)
     with pytest.raises(UserError, match="one of 2 of torch.distributed, but the trainer counts 1"):
         trainer(tmp_path).fit(locoprop(), digits())

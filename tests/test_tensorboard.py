@@ -11,6 +11,7 @@ from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.callbacks import HyperparameterLogger, LocalLossMonitor, StepTimer
 from locoprop_lightning.data import Digits
 from locoprop_lightning.networks import MLP
+from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.solvers import AndersonAcceleration
 from locoprop_lightning.tasks import Classification
 from tests.support import script
@@ -20,14 +21,16 @@ LAYERS, STEPS, RUN, ITERATIONS = ("1", "3"), (0, 2, 4, 6, 8), "digits/mine", 4
 WHOLE = (0, 2, 4, 8)  # the first and those at 1, 2, 4 intervals
 
 
-class Witness(Callback):
-    """Keeps what the solver returned."""
+class Witness(SolveObserver):
+    """Keeps what was recorded."""
 
     def __init__(self):
         self.reports, self.losses = {}, []
 
+    def on_solved(self, trainer, problems, reports, counts):
+        self.reports[trainer.global_step] = reports
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.reports[trainer.global_step - 1] = pl_module.solver.reports
         self.losses.append(outputs["loss"].item())
 
 

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 import torchvision.models as models
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
+from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.oracles import RMSOracle
-from locoprop_lightning.solvers import ClosedForm, Majorization
+from locoprop_lightning.solvers import ClosedForm, Majorization, Recording
 from locoprop_lightning.tasks import Classification
 
 SAMPLES, SIZE = 4, 32
@@ -32,16 +33,19 @@ pytestmark = [
 ]
 
 
-class Watch(Callback):
+class Watch(SolveObserver):
     """Keeps the losses, and the largest matrix that a solver inverts."""
 
     def __init__(self):
         self.losses, self.largest = [], 0
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        solver = pl_module.solver
-        for problem in pl_module.problems.values():
-            size = problem.n if solver.uses_kernel(problem) else problem.operator.width
+    def recording(self, trainer):
+        return Recording.ENDS
+
+    def on_solved(self, trainer, problems, reports, counts):
+        preconditioner = trainer.lightning_module.solver.preconditioner
+        for problem in problems.values():
+            size = problem.n if preconditioner.uses_kernel(problem) else problem.operator.width
             self.largest = max(self.largest, size)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -73,7 +77,7 @@ def fit(request):
 
 def test_a_short_fit(fit):
     name, module, before, watch = fit
-    layers = {layer.name: layer for layer in module._layers}
+    layers = {layer.name: layer for layer in module.engine.found}
     assert len(watch.losses) == 3 and all(map(math.isfinite, watch.losses))
     # Whoever trains a layer, it has moved; whoever does not is named with a reason.
     for parameter, old in before.items():
@@ -89,7 +93,7 @@ def test_a_short_fit(fit):
         assert not others
     if name == "vgg11":
         assert layers["classifier.0"].module.in_features == 25_088
-        expected = "relu" if module.objective == "matching" else "identity"
+        expected = "relu" if module.engine.settings.objective == "matching" else "identity"
         assert {n: layers[n].transfer.name for n in kinds} == dict.fromkeys(kinds, expected) | {
             "classifier.6": "identity"
         }

@@ -13,7 +13,8 @@ from locoprop_lightning import BackpropModule, LocoPropModule, UserError
 from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, StepTimer
 from locoprop_lightning.data import Digits
 from locoprop_lightning.networks import MLP
-from locoprop_lightning.solvers import ClosedForm, FixedPointIteration
+from locoprop_lightning.observer import SolveObserver
+from locoprop_lightning.solvers import ClosedForm, FixedPointIteration, Recording
 from locoprop_lightning.tasks import Classification
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
@@ -144,10 +145,33 @@ def quiet_trainer(folder, *callbacks, **options):
     return Trainer(logger=logger, log_every_n_steps=1, callbacks=list(callbacks), **options, **QUIET)
 
 
-def test_nothing_is_left_switched_on(tmp_path):
+def test_the_most_that_an_observer_asks_for_is_recorded(tmp_path):
+    class Asks(SolveObserver):
+        def __init__(self, what):
+            self.what, self.told = what, []
+
+        def recording(self, trainer):
+            return self.what if trainer.global_step == 1 else Recording.NOTHING
+
+        def on_solved(self, trainer, problems, reports, counts):
+            self.told.append((trainer.global_step, problems.keys(), {n: len(r.losses) for n, r in reports.items()}))
+
+    trained = LocoPropModule(MLP(64, 16, 1), Classification(), FixedPointIteration(4), lambda_a=30.0, lambda_r=1e5)
+    observers = [Asks(what) for what in Recording]
+    quiet_trainer(tmp_path, *observers).fit(trained, Digits(batch_size=500))
+    for observer in observers:
+        assert observer.told == [(1, {"1", "3"}, {"1": 5, "3": 5})]
+
+
+def test_a_monitor_leaves_nothing_switched_on(tmp_path):
     trained = module()
-    quiet_trainer(tmp_path, LocalLossMonitor(5), max_steps=1).fit(trained, Digits(batch_size=500))
-    assert not trained.record_losses and trained.solver.whole_curves
+    before = dict(vars(trained.solver))
+    quiet_trainer(tmp_path / "a", LocalLossMonitor(5), max_steps=1).fit(trained, Digits(batch_size=500))
+    own = {name: value for name, value in vars(trained.solver).items() if name not in ("log", "log_dict")}
+    assert own == before  # the two are Lightning's
+    quiet_trainer(tmp_path / "b", max_steps=1).fit(trained, Digits(batch_size=500))
+    events = EventAccumulator(str(tmp_path / "b")).Reload()
+    assert not any(tag.startswith("local_loss") for tag in events.Tags()["scalars"])
 
 
 def test_the_stopwatch_stands_still_outside_a_fit(tmp_path, capsys, monkeypatch):

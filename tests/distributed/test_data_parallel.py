@@ -13,11 +13,14 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.utils.data import DataLoader
 
-from locoprop_lightning import LocoPropModule, processes
+from locoprop_lightning import LocoPropModule
 from locoprop_lightning.data import Digits
-from locoprop_lightning.local import LocalProblem, resolve_transfer
-from locoprop_lightning.local import State
-from locoprop_lightning.local.linear_map import map_of, rows_of, spread
+from locoprop_lightning.distributed import Communicator, DataParallel, connect
+from locoprop_lightning.distributed.lockstep import lockstep, total_of
+from locoprop_lightning.distributed.shard import Shard, SummedOperator
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local import LocalProblem, MatrixOperator, State, resolve_transfer
+from locoprop_lightning.local.operator import spread
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
@@ -31,7 +34,7 @@ from locoprop_lightning.solvers import (
     Recording,
 )
 from locoprop_lightning.tasks import Classification
-from tests.support import KEPT, close, flat, same
+from tests.support import KEPT, close, flat, operator_of, rows_of, same
 
 SOLVERS = {
     "fpi": partial(FixedPointIteration, 5),
@@ -67,14 +70,17 @@ def problem(name, step, part=None):
     inputs = torch.randn(size, dtype=torch.float64)
     with torch.no_grad():
         direction = torch.randn_like(layer(inputs)) / 4
-    share = {}
+    per_sample = rows_of(layer, direction).shape[0] // len(inputs)
     if part is not None:
-        per_sample = rows_of(layer, direction).shape[0] // len(inputs)
         inputs, direction = inputs[slice(*PARTS[part])], direction[slice(*PARTS[part])]
-        share = {"share": processes.share([per_sample * (end - start) for start, end in PARTS], (7, 0, 5))}
+    operator = operator_of(layer, [inputs])
+    if part is not None:
+        processes = connect()
+        rows = processes.rows([per_sample * (end - start) for start, end in PARTS], (7, 0, 5), (1, 1, 1))
+        operator = processes.operator(operator, rows)
     with torch.no_grad():
         return LocalProblem(
-            operator_of(layer, [inputs]),
+            operator,
             rows_of(layer, layer(inputs)),
             rows_of(layer, direction),
             layer.weight.detach().flatten(1),
@@ -83,28 +89,28 @@ def problem(name, step, part=None):
             0.7,
             30.0,
             name=name,
-            **share,
         )
 
 
 def solve_all(part=None):
     """Every solver over some steps, all layers together: solutions, curves and what has evolved."""
     found = {}
+    processes = connect()
     for name, make in SOLVERS.items():
-        solver = make()
+        solver, states = make(), {layer: {} for layer in LAYERS}
         layers = [layer for layer in LAYERS if name not in SQUARED_ONLY or LAYERS[layer][0] == "identity"]
         for step in range(STEPS):
             problems = {layer: problem(layer, step, part) for layer in layers}
-            results = solver._solve_all(problems, record=Recording.CURVE)
-            for layer, (outcome, status) in results.items():
+            solutions = solver.solve_all(problems, states, Recording.CURVE, processes.run, processes.sum)
+            for layer, solution in solutions.items():
                 found[f"{name}/{layer}/{step}"] = {
-                    "displacement": outcome.displacement,
-                    "losses": outcome.losses,
-                    "status": status.value,
+                    "displacement": solution.displacement,
+                    "losses": solution.losses,
+                    "status": solution.status.value,
                     "out_of_range": problems[layer].out_of_range(),
-                    "some": problems[layer].value(outcome.displacement, rows=6),
+                    "some": problems[layer].value(solution.displacement, rows=6),
                 }
-        found[f"{name}/state"] = solver.state
+        found[f"{name}/state"] = states
     return found
 
 
@@ -122,15 +128,13 @@ def observe_all(part=None):
         for step in range(STEPS):
             torch.manual_seed(step)
             g, drawn = (10**step * torch.randn(40, 4, dtype=torch.float64) for _ in range(2))
-            rows, share = slice(None), {}
+            own, counts = slice(None), (40,)
             if part is not None:
-                bounds = (0, 25, 25, 40)
-                rows = slice(bounds[part], bounds[part + 1])
-                share = {
-                    "share": processes.share([b - a for a, b in zip(bounds, bounds[1:], strict=False)], (25, 0, 15))
-                }
-            oracle.observe(g[rows], [drawn[rows]] if name == "root" else [], 40, state, **share)
-            found[f"{name}/{step}/direction"] = oracle.direction(g[rows], 40, state)
+                bounds, counts = (0, 25, 25, 40), (25, 0, 15)
+                own = slice(bounds[part], bounds[part + 1])
+            rows = connect().rows(counts, counts, (1,) * len(counts))
+            oracle.observe(g[own], [drawn[own]] if name == "root" else [], 40, state, rows)
+            found[f"{name}/{step}/direction"] = oracle.direction(g[own], 40, state)
             found[f"{name}/{step}/weights"] = oracle.weight_direction(g.t() @ g, 40, state)
         found[f"{name}/state"] = state
     return found
@@ -289,8 +293,8 @@ def train(name, folder, size, checkpoint=None):
     trainer.fit(module, Recorded(**data), ckpt_path=checkpoint)
     return {
         "weights": dict(module.network.state_dict()),
-        "oracle": module.oracle_state,
-        "solver": module.solver.state,
+        "oracle": {name: layer.oracle_state for name, layer in module.engine.layers.items()},
+        "solver": {name: layer.solver_state for name, layer in module.engine.layers.items()},
         "loss": trainer.callback_metrics["train/loss"],
         "accuracy": trainer.callback_metrics["train/accuracy"],
     }
@@ -298,13 +302,20 @@ def train(name, folder, size, checkpoint=None):
 
 def count_sums():
     """How many sums over processes one solve of three layers takes."""
-    calls = []
+    calls, fingerprints = [], []
     sum_ = dist.all_reduce
-    dist.all_reduce = lambda x: (calls.append(x.numel()), sum_(x))[1]
-    problems = {f"{name}{step}": problem(name, step, dist.get_rank()) for step in range(3) for name in ("tanh",)}
-    FixedPointIteration(5)._solve_all(problems, record=Recording.NOTHING)
+
+    def counted(x, *others, **options):
+        (calls if x.is_floating_point() else fingerprints).append(x.numel())
+        return sum_(x, *others, **options)
+
+    dist.all_reduce = counted
+    processes, problems = connect(), {f"tanh{step}": problem("tanh", step, dist.get_rank()) for step in range(3)}
+    FixedPointIteration(5).solve_all(
+        problems, {name: {} for name in problems}, Recording.NOTHING, processes.run, processes.sum
+    )
     dist.all_reduce = sum_
-    return calls
+    return {"sums": calls, "fingerprints": fingerprints}
 
 
 def child(rank, size, port, work, folder):
@@ -336,7 +347,34 @@ def together(size, work, folder):
 
 
 def problems_of(rank, folder):
-    return {"solvers": solve_all(rank), "oracles": observe_all(rank), "sums": count_sums()}
+    return {
+        "solvers": solve_all(rank),
+        "oracles": observe_all(rank),
+        "sums": count_sums(),
+        "astray": [go_astray(rank, where) for where in ("order", "shape", "one more")],
+    }
+
+
+def go_astray(rank, where):
+    """What a process hears where one of three takes another way."""
+    last = rank == 2
+
+    def first():
+        shape = (3,) if where == "shape" and last else (2,)
+        return total_of(torch.ones(shape))
+
+    def second():
+        x = total_of(torch.ones(2))
+        return total_of(x) if where == "one more" and last else x
+
+    tasks = {"first": first, "second": second}
+    if where == "order" and last:
+        del tasks["first"]
+    try:
+        connect().run(tasks)
+    except UserError as error:
+        return str(error)
+    return "nothing"
 
 
 def runs_of(rank, folder):
@@ -383,7 +421,20 @@ def test_an_oracle_on_parts_of_the_rows_learns_what_one_on_all_does(three):
 def test_one_buffer_an_iteration(three):
     size = 3 * 3 * 6  # three layers of 3 units, 5 inputs and a bias
     for one in three:
-        assert one["sums"] == [size] * 5 + [3 * 2]  # first gradients, four others, and how the solves ended
+        assert one["sums"]["sums"] == [size] * 5 + [3 * 2]  # first gradients, four others, and how the solves ended
+        assert one["sums"]["fingerprints"] == [2] * 7  # one before each, one at the end, and one for no retries
+
+
+def test_processes_at_sums_of_different_layers_are_named(three):
+    for one in three:
+        order, shape, more = one["astray"]
+        start = (
+            "trainer.devices: the processes stand at sums of different layers (process 0 at first (2,) torch.float32"
+        )
+        assert order.startswith(start) and "process 2 at second (2,) torch.float32)" in order
+        assert shape.startswith(start) and "process 2 at first (3,) torch.float32, second" in shape
+        assert "process 0 at none; process 1 at none; process 2 at second (2,)" in more
+        assert all("must take the same way on every process" in said for said in (order, shape, more))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -407,7 +458,7 @@ def test_a_resumed_run_has_the_weights_of_one_never_stopped(two):
 
 @pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("samples", [(4, 4, 4), (5, 4, 4), (2, 3, 5)])
-def test_rows_stand_where_one_process_has_them(monkeypatch, samples, calls):
+def test_rows_stand_where_one_process_has_them(samples, calls):
     positions, total = 6, sum(samples)
     # by call, sample and position, as one process joins them; the samples dealt out in turns, or after each other
     whole = torch.arange(calls * total * positions).reshape(calls, total, positions)
@@ -415,17 +466,25 @@ def test_rows_stand_where_one_process_has_them(monkeypatch, samples, calls):
     chosen = set(spread(whole.numel(), 20, torch.device("cpu")).tolist())
     found = []
     for rank in range(3):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        share = processes.share([calls * positions * count for count in samples], samples, [calls] * 3)
+        counts = [calls * positions * count for count in samples]
+        shard = Shard.of(counts, rank, lambda x: x, samples, [calls] * 3)
         own = calls * positions * samples[rank]
-        assert share.rows(own) == whole.numel()
-        index, count = share.spread(own, 20, torch.device("cpu"))
+        assert shard.count(own) == whole.numel()
+        index, count = shard.sample(own, 20, torch.device("cpu"))
         assert count == len(chosen)
         if dealt:
             expected = whole[:, rank::3].flatten()
-            assert torch.equal(share.places(own), expected)
-        found += share.places(own)[index].tolist()
+            assert torch.equal(shard.places(own), expected)
+        found += shard.places(own)[index].tolist()
     assert sorted(found) == sorted(chosen)
+
+
+def data_parallel(monkeypatch, rank, size):
+    """The communicator of one of several processes that are not there."""
+    monkeypatch.setattr(dist, "get_world_size", lambda: size)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    return DataParallel()
 
 
 def test_samples_are_joined_in_the_order_in_which_they_were_dealt(monkeypatch):
@@ -439,22 +498,48 @@ def test_samples_are_joined_in_the_order_in_which_they_were_dealt(monkeypatch):
 
     monkeypatch.setattr(dist, "all_gather", all_gather)
     for rank in range(3):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        processes = data_parallel(monkeypatch, rank, 3)
         joined = processes.interleave(parts[rank], counts)
         assert torch.equal(joined, x) and torch.equal(processes.own_part(joined, counts), parts[rank])
 
 
 def test_a_task_keeps_its_grad_mode(monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(dist, "all_reduce", lambda x: x.mul_(2))
+    monkeypatch.setattr(dist, "all_reduce", lambda x, *others, **options: x.mul_(2) if x.is_floating_point() else x)
 
     def task(enabled):
         with torch.set_grad_enabled(enabled):
-            first = processes.total_of(torch.ones(()))
-            return first, torch.is_grad_enabled(), processes.total_of(torch.ones(2)), torch.is_grad_enabled()
+            first = total_of(torch.ones(()))
+            return first, torch.is_grad_enabled(), total_of(torch.ones(2)), torch.is_grad_enabled()
 
     with torch.no_grad():
-        results = processes.lockstep({"on": lambda: task(True), "off": lambda: task(False)})
+        results = lockstep({"on": lambda: task(True), "off": lambda: task(False)})
         assert not torch.is_grad_enabled()
     for name, (first, before, second, after) in results.items():
         assert (before, after) == (name == "on",) * 2 and first == 2 and second.tolist() == [2, 2]
+
+
+def test_one_process_is_no_special_case():
+    alone, x = Communicator(), torch.randn(4, 3)
+    operator = MatrixOperator(x, True)
+    rows = alone.rows([4], [4], [1])
+    assert type(connect()) is Communicator and alone.operator(operator, rows) is operator
+    assert rows.count(4) == 4 and rows.sum(x) is alone.sum(x) is alone.mean(x) is alone.interleave(x, [4]) is x
+    assert alone.gather([1, 2], x.device) == [[1, 2]] and alone.agree("a", x.device)
+    assert alone.run({"a": lambda: 1, "b": lambda: 2}) == {"a": 1, "b": 2}
+
+
+def test_a_form_that_needs_all_rows_says_so():
+    shard = Shard([2, 3], 0, lambda x: x)
+    problem = LocalProblem(
+        SummedOperator(MatrixOperator(torch.randn(2, 4), False), shard),
+        torch.randn(2, 3),
+        torch.randn(2, 3),
+        torch.randn(3, 4),
+        None,
+        resolve_transfer("identity"),
+        1.0,
+        1.0,
+    )
+    assert problem.n == 5
+    with pytest.raises(UserError, match="needs all rows in one process: take whole\\(\\) first"):
+        problem.reduced()
