@@ -1,7 +1,10 @@
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).parents[1] / "locoprop_lightning"
 NAME = PACKAGE.name
@@ -51,17 +54,75 @@ def test_package_does_not_import_ray():
         assert not {name for name in imports(path) if name.split(".")[0] in ("ray", "tune")}, path
 
 
-def test_local_oracles_and_solvers_know_nothing_above_them():
-    allowed = {
-        "errors": set(),
-        "local": {"local", "errors"},
-        "oracles": {"oracles", "local", "errors"},
-        "processes": {"local"},
-        "solvers": {"solvers", "local", "errors", "processes"},
-    }
-    for part, parts in allowed.items():
-        for path in files(part) or [PACKAGE / f"{part}.py"]:
-            assert parts_used(path) <= parts, f"{path} imports {parts_used(path) - parts}"
+# What each part may import of the others, besides errors: an arrow of the architecture.
+ALLOWED = {
+    "errors": set(),
+    "seed": set(),
+    "local": set(),
+    "layers": {"local"},
+    "oracles": {"local"},
+    "solvers": {"local"},
+    "distributed": {"local"},
+    "tasks": set(),
+    "networks": set(),
+    "optimizers": set(),
+    "checkpoints": set(),
+    "settings": {"layers", "local"},
+    "local_layer": {"layers", "local", "solvers"},
+    "observer": {"engine", "local", "solvers"},
+    "layer_table": {"layers"},
+}
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_parts_know_nothing_above_them(part):
+    for path in files(part) or [PACKAGE / f"{part}.py"]:
+        assert parts_used(path) <= ALLOWED[part] | {part, "errors"}, path
+
+
+def test_processes_are_the_business_of_one_package():
+    for path in files():
+        if part_of(path) != "distributed":
+            used = {name for name in imports(path) if name.startswith(("torch.distributed", "greenlet"))}
+            assert not used and "import distributed" not in path.read_text().replace(
+                f"{NAME} import distributed", ""
+            ), path
+    for part in ("local", "oracles", "solvers"):
+        for path in files(part):
+            assert not re.search(r"process|\brank\b|distributed|greenlet", path.read_text(), re.I), path
+
+
+def test_what_kind_a_layer_is_is_asked_of_the_registry():
+    for path in files():
+        if path.name not in ("linear.py", "convolution.py") or path.parent.name != "layers":
+            assert not re.search(r"isinstance\(.*nn\.(Linear|Conv)", path.read_text()), path
+
+
+def test_nobody_steers_another_by_its_attributes():
+    """Callbacks, solvers, oracles and problems are told by arguments."""
+    others = {"pl_module", "module", "solver", "oracle", "problem", "engine", "callback", "observer"}
+    for path in files():
+        if part_of(path) == "layers":  # which puts a module's training mode back
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) else ():
+                for part in ast.walk(target):
+                    if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+                        owner = part.value.id if isinstance(part.value, ast.Name) else getattr(part.value, "attr", "")
+                        assert owner not in others, f"{path}:{node.lineno} writes {owner}.{part.attr}"
+
+
+def test_files_and_the_training_step_can_be_read():
+    lengths = {path: len(path.read_text().splitlines()) for path in files()}
+    assert max(lengths.values()) <= 320, max(lengths, key=lengths.get)
+    assert lengths[PACKAGE / "module.py"] <= 220
+    steps = [
+        node.end_lineno - node.lineno + 1
+        for node in ast.walk(ast.parse((PACKAGE / "module.py").read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name == "training_step"
+    ]
+    assert len(steps) == 1 and steps[0] <= 30
 
 
 def test_only_the_command_imports_the_command():

@@ -17,8 +17,7 @@ class LinearOperator(ABC):
     """The linear map V -> Y V^T of a layer at fixed inputs Y, from [d_out, width] to rows [n, d_out].
 
     What an operator gives of all rows (``n``, ``adjoint``, ``gram``, ``trace``, ``total``) is of the whole batch; rows
-    that are taken or given (``apply``, ``adjoint``, ``sample``) are those at hand. They are the same unless the batch
-    is spread over several processes.
+    that are taken or given (``apply``, ``adjoint``, ``sample``) are those at hand, which need not be all of them.
 
     Attributes:
         bias: Whether the layer has a bias.

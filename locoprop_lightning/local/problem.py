@@ -206,7 +206,7 @@ class LocalProblem:
         operator = self.operator.whole()
         if operator is self.operator:
             return self
-        problem = LocalProblem(
+        return LocalProblem(
             operator,
             self.operator.whole_rows(self.pre_activation),
             self.operator.whole_rows(self.direction),
@@ -218,8 +218,6 @@ class LocalProblem:
             self._weight_direction,
             self.name,
         )
-        problem._first_gradient = self._first_gradient
-        return problem
 
     def reduced(self) -> tuple["LocalProblem", Callable[[Tensor], Tensor]]:
         """The same problem in n coordinates instead of width, for layers with more inputs than rows.

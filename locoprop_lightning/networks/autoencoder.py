@@ -24,7 +24,7 @@ class DeepAutoencoder(nn.Sequential):
         activation: "tanh" or "relu", after each layer but the code and the output.
 
     Example:
-        >>> [layer.out_features for layer in DeepAutoencoder() if isinstance(layer, nn.Linear)]
+        >>> [layer.out_features for layer in DeepAutoencoder() if hasattr(layer, "out_features")]
         [1000, 500, 250, 30, 250, 500, 1000, 784]
     """
 

@@ -31,8 +31,8 @@ class ConvNet(nn.Sequential):
             nn.ReLU(),
             nn.Linear(1024, num_classes),
         )
-        for layer in self:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.05, a=-0.1, b=0.1)
-                if layer.bias is not None:
-                    nn.init.constant_(layer.bias, 0.05)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.trunc_normal_(parameter, std=0.05, a=-0.1, b=0.1)
+            else:
+                nn.init.constant_(parameter, 0.05)

@@ -132,7 +132,9 @@ def test_status_does_not_depend_on_recording(make_problem, monkeypatch):
     """Residuals that fall at first and then grow: logging a step must not decide whether it is applied."""
     for iterations in range(8, 15):
         problem = problem_of(make_problem, (60, 2, 40), bias=False)
-        problem.operator.rows = torch.linalg.qr(problem.operator.rows)[0] * torch.tensor([0.5, 1.5**0.5], dtype=torch.float64)
+        problem.operator.rows = torch.linalg.qr(problem.operator.rows)[0] * torch.tensor(
+            [0.5, 1.5**0.5], dtype=torch.float64
+        )
         problem.lambda_r = 1.0  # the powers of -diag(0.25, 1.5)
         first = torch.tensor([1.0, 0.02], dtype=torch.float64).expand(40, 2)
         problem._first_gradient = first
