@@ -27,21 +27,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
 from locoprop_lightning.callbacks.stopwatch import Stopwatch
 from locoprop_lightning.cli import LocoPropCLI, one_sentence
 from locoprop_lightning.compare import cell, markdown
 from locoprop_lightning.figure import Curve, draw
-from locoprop_lightning.module import SupervisedModule
 from locoprop_lightning.runs import smooth
 
 STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
 EVERY = 59  # steps between two progress lines: an epoch of Fashion-MNIST in batches of 1024
-FORCED = ("logger=false", "enable_progress_bar=false", "num_sanity_val_steps=0")
+FORCED = {"trainer.logger": "false", "trainer.num_sanity_val_steps": "0"}
 
 
 class NonFinite(Exception):
@@ -125,16 +121,6 @@ def finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def build(config: Path, seed: int, settings: dict[str, str]) -> tuple[Trainer, SupervisedModule, LightningDataModule]:
-    """What `locoprop fit --config CONFIG` would train, without logs, checkpoints and progress bar."""
-    arguments = [f"--config={config}", f"--seed_everything={seed}"]
-    arguments += [f"--{key}={value}" for key, value in settings.items()] + [f"--trainer.{forced}" for forced in FORCED]
-    cli = LocoPropCLI(arguments, run=False)
-    # Without a logger they would write into the working directory.
-    cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, SaveConfigCallback | Checkpoint)]
-    return cli.trainer, cli.model, cli.datamodule
-
-
 def run(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
@@ -163,7 +149,8 @@ def settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorder, dict[str, Any]]:
-    trainer, module, data = build(config, seed, settings(options))
+    cli = LocoPropCLI.build(config, settings(options) | FORCED, seed)
+    trainer, module, data = cli.trainer, cli.model, cli.datamodule
     split = "val" if getattr(data, "validation", 0) else "test"  # what validation looks at
     if split == "test" and options.no_test:
         trainer.limit_val_batches = 0
@@ -272,9 +259,10 @@ def measure(options: argparse.Namespace) -> None:
         for config in options.configs:
             recorder = Recorder()
             with contextlib.redirect_stdout(io.StringIO()):  # the table of layers and the summary
-                trainer, module, data = build(config, 0, options.set | steps | {"trainer.limit_val_batches": "0"})
-                trainer.callbacks.append(recorder)
-                trainer.fit(module, data)
+                changed = options.set | steps | {"trainer.limit_val_batches": "0"} | FORCED
+                cli = LocoPropCLI.build(config, changed)
+                cli.trainer.callbacks.append(recorder)
+                cli.trainer.fit(cli.model, cli.datamodule)
             begun = recorder.ends[options.skip - 1] if options.skip else 0.0
             mean = 1000 * (recorder.ends[-1] - begun) / options.steps
             times[config.stem].append(mean)

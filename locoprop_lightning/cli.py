@@ -7,13 +7,14 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zipfile import is_zipfile
 
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn, optim
 
@@ -47,6 +48,28 @@ class LocoPropCLI(LightningCLI):
             args=None if args is None else list(args),
             run=run,
         )
+
+    @classmethod
+    def build(
+        cls, config: str | Path, settings: Mapping[str, Any], seed: int = 0, without: tuple[type[Callback], ...] = ()
+    ) -> Self:
+        """What `locoprop fit --config CONFIG` would train, for the caller to fit: trainer, model and datamodule.
+
+        It writes no checkpoints and no copy of the configuration, which without a logger would lie in the working
+        directory, and has no progress bar.
+
+        Args:
+            config: Path of the YAML.
+            settings: What is changed in the YAML, by name.
+            seed: Seed.
+            without: Further callbacks that are left out.
+        """
+        changed = [f"--{name}={value}" for name, value in settings.items()]
+        arguments = [f"--config={config}", f"--seed_everything={seed}", *changed, "--trainer.enable_progress_bar=false"]
+        cli = cls(arguments, run=False)
+        unwanted = (SaveConfigCallback, Checkpoint, *without)
+        cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, unwanted)]  # type: ignore[attr-defined]
+        return cli
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and refuses what would be a stack of internals later: a broken file, no checkpoint, a seed below 0.
