@@ -5,7 +5,7 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 from zipfile import is_zipfile
@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn, optim
 
 # Imported so that their short names work on the command line.
-from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, tasks
+from locoprop_lightning import data, errors, module, networks, optimizers, oracles, solvers, tasks
 from locoprop_lightning.callbacks import (
     FitSummary,
     HyperparameterLogger,
@@ -145,25 +145,21 @@ def main(args: Sequence[str] | None = None) -> None:
         LocoPropCLI(args)
 
 
-@contextmanager
-def one_sentence(program: str) -> Iterator[None]:
-    """Ends the process with one sentence and status 2 where the user made a mistake.
+def one_sentence(program: str) -> AbstractContextManager[None]:
+    """Ends the process with one sentence and status 2 where the user made a mistake, the parser's refusals included.
 
     Args:
         program: Name that the sentence begins with.
     """
-    try:
-        yield
-    except Exception as error:
-        said = sentence(error)
-        if said is None:
-            raise
-        print(f"{program}: error: {said}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return errors.one_sentence(program, sentence)
 
 
 def sentence(error: Exception) -> str | None:
-    """What to tell the user, or None where it is not the user's mistake."""
+    """What to tell the user, or None where it is not the user's mistake.
+
+    Args:
+        error: The error, as it came out of the parser, Lightning or this package.
+    """
     chain = list(_chain(error))
     for cause in chain:
         if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from locoprop_lightning.errors import UserError, check_fraction
+from locoprop_lightning.errors import check_fraction, one_sentence
 from locoprop_lightning.figure import Curve, draw, draw_text
 from locoprop_lightning.runs import Run, by_method, read_runs, smooth
 
@@ -195,11 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments of the command; those of the process if not given.
     """
-    try:
+    with one_sentence("locoprop-compare"):
         compare(make_parser().parse_args(arguments))
-    except UserError as error:
-        print(f"locoprop-compare: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
