@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from locoprop_lightning.callbacks import LocalLossMonitor
 from locoprop_lightning.cli import LocoPropCLI
-from locoprop_lightning.compare import markdown
+from locoprop_lightning.results.table import markdown
 from tests.support import script
 
 FIRST, LAST, EVERY = 51, 170, 7

@@ -29,7 +29,7 @@ from locoprop_lightning.callbacks import (
 )
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.module import SupervisedModule
-from locoprop_lightning.runs import NEUTRAL, flatten
+from locoprop_lightning.results.settings import NEUTRAL, flatten
 
 
 class LocoPropCLI(LightningCLI):
