@@ -13,7 +13,6 @@ from pathlib import Path
 from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.results.settings import pairs
-from locoprop_lightning.results.table import markdown
 
 BEGUN = "tuner.pkl"  # what Tune writes when a sweep begins
 
@@ -127,7 +126,7 @@ def sweep(options: argparse.Namespace) -> int:
     with sweeps.cluster(options):
         grid = sweeps.tuner(options, space, config, start, epochs).fit()
         found = results.outcomes(grid, options, epochs)
-    print(markdown(results.table(found, space, options.metric)))
+    print(results.table(found, space, options.metric))
     print(*results.write(found, space, options), sep="\n", flush=True)
     failed = [outcome for outcome in found if outcome.status == "failed"]
     for outcome in failed:
