@@ -12,36 +12,34 @@ the fit began, without construction and validation; each step is waited for, on 
 
 import argparse
 import contextlib
-import csv
 import io
 import json
-import math
 import statistics
 import sys
 import warnings
-from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
+from locoprop_lightning import LocoPropModule
 from locoprop_lightning.callbacks.stopwatch import Stopwatch
 from locoprop_lightning.cli import LocoPropCLI, one_sentence
-from locoprop_lightning.compare import cell, markdown
-from locoprop_lightning.figure import Curve, draw
-from locoprop_lightning.module import SupervisedModule
-from locoprop_lightning.runs import smooth
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.results.figure import AXES, draw, fold
+from locoprop_lightning.results.methods import by_method
+from locoprop_lightning.results.runs import LOSS, smooth
+from locoprop_lightning.results.settings import pairs
+from locoprop_lightning.results.store import finite, load_runs, save_run, write_json
+from locoprop_lightning.results.table import Curves, best_first, cell, markdown, method_table
 
+SHARE = 0.7  # of the old value in the smoothing
 STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
 EVERY = 59  # steps between two progress lines: an epoch of Fashion-MNIST in batches of 1024
-FORCED = ("logger=false", "enable_progress_bar=false", "num_sanity_val_steps=0")
+FORCED = {"trainer.logger": "false", "trainer.num_sanity_val_steps": "0"}
 
 
 class NonFinite(Exception):
@@ -72,67 +70,13 @@ class Recorder(Stopwatch):
         if self.name is None:
             return
         if len(self.losses) % EVERY == 0:
-            said = f"smoothed loss {smooth(self.raw())[-1]:.4f}, {self.ends[-1]:.1f} s"
+            said = f"smoothed loss {smooth(self.raw(), SHARE)[-1]:.4f}, {self.ends[-1]:.1f} s"
             print(f"{self.name}: {len(self.losses)} steps, {said}", flush=True)
         if ended:
             raise NonFinite
 
     def raw(self) -> list[float]:
         return torch.stack(self.losses).tolist()
-
-
-class Run(NamedTuple):
-    """A recorded run; `seconds` is empty where the pace is not known, losses are inf where they are not finite."""
-
-    record: dict[str, Any]
-    raw: list[float]
-    smoothed: list[float]
-    seconds: list[float]
-
-    @property
-    def over(self) -> float | None:
-        """What is read off beyond the end."""
-        return None if self.record["nonfinite_step"] is None else math.inf
-
-    def at(self, step: int) -> float | None:
-        """Smoothed loss at a step, None where the run was over."""
-        return self.smoothed[step] if step < len(self.smoothed) else self.over
-
-    def after(self, seconds: float) -> float | None:
-        """Smoothed loss of the last step that had ended by then, None where the run was over."""
-        steps = bisect_right(self.seconds, seconds)
-        if steps == 0:
-            return None
-        return self.at(steps - 1 if seconds <= self.seconds[-1] else steps)
-
-    def metric(self, name: str, index: int) -> float | None:
-        """A metric after an epoch, counted from 0, or from the end; None where it was not taken."""
-        values: list[float | None] = self.record.get(name) or []
-        return values[index] if index < len(values) and values else None
-
-    def highest(self) -> float | None:
-        """Highest raw loss once training has settled."""
-        return self.over or max(self.raw[SETTLED + 1 :], default=None)
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON, a line for each key."""
-    path.write_text("{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()) + "\n}\n")
-
-
-def finite(value: float) -> float | None:
-    """What JSON can hold."""
-    return round(value, 6) if math.isfinite(value) else None
-
-
-def build(config: Path, seed: int, settings: dict[str, str]) -> tuple[Trainer, SupervisedModule, LightningDataModule]:
-    """What `locoprop fit --config CONFIG` would train, without logs, checkpoints and progress bar."""
-    arguments = [f"--config={config}", f"--seed_everything={seed}"]
-    arguments += [f"--{key}={value}" for key, value in settings.items()] + [f"--trainer.{forced}" for forced in FORCED]
-    cli = LocoPropCLI(arguments, run=False)
-    # Without a logger they would write into the working directory.
-    cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, SaveConfigCallback | Checkpoint)]
-    return cli.trainer, cli.model, cli.datamodule
 
 
 def run(options: argparse.Namespace) -> None:
@@ -148,13 +92,7 @@ def run(options: argparse.Namespace) -> None:
                 continue
             print(f"{path.stem}: {config}", flush=True)
             recorder, record = train(config, seed, options)
-            path.unlink(missing_ok=True)  # it is written last: where it is, the run is complete
-            with path.with_suffix(".csv").open("w", newline="") as stream:
-                rows = csv.writer(stream, lineterminator="\n")
-                rows.writerow(["step", "loss", "seconds"])
-                for step, (loss, passed) in enumerate(zip(recorder.raw(), recorder.ends, strict=True)):
-                    rows.writerow([step, f"{loss:.5g}", f"{passed:.3f}"])
-            write(path, {"method": method, "seed": seed, **record})
+            save_run(path, {"method": method, "seed": seed, **record}, recorder.raw(), recorder.ends)
 
 
 def settings(options: argparse.Namespace) -> dict[str, str]:
@@ -163,7 +101,8 @@ def settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorder, dict[str, Any]]:
-    trainer, module, data = build(config, seed, settings(options))
+    cli = LocoPropCLI.build(config, settings(options) | FORCED, seed)
+    trainer, module, data = cli.trainer, cli.model, cli.datamodule
     split = "val" if getattr(data, "validation", 0) else "test"  # what validation looks at
     if split == "test" and options.no_test:
         trainer.limit_val_batches = 0
@@ -187,82 +126,71 @@ def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorde
         "nonfinite_step": nonfinite_step,
         **metrics,
         "ms_per_step": round(statistics.mean(paces), 3),
-        "status": getattr(getattr(module, "solver", None), "counts", {}),
+        "status": module.engine.counts if isinstance(module, LocoPropModule) else {},
         "threads": torch.get_num_threads(),
         "device": recorder.losses[0].device.type,
         "torch": torch.__version__,
     }
 
 
-def load(folder: Path, ms: Path | None) -> dict[str, list[Run]]:
-    """The runs of a folder by method, the lowest final loss first."""
+def load(folder: Path, ms: Path | None) -> dict[str, list[Curves]]:
+    """The train losses of a folder's runs by method, the lowest at the end first."""
     if ms is not None and not ms.is_file():
         raise SystemExit(f"--ms {ms}: no such file; 'time --json {ms}' makes it.")
-    paces = None if ms is None else json.loads(ms.read_text())
-    methods: dict[str, list[Run]] = {}
-    for path in sorted(folder.glob("*-seed*.json")):
-        record = json.loads(path.read_text())
-        with path.with_suffix(".csv").open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        raw = [value if math.isfinite(value) else math.inf for value in (float(row["loss"]) for row in rows)]
-        seconds = [float(row["seconds"]) for row in rows]
-        if paces is not None:
-            record["ms_per_step"] = pace = paces.get(record["method"])
-            seconds = [] if pace is None else [pace * step / 1000 for step in range(1, len(rows) + 1)]
-        methods.setdefault(record["method"], []).append(Run(record, raw, smooth(raw).tolist(), seconds))
-    if not methods:
+    runs = load_runs(folder, None if ms is None else json.loads(ms.read_text()))
+    if not runs:
         raise SystemExit(f"{folder} holds no runs: make some with the subcommand 'run'.")
-    return dict(sorted(methods.items(), key=lambda item: statistics.median(run.smoothed[-1] for run in item[1])))
+    return best_first(by_method(runs, LOSS), LOSS, SHARE)
+
+
+def highest(curves: Curves) -> float | None:
+    """Highest raw loss once training has settled."""
+    return curves.raw.beyond or max(curves.raw.values[SETTLED + 1 :].tolist(), default=None)
 
 
 def table(options: argparse.Namespace) -> None:
     if min(options.steps, default=0) < 0 or min(options.epochs, default=1) < 1:
         raise SystemExit("--steps counts from 0 and --epochs from 1: name none below.")
     methods = load(options.out, options.ms)
-    records = [run.record for runs in methods.values() for run in runs]
-    ends = {len(run.raw) - 1 for runs in methods.values() for run in runs if run.over is None}
+    runs = [c.run for curves in methods.values() for c in curves]
+    ends = {int(c.raw.steps[-1]) for curves in methods.values() for c in curves if not c.run.stopped}
     last = max(ends, default=0)
+    columns = {}
     for step in options.steps:
-        if step > last:
+        if step <= last:
+            columns[f"step {step}"] = ".3f", lambda c, step=step: c.smoothed.at(step)
+        else:
             print(f"no run has a step {step}; the last one is {last}", file=sys.stderr)
-    columns = [(f"step {step}", ".3f", partial(Run.at, step=step)) for step in options.steps if step <= last]
     if not ends <= set(options.steps) or not ends:
-        columns.append(("last step", ".3f", lambda run: run.smoothed[-1]))
-    columns += [(f"{seconds:g} s", ".3f", partial(Run.after, seconds=seconds)) for seconds in options.seconds]
-    columns.append((f"highest raw loss after step {SETTLED}", ".3f", Run.highest))
-    metric, form = ("test_accuracy", ".4f") if any(r.get("test_accuracy") for r in records) else ("test_loss", ".3f")
+        columns["last step"] = ".3f", lambda c: c.smoothed.last
+    for seconds in options.seconds:
+        columns[f"{seconds:g} s"] = ".3f", lambda c, seconds=seconds: c.smoothed.after(seconds)
+    columns[f"highest raw loss after step {SETTLED}"] = ".3f", highest
+    accuracy = any(run.epoch_metrics.get("test_accuracy") for run in runs)
+    metric, form = ("test_accuracy", ".4f") if accuracy else ("test_loss", ".3f")
     name = metric.replace("_", " ")
     for epoch in options.epochs:
-        columns.append((f"{name}, epoch {epoch}", form, partial(Run.metric, name=metric, index=epoch - 1)))
-    columns.append((name, form, partial(Run.metric, name=metric, index=-1)))
-    columns.append(("ms a step", ".1f", lambda run: run.record["ms_per_step"]))
-    rows = {
-        title: [cell((value(run) for run in runs), form) for runs in methods.values()] for title, form, value in columns
-    }
-    rows = {title: cells for title, cells in rows.items() if set(cells) != {"-"}}
-    body = [
-        [method, str(len(runs)), *(cells[index] for cells in rows.values())]
-        for index, (method, runs) in enumerate(methods.items())
-    ]
-    print(markdown([["method", "seeds", *rows], *body]))
+        columns[f"{name}, epoch {epoch}"] = form, lambda c, index=epoch - 1: c.run.epoch_metric(metric, index)
+    columns[name] = form, lambda c: c.run.epoch_metric(metric, -1)
+    columns["ms a step"] = ".1f", lambda c: c.run.ms_per_step
+    print(method_table(methods, columns, counted="seeds", empty=False))
 
 
 def figure(options: argparse.Namespace) -> None:
     curves = {}
-    for method, runs in load(options.out, options.ms).items():
-        whole = [run for run in runs if run.record["nonfinite_step"] is None]
-        length = min((len(run.raw) for run in whole), default=max(len(run.raw) for run in runs))
-        losses = np.array([[run.at(step) for step in range(length)] for run in runs], dtype=float)
+    for method, members in load(options.out, options.ms).items():
+        whole = [len(c.raw.steps) for c in members if not c.run.stopped]
+        length = min(whole, default=max(len(c.raw.steps) for c in members))
+        losses = np.array([[c.smoothed.at(step) for step in range(length)] for c in members], dtype=float)
         x = np.arange(length, dtype=float)
         if options.x == "seconds":
-            clocks = [run.seconds[:length] for run in runs if len(run.seconds) >= length]
-            if not clocks:
+            clocks = [c.raw.seconds[:length] for c in members if len(c.raw.steps) >= length]
+            if not np.isfinite(clocks).all():
                 print(f"{method}: left out, its pace is not in --ms", file=sys.stderr)
                 continue
             x = np.median(clocks, axis=0)
-        curves[method] = Curve(x, np.median(losses, axis=0), losses.min(axis=0), losses.max(axis=0), len(runs))
-    xlabel = "training step" if options.x == "step" else "seconds of training"
-    draw(curves, options.file, xlabel, "train loss, smoothed by 0.7")
+        curves[method] = fold(x, losses)
+    draw(curves, options.file, AXES["step" if options.x == "step" else "time"][0], f"train loss, smoothed by {SHARE:g}")
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -272,9 +200,10 @@ def measure(options: argparse.Namespace) -> None:
         for config in options.configs:
             recorder = Recorder()
             with contextlib.redirect_stdout(io.StringIO()):  # the table of layers and the summary
-                trainer, module, data = build(config, 0, options.set | steps | {"trainer.limit_val_batches": "0"})
-                trainer.callbacks.append(recorder)
-                trainer.fit(module, data)
+                changed = options.set | steps | {"trainer.limit_val_batches": "0"} | FORCED
+                cli = LocoPropCLI.build(config, changed)
+                cli.trainer.callbacks.append(recorder)
+                cli.trainer.fit(cli.model, cli.datamodule)
             begun = recorder.ends[options.skip - 1] if options.skip else 0.0
             mean = 1000 * (recorder.ends[-1] - begun) / options.steps
             times[config.stem].append(mean)
@@ -286,7 +215,7 @@ def measure(options: argparse.Namespace) -> None:
         rows.append([stem, cell(times[stem], ".1f"), *([f"{pace / adam:.2f}"] if adam else [])])
     print(markdown(rows))
     if options.json:
-        write(options.json, {stem: round(pace, 3) for stem, pace in paces.items()})
+        write_json(options.json, {stem: round(pace, 3) for stem, pace in paces.items()})
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -352,9 +281,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if "configs" in options:
-        if not all("=" in setting for setting in options.set):
+        try:
+            options.set = pairs(options.set)
+        except UserError:
             parser.error("--set takes KEY=VALUE")
-        options.set = dict(setting.split("=", 1) for setting in options.set)
         if getattr(options, "label", None) and len(options.configs) > 1:
             parser.error("--label names a single configuration")
         if len({config.stem for config in options.configs}) < len(options.configs):

@@ -19,7 +19,8 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from locoprop_lightning.callbacks import LocalLossMonitor
-from locoprop_lightning.compare import markdown
+from locoprop_lightning.cli import LocoPropCLI
+from locoprop_lightning.results.table import markdown
 from tests.support import script
 
 FIRST, LAST, EVERY = 51, 170, 7
@@ -31,12 +32,13 @@ def measure(config: Path) -> list[str]:
     """A row of the table."""
     settings = {"trainer.max_epochs": "-1", "trainer.max_steps": str(LAST + 1), "trainer.limit_val_batches": "0"}
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
-        trainer, module, data = curves.build(config, 0, settings | {"trainer.log_every_n_steps": "50"})
+        cli = LocoPropCLI.build(config, settings | {"trainer.log_every_n_steps": "50"} | curves.FORCED)
+        trainer = cli.trainer
         trainer.logger = TensorBoardLogger(folder, default_hp_metric=False)
         clock = curves.Recorder()
         kept = [c for c in trainer.callbacks if not isinstance(c, LocalLossMonitor)]
         trainer.callbacks = [*kept, LocalLossMonitor(EVERY), clock]
-        trainer.fit(module, data)
+        trainer.fit(cli.model, cli.datamodule)
     took = {step: 1000 * (clock.ends[step] - clock.ends[step - 1]) for step in range(FIRST, LAST + 1)}
     plain = statistics.median(ms for step, ms in took.items() if step % EVERY)
     logged = {step: ms - plain for step, ms in took.items() if step % EVERY == 0}

@@ -66,8 +66,9 @@ ORACLES = {  # with lambda_a and lambda_r
 class Unprotected(ClosedForm):
     """Applies whatever a kept factor gives."""
 
-    def rise(self, problem, v, exact):
-        return v.new_zeros(())
+    def run(self, problem, state, record):
+        outcome = super().run(problem, state, record)
+        return outcome._replace(growth=outcome.growth.new_zeros(()))
 
 
 class Losses(Callback):
@@ -103,7 +104,7 @@ def train(name, solver, oracle, seed, steps):
         network(), task(), solver, lambda_a=lambda_a, lambda_r=lambda_r, objective="squared", oracle=make()
     )
     values = fit(module, FashionMNIST(batch_size=1024), steps)
-    return values, sum(c.get("retried", 0) for c in solver.counts.values()), steps * len(module._local)
+    return values, sum(c.get("retried", 0) for c in module.engine.counts.values()), steps * len(module.engine.local)
 
 
 def main():

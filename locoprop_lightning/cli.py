@@ -5,20 +5,21 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zipfile import is_zipfile
 
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn, optim
 
 # Imported so that their short names work on the command line.
-from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, supervised, tasks
+from locoprop_lightning import data, errors, module, networks, optimizers, oracles, solvers, supervised, tasks
 from locoprop_lightning.callbacks import (
     FitSummary,
     HyperparameterLogger,
@@ -27,7 +28,7 @@ from locoprop_lightning.callbacks import (
     StepTimer,
 )
 from locoprop_lightning.errors import UserError, check_counts
-from locoprop_lightning.runs import NEUTRAL, flatten
+from locoprop_lightning.results.settings import NEUTRAL, flatten
 from locoprop_lightning.supervised import SupervisedModule
 
 
@@ -47,6 +48,28 @@ class LocoPropCLI(LightningCLI):
             args=None if args is None else list(args),
             run=run,
         )
+
+    @classmethod
+    def build(
+        cls, config: str | Path, settings: Mapping[str, Any], seed: int = 0, without: tuple[type[Callback], ...] = ()
+    ) -> Self:
+        """What `locoprop fit --config CONFIG` would train, for the caller to fit: trainer, model and datamodule.
+
+        It writes no checkpoints and no copy of the configuration, which without a logger would lie in the working
+        directory, and has no progress bar.
+
+        Args:
+            config: Path of the YAML.
+            settings: What is changed in the YAML, by name.
+            seed: Seed.
+            without: Further callbacks that are left out.
+        """
+        changed = [f"--{name}={value}" for name, value in settings.items()]
+        arguments = [f"--config={config}", f"--seed_everything={seed}", *changed, "--trainer.enable_progress_bar=false"]
+        cli = cls(arguments, run=False)
+        unwanted = (SaveConfigCallback, Checkpoint, *without)
+        cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, unwanted)]  # type: ignore[attr-defined]
+        return cli
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and refuses what would be a stack of internals later: a broken file, no checkpoint, a seed below 0.
@@ -122,25 +145,21 @@ def main(args: Sequence[str] | None = None) -> None:
         LocoPropCLI(args)
 
 
-@contextmanager
-def one_sentence(program: str) -> Iterator[None]:
-    """Ends the process with one sentence and status 2 where the user made a mistake.
+def one_sentence(program: str) -> AbstractContextManager[None]:
+    """Ends the process with one sentence and status 2 where the user made a mistake, the parser's refusals included.
 
     Args:
         program: Name that the sentence begins with.
     """
-    try:
-        yield
-    except Exception as error:
-        said = sentence(error)
-        if said is None:
-            raise
-        print(f"{program}: error: {said}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return errors.one_sentence(program, sentence)
 
 
 def sentence(error: Exception) -> str | None:
-    """What to tell the user, or None where it is not the user's mistake."""
+    """What to tell the user, or None where it is not the user's mistake.
+
+    Args:
+        error: The error, as it came out of the parser, Lightning or this package.
+    """
     chain = list(_chain(error))
     for cause in chain:
         if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):

@@ -1,15 +1,44 @@
-"""Errors meant for the user of the package, and checks of settings that raise them.
+"""Errors meant for the user of the package, checks of settings that raise them, and how they end a command.
 
 In the checks ``owner`` is the name of the class whose settings these are, empty for a setting that stands alone.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
 
 class UserError(ValueError):
     """A mistake that the user can mend; the message names the setting, the value and the way out."""
+
+
+def message_of(error: Exception) -> str | None:
+    """What to tell the user of an error, None where it is not the user's mistake.
+
+    Args:
+        error: The error.
+    """
+    return str(error) if isinstance(error, UserError) else None
+
+
+@contextmanager
+def one_sentence(program: str, sentence: Callable[[Exception], str | None] = message_of) -> Iterator[None]:
+    """Ends the process with one sentence and status 2 where the user made a mistake.
+
+    Args:
+        program: Name that the sentence begins with.
+        sentence: What to tell of an error, None where it is not the user's mistake.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"{program}: error: {said}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def check_counts(owner: str, least: int, **values: int) -> None:

@@ -131,6 +131,18 @@ def test_only_the_command_imports_the_command():
             assert "cli" not in parts_used(path), path
 
 
+def test_only_events_import_tensorboard():
+    for path in files("results"):
+        outside = {name.split(".")[0] for name in imports(path)} & {"tensorboard", "google", "torch", "lightning"}
+        assert outside <= ({"tensorboard", "google"} if path.name == "events.py" else set()), f"{path}: {outside}"
+
+
+def test_reading_settings_imports_neither_tensorboard_nor_torch():
+    script = "import sys, locoprop_lightning.results.settings; print({'tensorboard', 'torch'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
 def test_no_circles():
     graph = {}
     for path in files():

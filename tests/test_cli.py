@@ -5,7 +5,8 @@ import pytest
 import torch
 import yaml
 
-from locoprop_lightning.cli import main
+from locoprop_lightning.callbacks import FitSummary, StepTimer
+from locoprop_lightning.cli import LocoPropCLI, main
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -179,3 +180,15 @@ def test_configs_run(path, tmp_path, request):
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
     assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_what_is_built_is_what_fit_would_train_and_writes_nothing(folder):
+    changed = {"trainer.max_steps": "2", "trainer.logger": "false", "trainer.accelerator": "cpu", "model.lambda_a": "7"}
+    config = ROOT / "configs" / "digits" / "foof.yaml"
+    cli = LocoPropCLI.build(config, changed, seed=3, without=(FitSummary,))
+    assert cli.settings()["seed_everything"] == 3 and cli.model.engine.settings.lambda_a == 7 and cli.trainer.max_steps == 2
+    kinds = {type(callback) for callback in cli.trainer.callbacks}
+    assert StepTimer in kinds and FitSummary not in kinds
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.trainer.global_step == 2 and not list(folder.iterdir())
+    assert FitSummary in {type(callback) for callback in LocoPropCLI.build(config, changed).trainer.callbacks}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from locoprop_lightning.cli import one_sentence
-from locoprop_lightning.compare import markdown
 from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.results.settings import pairs
 
 BEGUN = "tuner.pkl"  # what Tune writes when a sweep begins
 
@@ -114,7 +114,7 @@ def sweep(options: argparse.Namespace) -> int:
     space = Space.load(options.space)
     if options.scheduler == "pbt":
         sweeps.domains(space)
-    fixed = {} if options.resume else _pairs(options.set)
+    fixed = {} if options.resume else pairs(options.set)
     settings, epochs = sweeps.check(options.config, space, options.metric, fixed, options.workers_per_trial)
     if settings.get("data.validation") == 0:
         print("data.validation=0: trials are judged on the test images; --set data.validation=N holds others out.")
@@ -126,7 +126,7 @@ def sweep(options: argparse.Namespace) -> int:
     with sweeps.cluster(options):
         grid = sweeps.tuner(options, space, config, start, epochs).fit()
         found = results.outcomes(grid, options, epochs)
-    print(markdown(results.table(found, space, options.metric)))
+    print(results.table(found, space, options.metric))
     print(*results.write(found, space, options), sep="\n", flush=True)
     failed = [outcome for outcome in found if outcome.status == "failed"]
     for outcome in failed:
@@ -143,16 +143,6 @@ def unfinished(statuses: Sequence[str], options: argparse.Namespace) -> bool:
     """Whether a sweep was interrupted, as far as trials tell: a scheduler or the time budget ends some early too."""
     early = options.scheduler == "none" and "stopped early" in statuses
     return options.time_budget is None and (len(statuses) < options.samples or early)
-
-
-def _pairs(settings: Sequence[str]) -> dict[str, str]:
-    pairs = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: must be KEY=VALUE, such as data.validation=5000.")
-        pairs[key] = value
-    return pairs
 
 
 def kept(options: argparse.Namespace) -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """The table of trials on the terminal while a sweep runs."""
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from locoprop_lightning.results.table import rank
 from tune.space import shown
 
 _DONE = (Trial.TERMINATED, Trial.ERROR)
@@ -30,7 +30,7 @@ class LiveTable(tune.Callback):
 
     def __init__(self, metric: str, mode: str, epoch: str, keys: Sequence[str], samples: int) -> None:
         self.metric = metric
-        self.sign = 1 if mode == "min" else -1
+        self.rising = mode == "max"
         self.epoch = epoch
         self.keys = list(keys)
         self.samples = samples
@@ -89,8 +89,7 @@ class LiveTable(tune.Callback):
         return [trial.trial_id, trial.status.lower(), str(result.get(self.epoch, 0)), *map(shown, values)]
 
     def _rank(self, trial: Trial) -> float:
-        value = (trial.last_result or {}).get(self.metric)
-        return math.inf if value is None or math.isnan(value) else self.sign * value
+        return rank((trial.last_result or {}).get(self.metric), self.rising)
 
     def _summary(self, trials: Sequence[Trial]) -> str:
         done = sum(trial.status in _DONE for trial in trials)

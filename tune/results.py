@@ -12,8 +12,11 @@ import yaml
 from ray.tune import Result, ResultGrid
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.results.table import markdown, rank
 from tune.space import Space, shown
 from tune.sweep import TIME, folder_of
+
+_STATUSES = ("done", "stopped early", "failed")  # the best first
 
 
 class Outcome:
@@ -56,13 +59,8 @@ def outcomes(grid: ResultGrid, options: argparse.Namespace, epochs: int) -> list
         Outcome(result, options.metric, folder, epochs * options.seeds)
         for result in (grid[index] for index in range(len(grid)))
     ]
-    sign = 1 if options.mode == "min" else -1
-
-    def rank(outcome: Outcome) -> tuple[int, float]:
-        value = math.inf if outcome.value is None else sign * outcome.value
-        return ("done", "stopped early", "failed").index(outcome.status), value
-
-    return sorted(found, key=rank)
+    rising = options.mode == "max"
+    return sorted(found, key=lambda o: (_STATUSES.index(o.status), rank(o.value, rising)))
 
 
 def write(found: list[Outcome], space: Space, options: argparse.Namespace) -> list[str]:
@@ -99,13 +97,19 @@ def _told(values: dict[str, Any]) -> str:
     return ", ".join(f"{key}={shown(value)}" for key, value in values.items())
 
 
-def table(found: list[Outcome], space: Space, metric: str) -> list[list[str]]:
-    """Rows of the table of trials, with a head."""
+def table(found: list[Outcome], space: Space, metric: str) -> str:
+    """The table of trials.
+
+    Args:
+        found: The trials, in the order of the rows.
+        space: The space.
+        metric: Name of the metric.
+    """
     rows = [["trial", "status", TIME, metric, *space.dimensions]]
     for o in found:
         values = [shown(o.values.get(key, "-")) for key in space.dimensions]
         rows.append([o.name, o.status, str(o.epoch), "-" if o.value is None else f"{o.value:.6g}", *values])
-    return rows
+    return markdown(rows)
 
 
 def study(found: list[Outcome], space: Space, options: argparse.Namespace) -> optuna.Study:

@@ -13,7 +13,6 @@ import ray.train
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from ray import tune
 from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
@@ -26,12 +25,6 @@ from locoprop_lightning.cli import LocoPropCLI, settings_logger
 from locoprop_lightning.errors import UserError
 
 STATE = "trial.json"
-
-
-def arguments(config: str, seed: int, threads: int, values: Mapping[str, Any]) -> list[str]:
-    """The command line of a run: a configuration and what is changed in it."""
-    changed = [f"--{key}={value}" for key, value in values.items()]
-    return [f"--config={config}", f"--seed_everything={seed}", f"--threads={threads}", *changed]
 
 
 def strategy_settings(strategy: Any) -> dict[str, Any]:
@@ -79,12 +72,9 @@ def build(config: str, seed: int, threads: int, values: Mapping[str, Any], worke
         values: What is changed in the YAML, by name.
         workers: Processes of the trial; this is one of them where there are several.
     """
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     command = LocoPropCLI if workers == 1 else WorkerCLI
-    cli = command([*arguments(config, seed, threads, values), *quiet], run=False)
-    unwanted = SaveConfigCallback | Checkpoint | FitSummary
-    cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, unwanted)]  # type: ignore[attr-defined]
-    return cli
+    settings = {"threads": threads, **values, "trainer.enable_model_summary": "false"}
+    return command.build(config, settings, seed, without=(FitSummary,))
 
 
 class Progress:

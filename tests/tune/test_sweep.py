@@ -19,7 +19,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.runs import read_runs
+from locoprop_lightning.results.logs import read_runs
 from tests.support import ROOT, close
 
 DIGITS = ROOT / "configs" / "digits"

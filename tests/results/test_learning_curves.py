@@ -4,13 +4,11 @@ import csv
 import json
 import math
 import os
-from pathlib import Path
 
 import pytest
 
-from tests.support import script
+from tests.support import ROOT, script
 
-ROOT = Path(__file__).parents[1]
 curves = script("learning_curves")
 
 
@@ -76,9 +74,9 @@ def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):
 def test_seconds_are_read_at_the_measured_pace(folder):
     made_up(folder, "a", 0, range(10, 0, -1), 5.0)
     (folder / "ms.json").write_text(json.dumps({"a": 100.0}))
-    (run,) = curves.load(folder, folder / "ms.json")["a"]
-    assert run.after(0.05) is None and run.after(0.35) == run.smoothed[2]
-    assert run.after(1.0) == run.smoothed[9] and run.after(1.1) is None
+    ((_, _, smoothed),) = curves.load(folder, folder / "ms.json")["a"]
+    assert smoothed.after(0.05) is None and smoothed.after(0.35) == smoothed.values[2]
+    assert smoothed.after(1.0) == smoothed.values[9] and smoothed.after(1.1) is None
 
 
 def test_real_runs(folder, capsys):
@@ -118,4 +116,4 @@ def test_a_run_that_is_not_finite_stops(folder):
     curves.main(["run", config, "--label", "wild", "--out", ".", "--no-test", "--set", "model.optimizer.lr=1e38"])
     record = json.loads((folder / "wild-seed0.json").read_text())
     assert record["nonfinite_step"] == record["steps"] - 1 < 20 and "test_accuracy" not in record
-    assert curves.load(folder, None)["wild"][0].raw[-1] == math.inf
+    assert curves.load(folder, None)["wild"][0].raw.last == math.inf

@@ -1,15 +1,24 @@
 """Learning curves of methods, drawn for print and in a terminal."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.results.runs import Run
 
 # Okabe and Ito's colours without yellow, which is faint on white; 7 colours and 5 dashes make 35 pairs.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+
+AXES: dict[str, tuple[str, Callable[[Run, str], np.ndarray]]] = {
+    "step": ("training step", Run.steps),
+    "time": ("seconds of training", Run.seconds),
+    "epoch": ("epochs", Run.epochs),
+}
 
 
 class Curve(NamedTuple):
@@ -28,6 +37,36 @@ class Curve(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     runs: int
+
+
+def fold(x: np.ndarray, values: np.ndarray) -> Curve:
+    """Median and range of some runs of a method.
+
+    Args:
+        x: Horizontal positions [points].
+        values: Values of each run, NaN where it has none [runs, points].
+    """
+    return Curve(x, np.nanmedian(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0), len(values))
+
+
+def fold_runs(runs: Sequence[Run], metric: str, share: float, axis: str) -> Curve:
+    """Median and range of some runs of a method, at the steps that at least half of them have logged.
+
+    Args:
+        runs: The runs.
+        metric: Tag of the metric.
+        share: Share of the old value in the smoothing.
+        axis: "step", "time" or "epoch".
+    """
+    logged = Counter(step for run in runs for step in run.scalars[metric])
+    grid = np.array(sorted(step for step, count in logged.items() if 2 * count >= len(runs)))
+    values, places = np.full((2, len(runs), len(grid)), np.nan)
+    for run, row, place in zip(runs, values, places, strict=True):
+        series = run.series(metric).smoothed(share).bounded(np.inf)
+        own, common = np.isin(series.steps, grid), np.isin(grid, series.steps)
+        row[common] = series.values[own]
+        place[common] = AXES[axis][1](run, metric)[own]
+    return fold(np.nanmedian(places, axis=0), values)
 
 
 def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bool = True) -> None:

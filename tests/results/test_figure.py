@@ -1,0 +1,15 @@
+"""Curves of methods."""
+
+from locoprop_lightning.results.figure import fold_runs
+from locoprop_lightning.results.logs import read_runs
+from locoprop_lightning.results.methods import by_method
+from tests.results.support import settings, write
+
+
+def test_a_seed_that_has_just_begun_does_not_cut_the_others(tmp_path):
+    for seed, losses in enumerate(([4.0, 2.0, 1.0], [2.0, 1.0, 0.5], [9.0])):
+        write(tmp_path / "foof" / f"version_{seed}", losses, settings=settings(seed))
+    ((_, runs),) = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss").items()
+    drawn = fold_runs(runs, "train/loss", 0.0, "step")
+    assert drawn.x.tolist() == [0, 1, 2] and drawn.middle.tolist() == [4.0, 1.5, 0.75]
+    assert drawn.high.tolist() == [9.0, 2.0, 1.0]

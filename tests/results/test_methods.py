@@ -1,0 +1,90 @@
+"""Which runs belong together."""
+
+import pytest
+
+from locoprop_lightning.results.logs import read_runs
+from locoprop_lightning.results.methods import by_method
+from tests.results.support import LOSSES, settings, write
+
+
+def test_settings_tell_methods_apart(tmp_path):
+    for version, (seed, lambda_a) in enumerate([(0, 1.0), (1, 1.0), (0, 2.0), (0, 1.0)]):
+        write(tmp_path / "foof" / f"version_{version}", LOSSES, settings=settings(seed, lambda_a))
+    methods = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss")
+    assert {name: sorted(run.folder.name for run in runs) for name, runs in methods.items()} == {
+        "foof (lambda_a=1.0)": ["version_1", "version_3"],  # of two runs with seed 0 the newer
+        "foof (lambda_a=2.0)": ["version_2"],
+    }
+
+
+def test_runs_without_settings_and_runs_with_a_label(tmp_path):
+    for name in ("a/version_0", "a/version_1", "b"):
+        write(tmp_path / name)
+    runs = read_runs([f"mine={tmp_path / 'a'}", str(tmp_path / "b")], "train/loss")
+    methods = by_method(runs, "train/loss")
+    assert {name: len(members) for name, members in methods.items()} == {"mine": 2, "b": 1}
+    alone = by_method(read_runs([str(tmp_path / "a")], "train/loss"), "train/loss")
+    assert sorted(alone) == [str(tmp_path / "a/version_0"), str(tmp_path / "a/version_1")]
+
+
+def test_a_resumed_run_goes_on_where_the_first_was_left(tmp_path):
+    write(tmp_path / "foof/version_0", [4.0, 2.0, 1.0, 99.0], pace=100.0, settings=settings())
+    resumed = settings(ckpt_path="foof/version_0/checkpoints/epoch=0-step=3.ckpt")
+    write(tmp_path / "foof/version_1", [0.5, 0.2], start=3, pace=200.0, settings=resumed)
+    ((_, (run,)),) = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss").items()
+    assert run.values("train/loss").tolist() == pytest.approx([4.0, 2.0, 1.0, 0.5, 0.2])
+    assert run.seconds("train/loss").tolist() == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.7])
+
+
+def test_a_resumed_run_is_joined_to_its_own_only(tmp_path):
+    """Another root may hold a run of the same relative path."""
+    point = "lightning_logs/version_0/checkpoints/x.ckpt"
+    write(tmp_path / "a/lightning_logs/version_0", [4.0, 3.0, 2.0], settings=settings())
+    write(tmp_path / "a/lightning_logs/version_1", [1.0, 0.5], start=3, settings=settings(ckpt_path=point))
+    write(tmp_path / "b/lightning_logs/version_0", [400.0, 300.0, 200.0], settings=settings())
+    runs = read_runs([str(tmp_path / "b"), str(tmp_path / "a")], "train/loss")
+    assert [run.values("train/loss").tolist() for run in runs] == [[400, 300, 200], [4, 3, 2, 1, 0.5]]
+    assert len(by_method(runs, "train/loss")) == 2
+
+
+def test_a_fork_leaves_the_run_that_it_came_from(tmp_path):
+    write(tmp_path / "foof/version_0", [4.0, 3.0, 2.0, 1.0], settings=settings())
+    fork = settings(lambda_a=2.0, ckpt_path="foof/version_0/checkpoints/x.ckpt")
+    write(tmp_path / "foof/version_1", [9.0], start=2, settings=fork)
+    runs = read_runs([str(tmp_path)], "train/loss")
+    assert [run.values("train/loss").tolist() for run in runs] == [[4, 3, 2, 1], [4, 3, 9]]
+
+
+def test_a_chain_goes_through_a_run_that_logged_nothing(tmp_path):
+    write(tmp_path / "foof/version_0", [9.0, 8.0, 7.0], settings=settings())
+    for version, start, losses in ((1, 3, []), (2, 3, [5.0, 4.0])):
+        point = f"/gone/foof/version_{version - 1}/checkpoints/x.ckpt"  # the runs were moved
+        write(tmp_path / f"foof/version_{version}", losses, start, settings=settings(ckpt_path=point))
+        (tmp_path / f"foof/version_{version}/events.out.tfevents.0").touch()
+    (run,) = read_runs([str(tmp_path)], "train/loss")
+    assert run.values("train/loss").tolist() == [9, 8, 7, 5, 4]
+
+
+def test_a_test_of_a_checkpoint_is_no_run_of_its_metric(tmp_path):
+    write(tmp_path / "foof/version_0", settings=settings(lambda_a=2.0))
+    tested = settings(ckpt_path="foof/version_0/checkpoints/x.ckpt")
+    write(tmp_path / "foof/version_1", [0.1], tag="test/loss", settings=tested)
+    (run,) = read_runs([str(tmp_path)], "train/loss")
+    assert run.folder.name == "version_0"
+
+
+def test_folders_that_make_methods(tmp_path, monkeypatch):
+    def names(*roots):
+        return {name: len(runs) for name, runs in by_method(read_runs(list(roots), "train/loss"), "train/loss").items()}
+
+    for folder in ("before/foof", "after/foof"):
+        for seed in (0, 1):
+            quiet = settings(seed)
+            quiet["trainer"] = quiet["trainer"] | {"enable_progress_bar": bool(seed)}
+            write(tmp_path / folder / f"seed{seed}", settings=quiet)
+    monkeypatch.chdir(tmp_path)
+    assert names("before") == {"foof": 2}
+    assert names("before", "after") == {"before/foof/seed0": 2, "after/foof/seed0": 2}
+    assert names("x=before", "y=after") == {"x": 2, "y": 2}
+    monkeypatch.chdir(tmp_path / "before/foof")
+    assert names(".") == {"foof": 2}
