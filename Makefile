@@ -10,10 +10,10 @@ INSTALLED := $(VENV)/.installed
 GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train test lint types clean
+.PHONY: help env data train test test-fast lint types clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)"
 	@echo "  CONFIG=$(CONFIG)  ARGS='--trainer.max_epochs 1'  PYTEST_ARGS='-k loader'"
@@ -42,6 +42,9 @@ train: $(INSTALLED) ## train with CONFIG (a YAML file) and ARGS (further argumen
 test: lint types ## lint, types, then the tests and the examples in docstrings
 	@$(GET_DATA) || echo "Going on without Fashion-MNIST: the tests that need it are skipped." >&2
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(INSTALLED) ## the tests that start no cluster, browser or other process, and train for a moment at most
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## style and formatting (ruff)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from locoprop_lightning.layers import Tape, kind_of
+from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.solvers import Recording
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +83,56 @@ def rows_of(layer, output):
 def taped(layers, moving=()):
     """A tape of some layers, by name."""
     return Tape({name: (layer, kind_of(layer)) for name, layer in layers.items()}, moving)
+
+
+def replaced(problem, **parts):
+    """The same problem made anew, with some arguments of its own."""
+    known = {
+        "operator": problem.operator,
+        "pre_activation": problem.pre_activation,
+        "direction": problem.direction,
+        "weight": problem.weight,
+        "bias": problem.bias,
+        "transfer": problem.transfer,
+        "lambda_a": problem.lambda_a,
+        "lambda_r": problem.lambda_r,
+        "name": problem.name,
+    }
+    return LocalProblem(**known | parts)
+
+
+def with_rows(problem, index):
+    """The problem of some of its rows, which may be taken several times."""
+    operator = problem.operator.select(torch.as_tensor(index))
+    return replaced(
+        problem, operator=operator, pre_activation=problem.pre_activation[index], direction=problem.direction[index]
+    )
+
+
+def with_units(problem, units):
+    """The problem of some of its units."""
+    return replaced(
+        problem,
+        pre_activation=problem.pre_activation[:, units],
+        direction=problem.direction[:, units],
+        weight=problem.weight[units],
+        bias=None if problem.bias is None else problem.bias[units],
+    )
+
+
+def augmented(problem):
+    """[Y | 1], or Y without a bias."""
+    y = problem.operator.dense().rows
+    return y if problem.bias is None else torch.cat([y, torch.ones_like(y[:, :1])], 1)
+
+
+def numbers(state):
+    """Every tensor and number in a state, as tensors."""
+    if isinstance(state, dict):
+        return [x for value in state.values() for x in numbers(value)]
+    return [torch.as_tensor(state)] if isinstance(state, (torch.Tensor, int, float)) else []
+
+
+def finite(state):
+    """Whether all of a state is finite."""
+    return all(x.isfinite().all() for x in numbers(state))

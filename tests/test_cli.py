@@ -186,7 +186,11 @@ def test_what_is_built_is_what_fit_would_train_and_writes_nothing(folder):
     changed = {"trainer.max_steps": "2", "trainer.logger": "false", "trainer.accelerator": "cpu", "model.lambda_a": "7"}
     config = ROOT / "configs" / "digits" / "foof.yaml"
     cli = LocoPropCLI.build(config, changed, seed=3, without=(FitSummary,))
-    assert cli.settings()["seed_everything"] == 3 and cli.model.engine.settings.lambda_a == 7 and cli.trainer.max_steps == 2
+    assert (
+        cli.settings()["seed_everything"] == 3
+        and cli.model.engine.settings.lambda_a == 7
+        and cli.trainer.max_steps == 2
+    )
     kinds = {type(callback) for callback in cli.trainer.callbacks}
     assert StepTimer in kinds and FitSummary not in kinds
     cli.trainer.fit(cli.model, cli.datamodule)

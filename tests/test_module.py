@@ -799,3 +799,54 @@ def test_a_trainer_that_does_not_count_the_process_group(tmp_path, monkeypatch):
     monkeypatch.setattr("locoprop_lightning.supervised.connect", Two)
     with pytest.raises(UserError, match="one of 2 of torch.distributed, but the trainer counts 1"):
         trainer(tmp_path).fit(locoprop(), digits())
+
+
+class Idle(torch.optim.SGD):
+    """Never calls the closure that it is given."""
+
+    def step(self, closure=None):
+        return super().step()
+
+
+def test_an_outer_optimizer_need_not_call_its_closure(tmp_path):
+    """Displacements are there before it steps."""
+    found = []
+    for optimizer in (torch.optim.SGD, Idle):
+        module = locoprop(ClosedForm(), objective="squared", optimizer=lambda p, make=optimizer: make(p, lr=1.0))
+        start = weights(module)
+        trainer(tmp_path).fit(module, digits())
+        assert not any(torch.equal(start[name], w) for name, w in weights(module).items())
+        found.append(weights(module))
+    assert equal(*found)
+
+
+def earlier(checkpoint, solver):
+    """A checkpoint as it was before layers had their state together: flat, and by solver and oracle."""
+    layers = checkpoint.pop("local_layers")["layers"]
+
+    def flat_state(state):
+        state = {**state, **state.get("preconditioner", {})}
+        state.pop("preconditioner", None)
+        average = state.pop("average", state.get("square", {}))
+        if average:
+            key = "square" if "square" in state else "mean"
+            state |= {key: average["value"], "weight": average["weight"]}
+        return state
+
+    states = {name: flat_state(layer["solver"]) for name, layer in layers.items()}
+    counts = {name: layer["counts"] for name, layer in layers.items() if layer["counts"]}
+    checkpoint["callbacks"][solver] = {"state": states, "counts": counts}
+    checkpoint["oracle_state"] = {name: flat_state(layer["oracle"]) for name, layer in layers.items()}
+
+
+@pytest.mark.parametrize("make", [kfac, METHODS["inner_optimizer"], METHODS["rms_majorization"]])
+def test_an_earlier_checkpoint_goes_on(tmp_path, make):
+    saved = ModelCheckpoint(tmp_path, save_last=True)
+    module = make()
+    trainer(tmp_path, [saved]).fit(module, digits())
+    checkpoint = torch.load(saved.last_model_path, weights_only=True)
+    earlier(checkpoint, type(module.solver).__name__)
+    assert "local_layers" not in checkpoint and any(checkpoint["callbacks"][type(module.solver).__name__].values())
+    resumed = make()
+    resumed.on_load_checkpoint(checkpoint)
+    assert same(evolved(module), evolved(resumed))

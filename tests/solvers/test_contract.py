@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import io
 import pkgutil
 
 import pytest
@@ -10,93 +9,19 @@ import torch
 
 from locoprop_lightning import solvers
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.optimizers import TensorFlowRMSprop
-from locoprop_lightning.solvers import (
-    AndersonAcceleration,
-    ClosedForm,
-    ConjugateGradient,
-    FixedPointIteration,
-    GradientDescent,
-    InnerOptimizer,
-    IterativeSolver,
-    LocalSolver,
-    Majorization,
-    Recording,
-    Status,
-)
-from tests.support import KEPT, joined
+from locoprop_lightning.solvers import IterativeSolver, LocalSolver, Recording, Status
+from tests import catalogue
+from tests.catalogue import DIRECT, EVERY, ITERATIVE, KEEP_MOMENTA, KINDS, MONOTONE, PROMISED, SQUARED_ONLY, pairs
+from tests.support import Stateful, finite, joined, same, with_rows
 
-ITERATIVE = {
-    "fpi": FixedPointIteration,
-    "anderson": AndersonAcceleration,
-    "anderson_plain": lambda t: AndersonAcceleration(t, safeguard=False),
-    "published": GradientDescent,
-    "corrected": lambda t: GradientDescent(t, proximal=True, schedule="published"),
-    "conjugate_gradient": ConjugateGradient,
-    "majorization": Majorization,
-    "majorization_nesterov": lambda t: Majorization(t, "nesterov"),
-    "majorization_kept": lambda t: Majorization(t, **KEPT),
-    "majorization_refreshed": lambda t: Majorization(t, refresh_every=3, warmup=0),
-    "inner_sgd": lambda t: InnerOptimizer(lambda p: torch.optim.SGD(p, lr=1e-4, momentum=0.5), t),
-    "inner_adam": lambda t: InnerOptimizer(lambda p: torch.optim.Adam(p, lr=1e-4), t, proximal=True),
-    "inner_rmsprop": lambda t: InnerOptimizer(lambda p: TensorFlowRMSprop(p, lr=1e-4, momentum=0.5), t),
-    "inner_anew": lambda t: InnerOptimizer(lambda p: torch.optim.Adam(p, lr=1e-4), t, persistent=False),
-}
-DIRECT = {
-    "closed_form": ClosedForm,
-    "closed_form_kept": lambda: ClosedForm(**KEPT),
-    "closed_form_average": lambda: ClosedForm(average=0.9),
-    "closed_form_refreshed": lambda: ClosedForm(refresh_every=3, warmup=0),
-}
-EVERY = {**{name: lambda make=make: make(10) for name, make in ITERATIVE.items()}, **DIRECT}
-# J need not fall where the proximal term is left out, nor with an optimizer that knows nothing of J.
-PROMISED = {name for name in EVERY if name != "published" and not name.startswith("inner")}
-MONOTONE = {"fpi", "corrected", "conjugate_gradient", "majorization"}  # lambda_r is above lambda_max(C) here
-
-PROBLEMS = {
-    "tall": dict(n=12, d_in=5),
-    "wide": dict(n=4, d_in=13),
-    "no_bias": dict(n=12, d_in=5, bias=False),
-    "tanh": dict(transfer="tanh", n=12, d_in=5),
-    "tanh_wide": dict(transfer="tanh", n=4, d_in=13),
-    "softmax": dict(transfer="softmax", n=12, d_in=5),
-}
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-KEEP_MOMENTA = {"inner_sgd", "inner_adam", "inner_rmsprop"}
-SQUARED_ONLY = {"conjugate_gradient", *DIRECT}
-MATCHING = ("tanh", "tanh_wide", "softmax")
-
-
-def pairs(names):
-    """Each solver with each kind of problem that it takes."""
-    return [(n, k) for n in names for k in PROBLEMS if not (n in SQUARED_ONLY and k in MATCHING)]
-
+MATCHING = [kind for kind in KINDS if KINDS[kind].transfer != "identity"]
+CONVERGED = (Status.SOLVED, Status.RETRIED)
 
 every_solver = pytest.mark.parametrize("name", EVERY)
 every_pair = pytest.mark.parametrize(("name", "kind"), pairs(EVERY))
 iterative_pair = pytest.mark.parametrize(("name", "kind"), pairs(ITERATIVE))
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-
-
-@pytest.fixture
-def problem_for(make_problem):
-    """Makes problems of a kind."""
-
-    def make(solver, kind, **arguments):
-        problem = make_problem(**{"lambda_a": 2.0, "lambda_r": 100.0, **PROBLEMS[kind], **arguments})
-        solver.check(problem)
-        return problem
-
-    return make
-
-
-@pytest.mark.parametrize("name", SQUARED_ONLY)
-def test_a_matching_loss_is_refused_by_name(make_problem, name):
-    make = EVERY[name]
-    for kind in MATCHING:
-        with pytest.raises(UserError, match="'layer'"):
-            make().solve(make_problem(**PROBLEMS[kind]))
 
 
 def unchanged(solution, problem):
@@ -108,20 +33,11 @@ def equal(a, b):
     return torch.equal(a.weight, b.weight) and (a.bias is None or torch.equal(a.bias, b.bias)) and a.status is b.status
 
 
-def numbers(state):
-    """All tensors and numbers in a state."""
-    if isinstance(state, dict):
-        return [x for value in state.values() for x in numbers(value)]
-    return [torch.as_tensor(state)] if isinstance(state, (torch.Tensor, int, float)) else []
-
-
-def finite(state):
-    return all(x.isfinite().all() for x in numbers(state))
-
-
 def tensors(problem):
+    """Everything that a problem is made of, and what it has made."""
+    operator = problem.operator
     found = dict(
-        rows=problem.operator.rows,
+        inputs=operator.inputs if hasattr(operator, "inputs") else operator.rows,
         pre_activation=problem.pre_activation,
         direction=problem.direction,
         weight=problem.weight,
@@ -132,11 +48,21 @@ def tensors(problem):
     return found if problem.bias is None else found | {"bias": problem.bias}
 
 
-def through_a_file(solver):
-    file = io.BytesIO()
-    torch.save(solver.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+def attributes(x):
+    """All that hangs on an object of the package, by path."""
+    found = {}
+    for name, value in vars(x).items():
+        found[name] = value
+        if type(value).__module__.startswith("locoprop_lightning"):
+            found |= {f"{name}.{below}": y for below, y in attributes(value).items()}
+    return found
+
+
+def spoiled(kind, dtype, where):
+    """A problem with something that is not a number in its rows or in its direction."""
+    layer, inputs, direction = catalogue.draw(kind, dtype=dtype)
+    (inputs if where == "rows" else direction)[1].flatten()[2] = torch.nan
+    return catalogue.problem_of(kind, layer, inputs, direction, 2.0, 100.0)
 
 
 def subclasses(cls):
@@ -144,7 +70,7 @@ def subclasses(cls):
 
 
 def test_no_solver_is_missing():
-    """Every solver of the package that says how it runs or steps is exported, and is in the lists above."""
+    """Every solver of the package that says how it runs or steps is exported, and is in the catalogue."""
     for module in pkgutil.iter_modules(solvers.__path__):
         importlib.import_module(f"{solvers.__name__}.{module.name}")
     concrete = set()
@@ -154,20 +80,44 @@ def test_no_solver_is_missing():
         if solver.__module__.startswith(f"{solvers.__name__}.") and (runs or steps):
             concrete.add(solver)
     assert concrete <= {getattr(solvers, name) for name in solvers.__all__}
-    assert concrete == {type(make()) for make in EVERY.values()}
+    assert concrete == {type(catalogue.solver(name)) for name in EVERY}
+
+
+def test_sets_of_the_catalogue_name_its_solvers():
+    for names in (SQUARED_ONLY, PROMISED, MONOTONE, KEEP_MOMENTA, catalogue.AFFINE):
+        assert set(names) <= set(EVERY)
+    assert {name for name in EVERY if catalogue.solver(name).squared_only} == SQUARED_ONLY
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_the_catalogue_are_below_lambda_r(kind):
+    problem = catalogue.problem(kind)
+    assert torch.linalg.eigvalsh(problem.gram()).max() < problem.lambda_r
+
+
+@pytest.mark.parametrize("name", sorted(SQUARED_ONLY))
+def test_a_matching_loss_is_refused_by_name(name):
+    for kind in MATCHING:
+        with pytest.raises(UserError, match="'layer'"):
+            catalogue.solver(name).solve(catalogue.problem(kind))
+
+
+@pytest.mark.parametrize(("name", "kind"), pairs(EVERY))
+def test_all_others_are_taken(name, kind):
+    catalogue.solver(name).check(catalogue.problem(kind))
 
 
 @iterative_pair
 @both_dtypes
-def test_iterations(problem_for, name, kind, dtype):
+def test_iterations(name, kind, dtype):
     tolerance = dict.fromkeys(("rtol", "atol"), 1e-9 if dtype == torch.float64 else 1e-4)
     for iterations in (1, 2, 10):
-        solver = ITERATIVE[name](iterations)
-        problem = problem_for(solver, kind, dtype=dtype)
-        plain, recorded = solver.solve(problem), ITERATIVE[name](iterations).solve(problem, record=Recording.CURVE)
+        problem = catalogue.problem(kind, dtype=dtype)
+        plain = catalogue.solver(name, iterations).solve(problem)
+        recorded = catalogue.solver(name, iterations).solve(problem, record=Recording.CURVE)
         assert recorded.losses.shape == (iterations + 1,) and plain.losses is None
         for solution in (plain, recorded):
-            assert solution.status is Status.SOLVED
+            assert solution.status is Status.SOLVED and solution.problem is problem
             assert solution.weight.dtype == dtype and solution.weight.shape == problem.weight.shape
             assert (solution.bias is None) == (problem.bias is None)
             v = joined(solution, problem)
@@ -183,10 +133,9 @@ def test_iterations(problem_for, name, kind, dtype):
 
 @pytest.mark.parametrize(("name", "kind"), pairs(DIRECT))
 @both_dtypes
-def test_direct(problem_for, name, kind, dtype):
-    solver = DIRECT[name]()
-    problem = problem_for(solver, kind, dtype=dtype)
-    solution = solver.solve(problem, record=Recording.CURVE)
+def test_direct(name, kind, dtype):
+    problem = catalogue.problem(kind, dtype=dtype)
+    solution = catalogue.solver(name).solve(problem, record=Recording.CURVE)
     assert solution.status is Status.SOLVED and solution.losses.shape == (2,)
     assert solution.weight.dtype == dtype
     v = joined(solution, problem)
@@ -196,114 +145,116 @@ def test_direct(problem_for, name, kind, dtype):
 
 @every_pair
 @pytest.mark.parametrize("seen", [0, 2], ids=["at_the_start", "later"])
-def test_not_a_number(problem_for, name, kind, seen):
+def test_not_a_number(name, kind, seen):
     for dtype in DTYPES.values():
         for where in ("rows", "direction"):
-            solver = EVERY[name]()
-            good, bad = (problem_for(solver, kind, dtype=dtype) for _ in range(2))
-            if where == "rows":
-                bad.operator.rows[1, 2] = torch.nan
-                bad.pre_activation[1] = torch.nan
-            else:
-                bad.direction[2, 1] = torch.nan
+            solver = Stateful(catalogue.solver(name))
+            good, bad = catalogue.problem(kind, dtype=dtype), spoiled(kind, dtype, where)
             for _ in range(seen):
                 assert solver.solve(good).status is Status.SOLVED
             assert solver.solve(bad).status is Status.NONFINITE
-            assert finite(solver.state)
+            assert finite(solver.states)
             solution = solver.solve(good)
-            assert solution.status in (Status.SOLVED, Status.RETRIED)
+            assert solution.status in CONVERGED
             assert name not in PROMISED or good.value(joined(solution, good)) < 0
-            assert finite(solver.state)
+            assert finite(solver.states)
 
 
 @every_pair
-def test_zero_direction_or_rows(problem_for, name, kind):
+def test_zero_direction_or_rows(name, kind):
     for dtype in DTYPES.values():
         for scale in (1.0, 0.0):
-            solver = EVERY[name]()
-            problem = problem_for(solver, kind, dtype=dtype, scale=scale)
-            problem.direction.zero_()
+            solver = Stateful(catalogue.solver(name))
+            layer, inputs, direction = catalogue.draw(kind, dtype=dtype, scale=scale)
+            problem = catalogue.problem_of(kind, layer, inputs, torch.zeros_like(direction), 2.0, 100.0)
             solution = solver.solve(problem)
             assert solution.status is Status.SOLVED and unchanged(solution, problem)
-            assert finite(solver.state)
-            assert solver.solve(problem_for(solver, kind, dtype=dtype)).status in (Status.SOLVED, Status.RETRIED)
+            assert finite(solver.states)
+            assert solver.solve(catalogue.problem(kind, dtype=dtype)).status in CONVERGED
 
 
 @every_pair
-def test_inputs_are_not_changed(problem_for, name, kind):
-    solver = EVERY[name]()
-    problem = problem_for(solver, kind)
+def test_inputs_and_settings_are_not_changed(name, kind):
+    """Nor is a solver's own: what one solve leaves lies in the state, and what is handed out is nobody else's."""
+    solver, twin = (Stateful(catalogue.solver(name)) for _ in range(2))
+    problem, other = catalogue.problem(kind), catalogue.problem(kind)
     before = {key: x.clone() for key, x in tensors(problem).items()}
-    for record in (False, True, False):
-        solver.solve(problem, record=record).weight.add_(1)  # what is handed out is nobody else's
+    settings = attributes(solver.solver)
+    for record in (Recording.NOTHING, Recording.CURVE, Recording.ENDS, Recording.NOTHING):
+        solution, expected = solver.solve(problem, record), twin.solve(other, record)
+        assert equal(solution, expected)
+        solution.displacement.add_(1)
+        solution.weight.add_(1)
     for key, x in tensors(problem).items():
         assert torch.equal(x, before[key]), key
-    settings = vars(EVERY[name]())
-    for key, value in vars(solver).items():  # hyper-parameters stay
-        if isinstance(value, int | float | str):
-            assert value == settings[key]
+    after = attributes(solver.solver)
+    assert after.keys() == settings.keys() and all(after[key] is settings[key] for key in after)
+    assert not any(isinstance(x, torch.Tensor) for x in after.values())
 
 
-@pytest.mark.parametrize(("name", "kind"), [p for p in pairs(EVERY) if p[1] in ("tall", "tanh", "softmax", "no_bias")])
-def test_batches_of_different_size(problem_for, name, kind):
-    solver = EVERY[name]()
+FEW = [pair for pair in pairs(EVERY) if pair[1] in ("tall", "tanh", "softmax", "no_bias", "convolution")]
+
+
+@pytest.mark.parametrize(("name", "kind"), FEW)
+def test_batches_of_different_size(name, kind):
+    solver = Stateful(catalogue.solver(name))
     for n in (32, 32, 32, 19, 32, 3, 1, 32):
-        problem = problem_for(solver, kind, n=32)
-        problem.operator.rows, problem._pre_activation = problem.operator.rows[:n], problem.pre_activation[:n]
-        problem._direction = problem.direction[:n]
+        whole = catalogue.problem(kind, n=8 if kind == "convolution" else 32)
+        assert whole.n == 32
+        problem = with_rows(whole, torch.arange(n))
         solution = solver.solve(problem)
-        assert solution.status in (Status.SOLVED, Status.RETRIED)
+        assert solution.status in CONVERGED
         assert name not in PROMISED or problem.value(joined(solution, problem)) < 0
-    assert finite(solver.state)
+    assert finite(solver.states)
 
 
 @every_pair
-def test_state_goes_through_a_file(problem_for, name, kind):
+def test_state_goes_through_a_file(name, kind):
     for dtype in DTYPES.values():
-        solver = EVERY[name]()
-        problems = [problem_for(solver, kind, dtype=dtype, seed=seed) for seed in range(6)]
+        solver = Stateful(catalogue.solver(name))
+        problems = [catalogue.problem(kind, dtype=dtype, seed=seed) for seed in range(6)]
         for problem in problems[:2]:
             solver.solve(problem)
-        resumed = EVERY[name]()
-        resumed.load_state_dict(through_a_file(solver))
+        resumed = solver.resumed(catalogue.solver(name))
         for problem in problems[2:]:
             assert equal(resumed.solve(copy.deepcopy(problem)), solver.solve(problem))
-        for a, b in zip(numbers(resumed.state), numbers(solver.state), strict=True):
-            assert torch.equal(a, b)
+        assert same(resumed.states, solver.states)
 
 
 @pytest.mark.parametrize(("name", "kind"), [p for p in pairs(EVERY) if p[0] not in KEEP_MOMENTA])
-def test_a_problem_given_twice_is_solved_alike(problem_for, name, kind):
-    """What one solve leaves in the problem, and in a solver that keeps nothing, does not change the next."""
-    solver = EVERY[name]()
-    problem = problem_for(solver, kind)
-    first, second, fresh = solver.solve(problem), solver.solve(problem), EVERY[name]().solve(problem_for(solver, kind))
+def test_a_problem_given_twice_is_solved_alike(name, kind):
+    """What one solve leaves in the problem, and in the state of a solver that learns nothing, changes no other."""
+    solver, problem = Stateful(catalogue.solver(name)), catalogue.problem(kind)
+    first, second = solver.solve(problem), solver.solve(problem)
+    fresh = catalogue.solver(name).solve(catalogue.problem(kind))
     for solution in (second, fresh):
         torch.testing.assert_close(solution.weight, first.weight, rtol=1e-11, atol=1e-11)
 
 
+@every_pair
+def test_without_a_state_every_solve_is_the_first(name, kind):
+    solver = catalogue.solver(name)
+    first, second = (solver.solve(catalogue.problem(kind)) for _ in range(2))
+    assert equal(first, second)
+
+
 @every_solver
 @both_dtypes
-def test_damping_may_be_a_tensor(problem_for, name, dtype):
+def test_damping_may_be_a_tensor(name, dtype):
     """Relative damping is one, on the device."""
     tolerance = dict.fromkeys(("rtol", "atol"), 1e-11 if dtype == torch.float64 else 1e-5)
     for kind in ("tall", "wide"):
-        for record in (False, True):
-            solver = EVERY[name]()
-            problem = problem_for(solver, kind, dtype=dtype, lambda_r=torch.tensor(100.0, dtype=dtype))
-            solution = solver.solve(problem, record)
-            expected = EVERY[name]().solve(problem_for(solver, kind, dtype=dtype), record)
+        for record in (Recording.NOTHING, Recording.CURVE):
+            problem = catalogue.problem(kind, dtype=dtype, lambda_r=torch.tensor(100.0, dtype=dtype))
+            solution = catalogue.solver(name).solve(problem, record=record)
+            expected = catalogue.solver(name).solve(catalogue.problem(kind, dtype=dtype), record=record)
             assert solution.status is Status.SOLVED and solution.weight.dtype == dtype
             torch.testing.assert_close(solution.weight, expected.weight, **tolerance)
 
 
-@iterative_pair
-def test_curves_of_first_and_last_alone(problem_for, name, kind):
-    solver = ITERATIVE[name](10)
-    problem = problem_for(solver, kind)
-    whole = solver.solve(problem, record=Recording.CURVE)
-    again = ITERATIVE[name](10)
-    again.whole_curves = False
-    ends = again.solve(problem, record=Recording.CURVE)
-    assert ends.losses.shape == (2,) and equal(ends, whole)
-    torch.testing.assert_close(ends.losses, whole.losses[[0, -1]], rtol=1e-12, atol=1e-12)
+@every_pair
+def test_ends_are_those_of_the_curve(name, kind):
+    problem = catalogue.problem(kind)
+    curve, ends = (catalogue.solver(name).solve(problem, record=r) for r in (Recording.CURVE, Recording.ENDS))
+    assert ends.losses.shape == (2,) and equal(ends, curve)
+    torch.testing.assert_close(ends.losses, curve.losses[[0, -1]], rtol=1e-12, atol=1e-12)
