@@ -36,7 +36,7 @@ from locoprop_lightning.results.settings import pairs
 from locoprop_lightning.results.store import finite, load_runs, save_run, write_json
 from locoprop_lightning.results.table import Curves, best_first, cell, markdown, method_table
 
-SHARE = 0.7  # of the old value in the smoothing
+DECAY = 0.7  # of the old value in the smoothing
 STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
 EVERY = 59  # steps between two progress lines: an epoch of Fashion-MNIST in batches of 1024
 FORCED = {"trainer.logger": "false", "trainer.num_sanity_val_steps": "0"}
@@ -70,8 +70,8 @@ class Recorder(Stopwatch):
         if self.name is None:
             return
         if len(self.losses) % EVERY == 0:
-            said = f"smoothed loss {smooth(self.raw(), SHARE)[-1]:.4f}, {self.ends[-1]:.1f} s"
-            print(f"{self.name}: {len(self.losses)} steps, {said}", flush=True)
+            told = f"smoothed loss {smooth(self.raw(), DECAY)[-1]:.4f}, {self.ends[-1]:.1f} s"
+            print(f"{self.name}: {len(self.losses)} steps, {told}", flush=True)
         if ended:
             raise NonFinite
 
@@ -140,7 +140,7 @@ def load(folder: Path, ms: Path | None) -> dict[str, list[Curves]]:
     runs = load_runs(folder, None if ms is None else json.loads(ms.read_text()))
     if not runs:
         raise SystemExit(f"{folder} holds no runs: make some with the subcommand 'run'.")
-    return best_first(by_method(runs, LOSS), LOSS, SHARE)
+    return best_first(by_method(runs, LOSS), LOSS, DECAY)
 
 
 def highest(curves: Curves) -> float | None:
@@ -190,7 +190,7 @@ def figure(options: argparse.Namespace) -> None:
                 continue
             x = np.median(clocks, axis=0)
         curves[method] = fold(x, losses)
-    draw(curves, options.file, AXES["step" if options.x == "step" else "time"][0], f"train loss, smoothed by {SHARE:g}")
+    draw(curves, options.file, AXES["step" if options.x == "step" else "time"][0], f"train loss, smoothed by {DECAY:g}")
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -34,10 +34,10 @@ def one_sentence(program: str, sentence: Callable[[Exception], str | None] = mes
     try:
         yield
     except Exception as error:
-        said = sentence(error)
-        if said is None:
+        message = sentence(error)
+        if message is None:
             raise
-        print(f"{program}: error: {said}", file=sys.stderr)
+        print(f"{program}: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

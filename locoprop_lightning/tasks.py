@@ -101,8 +101,8 @@ class Classification(Task):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of logits [n, num_classes] and labels [n], nats."""
         if output.shape[1] != self.num_classes:
-            said = f"the network has {output.shape[1]} outputs; make them agree"
-            raise UserError(f"Classification(num_classes={self.num_classes}): {said}.")
+            way_out = f"the network has {output.shape[1]} outputs; make them agree"
+            raise UserError(f"Classification(num_classes={self.num_classes}): {way_out}.")
         return nn.functional.cross_entropy(output, target)
 
     def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:

@@ -37,8 +37,8 @@ class Outcome:
         self.value: float | None = metrics.get(metric)
         self.metrics = {name: value for name, value in metrics.items() if name.split("/")[0] in ("train", "val")}
         self.seconds = float(metrics.get("time_total_s", 0.0))
-        said = "" if result.error is None else str(result.error).strip().splitlines()[-1]
-        self.error = said.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+        message = "" if result.error is None else str(result.error).strip().splitlines()[-1]
+        self.error = message.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
         self.status = "failed" if self.error else "done" if self.epoch >= epochs else "stopped early"
         self.config = min((folder / self.name).glob("seed_*/config.yaml"), default=None, key=_seed)
 
@@ -136,11 +136,11 @@ def plot(found: list[Outcome], space: Space, options: argparse.Namespace, folder
     lines = []
     if len(made.trials) >= 4:
         try:
-            shares = optuna.importance.get_param_importances(made)
+            importances = optuna.importance.get_param_importances(made)
         except (ValueError, RuntimeError) as error:  # such as a setting that never changed
             lines.append(f"importance: none, {error}")
         else:
-            told = ", ".join(f"{key} {share:.2f}" for key, share in shares.items())
+            told = ", ".join(f"{key} {importance:.2f}" for key, importance in importances.items())
             lines.append(f"importance: {told}")
     if len(made.trials) >= 2:
         for name, draw in (("parallel", drawings.plot_parallel_coordinate), ("slices", drawings.plot_slice)):

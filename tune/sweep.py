@@ -208,7 +208,7 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
         folder=str(folder),
         metric=options.metric,
         worst=math.inf if options.mode == "min" else -math.inf,
-        shares=options.scheduler == "pbt",
+        hands_on=options.scheduler == "pbt",
         workers=workers,
         cpus=cpus,
         gpus=gpus,

@@ -92,14 +92,14 @@ class Progress:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.done: list[dict[str, float]] = []
-        self.said: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self.weights: Path | None = None
         if (folder / STATE).is_file():
             self._read(folder)
 
     def _read(self, folder: Path) -> None:
         state = json.loads((folder / STATE).read_text())
-        self.done, self.said = state["done"], state["said"]
+        self.done, self.metrics = state["done"], state["said"]
         self.weights = folder / state["weights"] if state["weights"] else None
 
     def take_over(self, other: Path) -> None:
@@ -121,7 +121,7 @@ class Progress:
             return
         passing = self.folder / f"{STATE}.new"
         passing.write_text(
-            json.dumps({"done": self.done, "said": self.said, "weights": self.weights and self.weights.name})
+            json.dumps({"done": self.done, "said": self.metrics, "weights": self.weights and self.weights.name})
         )
         passing.replace(self.folder / STATE)
         for path in old - {self.weights}:
@@ -138,14 +138,14 @@ class Reporter(Checkpoint):
         metric: Name of the metric that the sweep looks at.
         worst: Reported for it where a value is not finite.
         progress: How far the trial has come.
-        shares: Whether other trials may go on from this one's checkpoint.
+        hands_on: Whether other trials may go on from this one's checkpoint.
     """
 
-    def __init__(self, metric: str, worst: float, progress: Progress, shares: bool) -> None:
+    def __init__(self, metric: str, worst: float, progress: Progress, hands_on: bool) -> None:
         self.metric = metric
         self.worst = worst
         self.progress = progress
-        self.shares = shares
+        self.hands_on = hands_on
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Reports; ends the fit where a loss is not finite."""
@@ -162,24 +162,24 @@ class Reporter(Checkpoint):
             done.append(values)
             epoch = len(done) * trainer.max_epochs
         known = done or [values]
-        said = {name: statistics.median(one.get(name, math.inf) for one in known) for name in known[0]}
-        self.progress.said = said | {"epoch": epoch, "seeds_done": len(done)}
+        metrics = {name: statistics.median(one.get(name, math.inf) for one in known) for name in known[0]}
+        self.progress.metrics = metrics | {"epoch": epoch, "seeds_done": len(done)}
         self.progress.write(trainer, last)
-        report(self.progress, self.shares, trainer.world_size)
+        report(self.progress, self.hands_on, trainer.world_size)
 
 
-def report(progress: Progress, shares: bool, workers: int) -> None:
+def report(progress: Progress, hands_on: bool, workers: int) -> None:
     """Tells Tune how far a trial has come.
 
     Args:
         progress: How far.
-        shares: Whether other trials may go on from its checkpoint.
+        hands_on: Whether other trials may go on from its checkpoint.
         workers: Processes of the trial, all of which come here; Tune hears of the first.
     """
     if workers > 1:
-        ray.train.report(progress.said)
+        ray.train.report(progress.metrics)
     else:
-        tune.report(progress.said, checkpoint=tune.Checkpoint.from_directory(progress.folder) if shares else None)
+        tune.report(progress.metrics, checkpoint=tune.Checkpoint.from_directory(progress.folder) if hands_on else None)
 
 
 class Work(NamedTuple):
@@ -192,7 +192,7 @@ class Work(NamedTuple):
         folder: Folder of the sweep; a trial has a subfolder for its logs and its checkpoint.
         metric: Name of the metric.
         worst: Its value where something is not finite.
-        shares: Whether trials go on from each other's checkpoints, as in population-based training.
+        hands_on: Whether trials go on from each other's checkpoints, as in population-based training.
         workers: Processes of a trial.
         cpus: Processors of a worker.
         gpus: GPUs of a worker.
@@ -204,7 +204,7 @@ class Work(NamedTuple):
     folder: str
     metric: str
     worst: float
-    shares: bool
+    hands_on: bool
     workers: int
     cpus: float
     gpus: float
@@ -223,7 +223,7 @@ def run_trial(values: dict[str, Any], work: Work) -> None:
         return
     progress = Progress(trial / "progress")
     with contextlib.ExitStack() as stack:
-        checkpoint = tune.get_checkpoint() if work.shares else None
+        checkpoint = tune.get_checkpoint() if work.hands_on else None
         if checkpoint is not None:
             progress.take_over(Path(stack.enter_context(checkpoint.as_directory())))
         run_seeds(values, work, trial, progress)
@@ -249,7 +249,7 @@ def release(trial: Path) -> None:
 
 def run_workers(values: dict[str, Any], work: Work, trial: Path) -> None:
     """Trains a configuration on several workers, each with a part of every batch."""
-    share = {"CPU": work.cpus} | ({"GPU": work.gpus} if work.gpus else {})
+    resources = {"CPU": work.cpus} | ({"GPU": work.gpus} if work.gpus else {})
     release(trial)  # where this is another attempt
 
     def worker() -> None:
@@ -262,7 +262,7 @@ def run_workers(values: dict[str, Any], work: Work, trial: Path) -> None:
     TorchTrainer(
         worker,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=work.workers, use_gpu=work.gpus > 0, resources_per_worker=share
+            num_workers=work.workers, use_gpu=work.gpus > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(  # its failures are Tune's
             name="train",
@@ -275,9 +275,9 @@ def run_workers(values: dict[str, Any], work: Work, trial: Path) -> None:
 def run_seeds(values: dict[str, Any], work: Work, trial: Path, progress: Progress) -> None:
     """Trains with the seeds that are not done."""
     if len(progress.done) == len(work.seeds):  # Tune's own record may be of an epoch before
-        report(progress, work.shares, work.workers)
+        report(progress, work.hands_on, work.workers)
     for seed in work.seeds[len(progress.done) :]:
-        reporter = Reporter(work.metric, work.worst, progress, work.shares)
+        reporter = Reporter(work.metric, work.worst, progress, work.hands_on)
         weights, progress.weights = progress.weights, None
         run_seed(values, work, seed, trial / f"seed_{seed}", reporter, weights)
 

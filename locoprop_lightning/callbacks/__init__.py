@@ -1,4 +1,4 @@
-"""What is watched and said during a fit."""
+"""What is watched and printed during a fit."""
 
 from locoprop_lightning.callbacks.fit_summary import FitSummary
 from locoprop_lightning.callbacks.hyperparameters import HyperparameterLogger

@@ -71,8 +71,8 @@ class FitSummary(Stopwatch):
         lines.append(("milliseconds a step", f"{1000 * self.seconds / self.steps:.1f}"))
         if isinstance(pl_module, LocoPropModule):
             for layer, counts in pl_module.engine.counts.items():
-                said = ", ".join(f"{count} {status}" for status, count in counts.items())
-                lines.append((f"layer {layer}", f"{said} of {self.steps} local solutions"))
+                failed = ", ".join(f"{count} {status}" for status, count in counts.items())
+                lines.append((f"layer {layer}", f"{failed} of {self.steps} local solutions"))
                 if sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self.steps / 2:
                     lines.append(("", "most of them failed: a larger lambda_r or a smaller lambda_a helps"))
         if isinstance(pl_module, SupervisedModule) and pl_module.untouched:

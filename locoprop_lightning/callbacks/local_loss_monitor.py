@@ -161,8 +161,8 @@ def heat_map(curves: Mapping[str, list[float]]) -> np.ndarray:
     from matplotlib.figure import Figure
 
     longest = max(map(len, curves.values()))
-    shares = np.full((len(curves), longest), np.nan)
-    for row, losses in zip(shares, curves.values(), strict=True):
+    ratios = np.full((len(curves), longest), np.nan)
+    for row, losses in zip(ratios, curves.values(), strict=True):
         row[: len(losses)] = np.array(losses) / losses[0] if losses[0] else 1.0
     # Placed by hand, in inches: matplotlib's layout engine takes longer than everything else here.
     left, bottom, cell_width, cell_height = 0.3 + 0.08 * max(map(len, curves)), 0.5, 0.35, 0.25
@@ -173,9 +173,9 @@ def heat_map(curves: Mapping[str, list[float]]) -> np.ndarray:
         figure.add_axes((x / whole[0], bottom / whole[1], w / whole[0], height / whole[1]))
         for x, w in ((left, width), (left + width + 0.2, 0.15))
     )
-    low = min(np.nanmin(shares[np.isfinite(shares)], initial=1.0), 0.999)
+    low = min(np.nanmin(ratios[np.isfinite(ratios)], initial=1.0), 0.999)
     colours = colormaps["viridis"].with_extremes(over="red", bad="black")
-    image = axes.imshow(shares, aspect="auto", cmap=colours, vmin=low, vmax=1)
+    image = axes.imshow(ratios, aspect="auto", cmap=colours, vmin=low, vmax=1)
     axes.set_yticks(range(len(curves)), list(curves), fontsize="small")
     axes.set_xticks(range(0, longest, max(1, longest // 10)))
     axes.set_xlabel("inner iteration")

@@ -22,7 +22,7 @@ class PredictionWriter(Callback):
         self._parts: list[Tensor] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses several processes, whose shares would have to be put in order.
+        """Refuses several processes, whose parts would have to be put in order.
 
         Raises:
             UserError: Names the number of processes.

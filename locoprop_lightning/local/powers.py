@@ -11,15 +11,15 @@ def power_sum(x: Tensor, m: Tensor, terms: int) -> Tensor:
         m: M [d, d].
         terms: Number of terms, at least 1.
     """
-    total, factor = x.new_zeros(()), m
+    total, power = x.new_zeros(()), m
     while terms > 1:
         if terms % 2:  # the first term, and M times the sum of the others
             total = total + x
-            x = x @ factor
+            x = x @ power
         else:
-            x = x + x @ factor
+            x = x + x @ power
             if terms > 2:
-                factor = factor @ factor
+                power = power @ power
         terms = terms - 1 if terms % 2 else terms // 2
     return total + x
 

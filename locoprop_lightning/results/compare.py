@@ -17,11 +17,11 @@ from locoprop_lightning.results.runs import Run
 from locoprop_lightning.results.table import comparison, rank
 
 
-def _warn(methods: dict[str, list[Run]], metric: str, share: float) -> None:
+def _warn(methods: dict[str, list[Run]], metric: str, decay: float) -> None:
     """Says what makes a comparison unfair."""
     runs = [run for members in methods.values() for run in members]
     gaps = {run.shown: int(np.median(np.diff(run.steps(metric)))) for run in runs if len(run.scalars[metric]) > 1}
-    if share and len(set(gaps.values())) > 1:
+    if decay and len(set(gaps.values())) > 1:
         told = ", ".join(
             f"{gap} in {next(n for n, g in gaps.items() if g == gap)}" for gap in sorted(set(gaps.values()))
         )
@@ -42,23 +42,23 @@ def compare(options: argparse.Namespace) -> None:
         options: Options of the command.
     """
     metric = options.metric
-    share = (0.7 if metric.startswith("train/") else 0.0) if options.smooth is None else options.smooth
-    check_fraction("", smooth=share)
+    decay = (0.7 if metric.startswith("train/") else 0.0) if options.smooth is None else options.smooth
+    check_fraction("", smooth=decay)
     methods = by_method(read_runs(options.runs, metric), metric)
-    _warn(methods, metric, share)
+    _warn(methods, metric, decay)
     rising = "accuracy" in metric if options.mode is None else options.mode == "max"
-    made = comparison(methods, metric, share, rising)
+    made = comparison(methods, metric, decay, rising)
     print(made)
     if options.table:
         options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(made + "\n")
     if not (options.out or options.text):
         return
-    curves = {name: fold_runs(runs, metric, share, options.x) for name, runs in methods.items()}
+    curves = {name: fold_runs(runs, metric, decay, options.x) for name, runs in methods.items()}
     last = {name: c.middle[-1] if math.isfinite(c.middle[-1]) else None for name, c in curves.items()}
     curves = {name: curves[name] for name in sorted(curves, key=lambda name: rank(last[name], rising))}
     log = not rising and all((c.middle > 0).all() for c in curves.values())
-    label = f"{metric}, smoothed by {share:g}" if share else metric
+    label = f"{metric}, smoothed by {decay:g}" if decay else metric
     for path in options.out:
         draw(curves, path, AXES[options.x][0], label, log)
         print(f"figure: {path}", file=sys.stderr)

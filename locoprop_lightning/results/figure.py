@@ -49,20 +49,20 @@ def fold(x: np.ndarray, values: np.ndarray) -> Curve:
     return Curve(x, np.nanmedian(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0), len(values))
 
 
-def fold_runs(runs: Sequence[Run], metric: str, share: float, axis: str) -> Curve:
+def fold_runs(runs: Sequence[Run], metric: str, decay: float, axis: str) -> Curve:
     """Median and range of some runs of a method, at the steps that at least half of them have logged.
 
     Args:
         runs: The runs.
         metric: Tag of the metric.
-        share: Share of the old value in the smoothing.
+        decay: Share of the old value in the smoothing.
         axis: "step", "time" or "epoch".
     """
     logged = Counter(step for run in runs for step in run.scalars[metric])
     grid = np.array(sorted(step for step, count in logged.items() if 2 * count >= len(runs)))
     values, places = np.full((2, len(runs), len(grid)), np.nan)
     for run, row, place in zip(runs, values, places, strict=True):
-        series = run.series(metric).smoothed(share).bounded(np.inf)
+        series = run.series(metric).smoothed(decay).bounded(np.inf)
         own, common = np.isin(series.steps, grid), np.isin(grid, series.steps)
         row[common] = series.values[own]
         place[common] = AXES[axis][1](run, metric)[own]

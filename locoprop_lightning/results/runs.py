@@ -58,13 +58,13 @@ class Series:
             return None
         return self.beyond if places[-1] < earliest else float(self.values[past - 1])
 
-    def smoothed(self, share: float = 0.7) -> "Series":
+    def smoothed(self, decay: float = 0.7) -> "Series":
         """The series of smoothed values.
 
         Args:
-            share: Share of the old value, in [0, 1).
+            decay: Share of the old value, in [0, 1).
         """
-        return replace(self, values=smooth(self.values, share))
+        return replace(self, values=smooth(self.values, decay))
 
     def bounded(self, worst: float) -> "Series":
         """The series with another value where one is not finite.
@@ -159,19 +159,19 @@ class Run:
         return values[index] if index < len(values) and values else None
 
 
-def smooth(values: ArrayLike, share: float = 0.7) -> np.ndarray:
-    """s_0 = x_0, s = share s + (1 - share) x, over the points of a curve, without bias correction.
+def smooth(values: ArrayLike, decay: float = 0.7) -> np.ndarray:
+    """s_0 = x_0, s = decay s + (1 - decay) x, over the points of a curve, without bias correction.
 
     A value that is not finite stands for itself, and is passed over by the values after it.
 
     Args:
         values: The curve, in order [points].
-        share: In [0, 1); 0.7 is the review's.
+        decay: In [0, 1); 0.7 is the review's.
     """
     smoothed, last = [], None
     for value in np.asarray(values, dtype=float).tolist():
         if math.isfinite(value):
-            last = value if last is None else share * last + (1 - share) * value
+            last = value if last is None else decay * last + (1 - decay) * value
         smoothed.append(last if math.isfinite(value) else value)
     return np.array(smoothed, dtype=float)
 

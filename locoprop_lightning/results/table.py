@@ -72,21 +72,21 @@ def rank(value: float | None, rising: bool) -> float:
 
 
 def best_first(
-    methods: Mapping[str, Sequence[Run]], metric: str, share: float, rising: bool = False
+    methods: Mapping[str, Sequence[Run]], metric: str, decay: float, rising: bool = False
 ) -> dict[str, list[Curves]]:
     """Curves of the runs of some methods, the method with the best median at the end first.
 
     Args:
         methods: Runs by name of the method.
         metric: Tag of the metric.
-        share: Share of the old value in the smoothing, 0 for none.
+        decay: Share of the old value in the smoothing, 0 for none.
         rising: Whether more is better.
     """
     worst = -math.inf if rising else math.inf
     curves: dict[str, list[Curves]] = {}
     for name, runs in methods.items():
         raw = [run.series(metric) for run in runs]
-        smoothed = (series.smoothed(share).bounded(worst) for series in raw)
+        smoothed = (series.smoothed(decay).bounded(worst) for series in raw)
         curves[name] = [Curves(*one) for one in zip(runs, raw, smoothed, strict=True)]
     ends = {name: statistics.median(c.smoothed.last for c in members) for name, members in curves.items()}
     return {name: curves[name] for name in sorted(curves, key=lambda name: rank(ends[name], rising))}
@@ -114,23 +114,23 @@ def method_table(
     return markdown([["method", counted, *cells], *zip(methods, counts, *cells.values(), strict=True)])
 
 
-def comparison(methods: Mapping[str, Sequence[Run]], metric: str, share: float, rising: bool) -> str:
+def comparison(methods: Mapping[str, Sequence[Run]], metric: str, decay: float, rising: bool) -> str:
     """The table of `locoprop-compare`, the best at the end first.
 
     Args:
         methods: Runs by name of the method.
         metric: Tag of the metric.
-        share: Share of the old value in the smoothing, 0 for none.
+        decay: Share of the old value in the smoothing, 0 for none.
         rising: Whether more is better.
     """
-    curves = best_first(methods, metric, share, rising)
+    curves = best_first(methods, metric, decay, rising)
     best = max if rising else min
     ends = [statistics.median(c.raw.seconds[-1] for c in members) for members in curves.values()]
     common = min((end for end in ends if end > 0), default=0.0)
     columns: dict[str, tuple[str, Callable[[Curves], float | None]]] = {
         "last step": (".0f", lambda c: float(c.raw.steps[-1])),
         "last": (".4g", lambda c: c.raw.last),
-        f"smoothed by {share:g}" if share else "last": (".4g", lambda c: c.smoothed.last),
+        f"smoothed by {decay:g}" if decay else "last": (".4g", lambda c: c.smoothed.last),
         "best": (".4g", lambda c: float(best(c.smoothed.values))),
         f"at {common:.1f} s": (".4g", lambda c: c.smoothed.after(common)),
         "ms a step": (".1f", lambda c: c.run.pace(metric)),

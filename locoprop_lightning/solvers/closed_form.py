@@ -34,8 +34,8 @@ class ClosedForm(LocalSolver):
         if self.preconditioner.uses_kernel(problem):
             self.preconditioner.skip(state)
             problem = problem.whole()
-            factor = factorize(problem.operator.kernel(), problem.lambda_r)
-            scaled = torch.cholesky_solve(problem.direction.to(factor.dtype), factor).to(problem.direction.dtype)
+            root = factorize(problem.operator.kernel(), problem.lambda_r)
+            scaled = torch.cholesky_solve(problem.direction.to(root.dtype), root).to(problem.direction.dtype)
             v, exact = problem.operator.adjoint(scaled).mul_(-problem.lambda_a), True
         else:
             inverse, exact = self.preconditioner.inverse(problem, state)
