@@ -43,7 +43,7 @@ class LocoPropModule(SupervisedModule):
             paper (the task's link function).
         transfers: f of a layer by name, a name or a Transfer, overriding what the probing pass finds.
         skip: Patterns of layers that ``rest_optimizer`` trains.
-        damping: "absolute" takes lambda_r as it is, "relative" times trace(C)/d_in.
+        damping: "absolute" takes lambda_r as it is, "relative" times the mean eigenvalue of C.
         overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
         guard: Whether a diverged local solution leaves its layer untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.

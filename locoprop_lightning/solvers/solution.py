@@ -13,7 +13,7 @@ from locoprop_lightning.local import LocalProblem
 
 
 class Recording(Enum):
-    """Which values of the local loss are computed; each costs about half an inner iteration."""
+    """Which values of the local loss, proximal term included, are computed; each costs about half an inner iteration."""
 
     NOTHING = 0
     ENDS = 1  # before the first and after the last iteration

@@ -1,0 +1,65 @@
+"""What the pages of docs/ show runs, and what they name exists."""
+
+import ast
+import re
+
+import pytest
+
+from locoprop_lightning.layers import kind
+from tests.support import ROOT
+
+PAGES = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_examples_of_the_architecture_run(monkeypatch):
+    monkeypatch.setattr(kind, "_KINDS", list(kind._KINDS))
+    blocks = re.findall(r"```python\n(.*?)```", PAGES["architecture.md"], re.DOTALL)
+    assert len(blocks) > 10
+    scope = {"__name__": "architecture"}
+    for block in blocks:
+        exec(block, scope)
+
+
+def defined(path):
+    """Names of a file: functions, classes with their members, and constants."""
+    names = set()
+
+    def visit(body, prefix):
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(prefix + node.name)
+                if isinstance(node, ast.ClassDef):
+                    visit(node.body, f"{prefix}{node.name}.")
+            for target in node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]:
+                if isinstance(target, ast.Name):
+                    names.add(prefix + target.id)
+
+    visit(ast.parse(path.read_text()).body, "")
+    return names
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "mathematics.md"])
+def test_code_that_is_named_exists(page):
+    cited = re.findall(r"`([\w/]+\.py): ([\w.]+)`", PAGES[page])
+    assert len(cited) > 20
+    for file, name in cited:
+        path = ROOT / "locoprop_lightning" / file
+        assert path.is_file() and name in defined(path), f"{file}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    headings = {
+        name: {
+            re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+            for line in re.findall(r"^#+ .*", text, re.M)
+        }
+        for name, text in PAGES.items()
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        assert not file or (ROOT / "docs" / file).exists(), target
+        if anchor:
+            assert anchor in headings[file or page], target
