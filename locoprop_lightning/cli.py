@@ -223,6 +223,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         reason = f"{reason}; {_known(keys[-1])}"
     elif name := re.fullmatch(r"Option '(.*)' is not accepted", reason):
         reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
+        if name[1] in _GONE:
+            reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
         if owner == "typing.Union":
             reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"
     elif value := re.search(r"\. Got value: (.*)", reason, re.S):
@@ -236,6 +238,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         reason = f"must be {forms[0] if forms else allowed}, not {value[1]}"
     return f"{setting}: {reason}"
 
+
+_GONE = {"reduction": "leave it out, or delete its line in the file; what it named is always done"}
 
 _FORMS = {
     "overrides": 'lambdas by pattern of layers, such as \'{"1": {"lambda_r": 3}}\'',

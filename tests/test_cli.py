@@ -116,6 +116,7 @@ def test_fit_validate_test_and_predict(folder, capsys):
             ["--model.solver", "ConjugateGradient", "--model.solver.memory", "3"],
             "model.solver: ConjugateGradient has no setting 'memory'; it has iterations",
         ),
+        (["--model.reduction", "exact"], "LocoPropModule has no setting 'reduction' any more: leave it out, or delete"),
         (
             ["--model.solver", "LocalSolver"],
             "model.solver: LocalSolver is abstract; take AndersonAcceleration, ClosedForm, ConjugateGradient, "
