@@ -7,15 +7,18 @@ inputs, damping tr(S) / d_out to that of the gradients.
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
+from locoprop_lightning.local.preconditioner import average_of
 from locoprop_lightning.networks import MLP
+from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.oracles import WhitenedOracle
-from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.solvers import ClosedForm, Recording
 from locoprop_lightning.tasks import Classification
+from tests.support import taped
 
 curvlinops = pytest.importorskip("curvlinops", reason="pip install -e '.[dev]'")
 
@@ -24,11 +27,19 @@ LAMBDA_A, LAMBDA_R, DAMPING = 0.3, 2.0, 0.1
 LAYERS = {"1": (INPUTS, HIDDEN), "3": (HIDDEN, CLASSES)}
 
 
-class Keep(Callback):
+class Keep(SolveObserver):
     """Keeps C/n of each layer."""
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.inputs = {name: p.gram().clone() / p.n for name, p in pl_module.problems.items()}
+    def recording(self, trainer):
+        return Recording.ENDS
+
+    def on_solved(self, trainer, problems, reports, counts):
+        self.inputs = {name: p.gram().clone() / p.n for name, p in problems.items()}
+
+
+def second_moment(state):
+    """S, of the gradients."""
+    return average_of(state["preconditioner"]["average"])
 
 
 @pytest.fixture(params=[True, False], ids=["bias", "no_bias"])
@@ -54,7 +65,7 @@ def step(request):
         enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(list(zip(x, labels, strict=True)), N))
-    gradients = {name: state["mean"] / state["weight"] for name, state in module.oracle_state.items()}
+    gradients = {name: second_moment(layer.oracle_state) for name, layer in module.engine.local.items()}
     moved = {name: p.detach() - before.get_parameter(name).detach() for name, p in network.named_parameters()}
     return before, (x, labels), keep.inputs, gradients, moved
 
@@ -134,4 +145,4 @@ def test_factors_of_a_convolution():
     kfac.compute_kronecker_factors()
     (name,) = kfac._input_covariances
     expected = torch.kron(kfac._gradient_covariances[name], kfac._input_covariances[name])
-    close(torch.kron(state["mean"] / state["weight"], record.operator().gram() / N), expected)
+    close(torch.kron(second_moment(state), record.operator().gram() / N), expected)

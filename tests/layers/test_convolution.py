@@ -4,41 +4,12 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from locoprop_lightning.local import linear_map
-from locoprop_lightning.local.linear_map import ConvMap, LinearMap, gram, gram_cost, map_of, rows_of, spread, times
-from tests.support import close
-
-
-@pytest.mark.parametrize("d", [1, 127, 128, 129, 255, 300, 511, 785])
-def test_gram_in_blocks(d):
-    x = torch.randn(7, d, dtype=torch.float64)
-    with FlopCounterMode(display=False) as counter:
-        c = gram(x)
-    close(c, x.T @ x, 1e-12)
-    assert gram_cost(7, d) == counter.get_total_flops() <= 14 * d * d
-
-
-def test_four_blocks_take_five_eighths():
-    assert gram_cost(10, 512) == 20 * 512**2 * 5 / 8
-
-
-def test_gram_into_a_part_of_a_matrix():
-    x = torch.randn(9, 300, dtype=torch.float64)
-    whole = torch.zeros(301, 301, dtype=torch.float64)
-    assert gram(x, whole[:300, :300]).data_ptr() == whole.data_ptr()
-    close(whole[:300, :300], x.T @ x, 1e-12)
-    assert (whole[300] == 0).all() and (whole[:, 300] == 0).all()
-
-
-@pytest.mark.parametrize(("samples", "positions"), [(128, 784), (128, 196), (128, 49), (64, 64), (1024, 1)])
-def test_spread_falls_on_all_samples_and_positions(samples, positions):
-    index = spread(samples * positions, 32, torch.device("cpu"))
-    assert len(index) == 32 and index.max() < samples * positions
-    assert len((index // positions).unique()) == 32
-    assert len((index % positions).unique()) >= min(positions, 16)
-    assert torch.equal(spread(7, 32, torch.device("cpu")), torch.arange(7))
+from locoprop_lightning.layers import kind_of
+from locoprop_lightning.layers.convolution import ConvolutionOperator
+from locoprop_lightning.local import MatrixOperator
+from locoprop_lightning.local.operator import spread, times
+from tests.support import close, operator_of, rows_of
 
 
 def images(*shape):
@@ -64,31 +35,32 @@ def explicit(layer, x):
     return y if layer.bias is None else torch.cat([y, torch.ones_like(y[..., :1])], -1)
 
 
-def check_map(layer, x):
-    """Everything that a map does, against autograd and the explicit rows."""
+def check_operator(layer, x):
+    """Everything that an operator does, against autograd and the explicit rows."""
     layer = layer.double()
     a = layer(x)
     g = torch.randn_like(a)
-    layer_map, y = operator_of(layer, [x]), explicit(layer, x)
+    operator, y = operator_of(layer, [x]), explicit(layer, x)
     rows = rows_of(layer, g)
-    assert (layer_map.n, layer_map.width, layer_map.groups) == (y.shape[1], y.shape[2], layer.groups)
-    close(layer_map.apply(v_of(layer)), rows_of(layer, a.detach()), 1e-10)
-    close(layer_map.apply(v_of(layer), start=rows.clone()), rows_of(layer, a.detach()) + rows, 1e-10)
+    assert (operator.n, operator.width, operator.groups) == (y.shape[1], y.shape[2], layer.groups)
+    close(operator.apply(v_of(layer)), rows_of(layer, a.detach()), 1e-10)
+    close(operator.apply(v_of(layer), start=rows.clone()), rows_of(layer, a.detach()) + rows, 1e-10)
     gradients = torch.autograd.grad(a, list(layer.parameters()), g)
     expected = torch.cat([p.flatten(1) if p.dim() > 1 else p[:, None] for p in gradients], 1)
-    close(layer_map.adjoint(rows), expected, 1e-10)
+    close(operator.adjoint(rows), expected, 1e-10)
     grams = y.mT @ y
-    close(layer_map.gram(), grams if layer.groups > 1 else grams[0], 1e-10)
-    close(layer_map.trace(), grams.diagonal(dim1=1, dim2=2).sum() / layer.groups, 1e-10)
+    close(operator.gram(), grams if layer.groups > 1 else grams[0], 1e-10)
+    close(operator.trace(), grams.diagonal(dim1=1, dim2=2).sum() / layer.groups, 1e-10)
     v = torch.randn_like(v_of(layer))
     products = torch.cat([part @ c for part, c in zip(v.chunk(layer.groups), grams, strict=True)])
-    close(times(v, layer_map.gram()), products, 1e-10)
-    some = spread(layer_map.n, 5, x.device)
-    close(layer_map.sample(some).apply(v), layer_map.apply(v)[some], 1e-10)
-    assert layer_map.sample(some).n == len(some)
+    close(times(v, operator.gram()), products, 1e-10)
+    some, index = operator.sample(5)
+    assert torch.equal(index, spread(operator.n, 5, x.device)) and some.n == len(index)
+    close(some.apply(v), operator.apply(v)[index], 1e-10)
+    close(operator.select(index).apply(v), operator.apply(v)[index], 1e-10)
     if layer.groups == 1:
-        close(layer_map.kernel(), y[0] @ y[0].T, 1e-10)
-        close(layer_map.dense().apply(v), layer_map.apply(v), 1e-10)
+        close(operator.kernel(), y[0] @ y[0].T, 1e-10)
+        close(operator.dense().apply(v), operator.apply(v), 1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -100,13 +72,13 @@ def check_map(layer, x):
 def test_conv2d(stride, padding, dilation, groups, bias):
     if padding == "same" and stride != 1:
         pytest.skip("torch has no such layer")
-    check_map(nn.Conv2d(4, 8, (3, 2), stride, padding, dilation, groups, bias), images(3, 4, 9, 8))
+    check_operator(nn.Conv2d(4, 8, (3, 2), stride, padding, dilation, groups, bias), images(3, 4, 9, 8))
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [1, (2, 1), "same"])
 def test_conv2d_padding_modes(mode, padding):
-    check_map(nn.Conv2d(2, 3, (3, 2), padding=padding, padding_mode=mode), images(2, 2, 6, 5))
+    check_operator(nn.Conv2d(2, 3, (3, 2), padding=padding, padding_mode=mode), images(2, 2, 6, 5))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -115,19 +87,19 @@ def test_conv2d_padding_modes(mode, padding):
 @pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_conv1d(kernel, padding, mode, groups, stride):
-    check_map(nn.Conv1d(4, 6, kernel, stride, padding, groups=groups, padding_mode=mode), images(3, 4, 9))
+    check_operator(nn.Conv1d(4, 6, kernel, stride, padding, groups=groups, padding_mode=mode), images(3, 4, 9))
 
 
 def test_depthwise():
-    check_map(nn.Conv2d(6, 6, 3, padding=1, groups=6), images(2, 6, 5, 5))
+    check_operator(nn.Conv2d(6, 6, 3, padding=1, groups=6), images(2, 6, 5, 5))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_kernel_of_one_needs_no_patches(stride):
     layer = nn.Conv2d(4, 3, 1, stride)
-    check_map(layer, images(2, 4, 5, 6))
-    assert type(operator_of(layer, [images(2, 4, 5, 6)])) is LinearMap
-    assert type(map_of(nn.Conv2d(4, 3, 1, padding=1).double(), [images(2, 4, 5, 6)])) is ConvMap
+    check_operator(layer, images(2, 4, 5, 6))
+    assert type(operator_of(layer, [images(2, 4, 5, 6)])) is MatrixOperator
+    assert type(operator_of(nn.Conv2d(4, 3, 1, padding=1).double(), [images(2, 4, 5, 6)])) is ConvolutionOperator
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 3, 3), nn.Conv1d(4, 3, 3)])
@@ -144,12 +116,19 @@ def test_rows_of_all_calls_are_joined():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gram_in_chunks(layout, monkeypatch):
-    layer, x = nn.Conv2d(3, 2, 3, padding=1).double(), images(5, 3, 6, 6).contiguous(memory_format=layout)
-    whole = operator_of(layer, [x]).gram()
-    monkeypatch.setattr(linear_map, "_CHUNK_BYTES", 1)  # an image at a time
-    close(operator_of(layer, [x]).gram(), whole, 1e-12)
-    check_map(layer, x)
+@pytest.mark.parametrize(("size", "number", "chunk"), [(128, 7, 3), (256, 2, 0)], ids=["three_images", "one_image"])
+def test_gram_in_chunks(layout, size, number, chunk):
+    """Of 32 MB of patches each, or of one image that has more."""
+    layer = nn.Conv2d(8, 2, 3, padding=1).double()
+    x = images(number, 8, size, size).contiguous(memory_format=layout)
+    parts = [explicit(layer, image[None])[0] for image in x]
+    close(operator_of(layer, [x]).gram() / size**2, sum(y.T @ y for y in parts) / size**2, 1e-11)
+    assert (32 << 20) // (parts[0][:, :-1].numel() * 8) == chunk
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_memory_layouts(layout):
+    check_operator(nn.Conv2d(3, 2, 3, padding=1), images(5, 3, 6, 6).contiguous(memory_format=layout))
 
 
 def test_gram_of_large_images_takes_little_memory():
@@ -158,7 +137,7 @@ def test_gram_of_large_images_takes_little_memory():
 import re, torch
 from pathlib import Path
 from torch import nn
-from locoprop_lightning.local.linear_map import map_of
+from locoprop_lightning.layers import kind_of
 
 def growth(function):
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
@@ -171,8 +150,9 @@ def peak():
 
 x = torch.randn(256, 64, 28, 28)
 layer = nn.Conv2d(64, 64, 3, padding=1)
-operator_of(layer, [x[:1]]).gram()  # what a first product takes is not the map's
-print(growth(operator_of(layer, [x]).gram), growth(lambda: nn.functional.unfold(x, 3, padding=1)))
+kind = kind_of(layer)
+kind.operator(layer, [x[:1]]).gram()  # what a first product takes is not the operator's
+print(growth(kind.operator(layer, [x]).gram), growth(lambda: nn.functional.unfold(x, 3, padding=1)))
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     grown, unfolded = map(int, ran.stdout.split())
@@ -191,3 +171,15 @@ def test_settings_changed_after_construction(kind, padding):
         layer.padding = tuple(range(1, len(layer.kernel_size) + 1))
     weight = torch.cat([layer.weight.detach().flatten(1), layer.bias.detach()[:, None]], 1)
     close(operator_of(layer, [x]).apply(weight), rows_of(layer, layer(x).detach()), 1e-12)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, (3, 2), 2, (2, 1), 2, 2), nn.Conv1d(4, 6, 3, padding="same")])
+def test_an_input_without_samples_is_accepted(layer):
+    """By the layer, and as an operator of no rows."""
+    empty = kind_of(layer).empty(layer)
+    assert layer(empty).shape[0] == 0 and empty.dtype == layer.weight.dtype
+    operator = operator_of(layer, [empty])
+    v = torch.randn(6, operator.width)
+    assert operator.n == 0 and operator.apply(v).shape == (0, 6)
+    for zeros in (operator.adjoint(torch.zeros(0, 6)), operator.gram(), operator.trace()):
+        assert (zeros == 0).all()

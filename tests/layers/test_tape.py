@@ -4,8 +4,12 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.layers import Tape, kind_of
 from locoprop_lightning.layers.tape import Content
+from tests.support import close, operator_of, rows_of, taped
 
 
 def hooks(module):
@@ -14,8 +18,8 @@ def hooks(module):
 
 def rows(record):
     """Y, A and G."""
-    layer_map = record.operator()
-    return layer_map.rows, record.pre_activation(layer_map), record.gradient()
+    operator = record.operator()
+    return operator.rows, record.pre_activation(operator), record.gradient()
 
 
 def run(layer, x, activation):
@@ -91,7 +95,7 @@ def test_incomplete_without_gradient():
     layer = nn.Linear(3, 3)
     with taped({"layer": layer, "unused": nn.Linear(3, 3)}) as tape, torch.no_grad():
         layer(torch.randn(2, 3))
-    assert tape.records["layer"].content != Content.SOLVABLE and tape.records["unused"].content != Content.SOLVABLE
+    assert tape.records["layer"].content is tape.records["unused"].content is Content.UNSEEN
 
 
 def test_low_precision_is_raised_to_float32():
@@ -124,7 +128,7 @@ def test_gradients_of_another_loss(inplace):
         y = forward()
     found = tape.gradients(y.square().sum())
     assert found.keys() == {"once", "twice", "no_effect"}
-    assert all(record.content != Content.SOLVABLE for record in tape.records.values())
+    assert all(record.content is Content.UNSEEN for record in tape.records.values())
     y.exp().sum().backward()
     inplace = False
     for loss, by_tape in (
@@ -165,10 +169,10 @@ def test_convolutions_equal_autograd(groups, layout, activation):
     a = layer(x).detach().requires_grad_()
     (g,) = torch.autograd.grad(activation(a.clone()).square().sum(), a)
     record = tape.records["layer"]
-    layer_map = record.operator()
-    for value, expected in ((record.pre_activation(layer_map), a.detach()), (record.gradient(), g)):
+    operator = record.operator()
+    for value, expected in ((record.pre_activation(operator), a.detach()), (record.gradient(), g)):
         torch.testing.assert_close(value, expected.movedim(1, -1).reshape(-1, 4), rtol=1e-12, atol=1e-12)
-    product = layer_map.adjoint(record.gradient())
+    product = operator.adjoint(record.gradient())
     expected = torch.cat([layer.weight.grad.flatten(1), layer.bias.grad[:, None]], 1)
     torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-12)
 
@@ -196,12 +200,72 @@ def test_what_makes_no_problem():
     linear, convolution = nn.Linear(3, 2), nn.Conv2d(1, 2, 3)
     with taped({"linear": linear}) as tape:
         linear(x[:0]).sum().backward()
-    assert tape.records["linear"].content != Content.SOLVABLE
+    assert tape.records["linear"].content is Content.EMPTY
     with taped({"convolution": convolution}) as tape:
         (convolution(torch.randn(2, 1, 5, 5)).sum() + convolution(torch.randn(2, 1, 4, 5)).sum()).backward()
-    assert tape.records["convolution"].content != Content.SOLVABLE
+    assert tape.records["convolution"].content is Content.UNFIT
     for frozen in ("weight", "bias"):
         linear.requires_grad_(True).get_parameter(frozen).requires_grad_(False)
         with taped({"linear": linear}) as tape:
             linear(x.clone().requires_grad_()).sum().backward()
-        assert tape.records["linear"].content != Content.SOLVABLE
+        assert tape.records["linear"].content is Content.UNFIT
+
+
+def test_what_makes_a_problem():
+    layer = nn.Linear(3, 2)
+    with taped({"layer": layer}) as tape:
+        (layer(torch.randn(5, 3)).sum() + layer(torch.randn(0, 3)).sum()).backward()
+    record = tape.records["layer"]
+    assert record.content is Content.SOLVABLE and (record.n, record.calls) == (5, 2)
+    assert max(Content) is Content.UNFIT and sorted(Content) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_gradients_are_scaled(scale):
+    layer = nn.Linear(3, 2)
+    with Tape({"layer": (layer, kind_of(layer))}, scale=scale) as tape:
+        y = layer(torch.randn(5, 3))
+    assert torch.equal(tape.gradients(y.sum())["layer"], torch.full((5, 2), scale))
+    (3 * y).sum().backward()
+    assert torch.equal(tape.records["layer"].gradient(), torch.full((5, 2), 3 * scale))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv2d(3, 2, 3, stride=2), nn.Conv1d(3, 2, 3, groups=1)])
+def test_a_record_without_rows(layer):
+    """As a process has it that sees none of a layer's rows."""
+    with taped({"layer": layer}) as tape:
+        pass
+    assert tape.records["layer"].content is Content.UNSEEN
+    with torch.no_grad():
+        record = tape.records["layer"].without_rows()
+    operator = record.operator()
+    assert record.n == operator.n == 0 and record.calls == 1
+    assert record.pre_activation(operator).shape == record.gradient().shape == (0, 2)
+    assert (operator.adjoint(record.gradient()) == 0).all()
+
+
+def test_an_input_may_be_given_by_name():
+    layer, x = nn.Linear(3, 2), torch.randn(5, 3)
+    with taped({"layer": layer}) as tape:
+        layer(input=x).sum().backward()
+    assert torch.equal(tape.records["layer"].operator().rows, x)
+
+
+def test_a_reentrant_checkpoint_refuses_sampled_labels():
+    layer = nn.Linear(3, 3)
+    with taped({"layer": layer}) as tape:
+        y = checkpoint(torch.tanh, layer(torch.randn(5, 3)), use_reentrant=True)
+    with pytest.raises(UserError, match="set its samples=0, or use_reentrant=False"):
+        tape.gradients(y.sum())
+    with taped({"layer": layer}) as tape:
+        z = layer(torch.randn(5, 3)).tanh().sum()
+    z.backward()
+    with pytest.raises(RuntimeError, match="second time"):  # what another mistake says is passed on
+        tape.gradients(z)
+
+
+def test_rows_are_the_operators():
+    """A, as rows, is the operator's product with the weights."""
+    for layer, x in ((nn.Linear(3, 2), torch.randn(4, 5, 3)), (nn.Conv1d(3, 2, 2), torch.randn(4, 3, 5))):
+        weights = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1).detach()
+        close(operator_of(layer, [x]).apply(weights), rows_of(layer, layer(x).detach()), 1e-5)

@@ -1,21 +1,23 @@
-import io
-
 import numpy as np
 import pytest
 import torch
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local.preconditioner import Preconditioner, factorize, invert
+from locoprop_lightning.local.preconditioner import (
+    Preconditioner,
+    average_of,
+    factorize,
+    inverse_root,
+    invert,
+    update_average,
+)
+from tests.support import finite, flat, same, through_a_file
 
 
 def moment(seed=0, d=4, n=9):
     """A mean over rows of outer products [d, d]."""
     y = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return y.T @ y / n
-
-
-def finite(state):
-    return all(x.isfinite().all() for x in state.values() if isinstance(x, torch.Tensor))
 
 
 def close(a, b, tolerance=1e-10):
@@ -77,25 +79,34 @@ def test_relative_ridge():
     assert finite(state)
 
 
-def test_restart_forgets_the_average():
+def test_what_was_forgotten_is_made_anew():
     factor, state, fresh = Preconditioner(0.9, 1, 0, "Test"), {}, {}
-    factor.refresh(state, 100 * moment(1), 5, 0.2)
-    factor.refresh(state, moment(2), 5, 0.2, restart=True)
-    factor.refresh(fresh, moment(2), 5, 0.2)
-    assert all(torch.equal(state[key], fresh[key]) for key in ("mean", "weight", "inverse"))
+    for seed in (1, 2):
+        factor.refresh(state, 100 * moment(seed), 5, 0.2)
+        factor.tick(state)
+    factor.forget(state)
+    assert "average" not in state and "inverse" not in state and state["steps"] == 1
+    assert factor.due(state)
+    factor.refresh(state, moment(3), 5, 0.2)
+    factor.tick(state)
+    factor.refresh(fresh, moment(3), 5, 0.2)
+    factor.tick(fresh)
+    assert same(state.pop("average"), fresh.pop("average"))
+    assert state.pop("steps") == 2 and fresh.pop("steps") == 1  # the step is done anew, and counted once
+    assert same(state, fresh)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_nonfinite_moment_is_not_taken_in(value):
     factor, state = Preconditioner(0.9, 1, 0, "Test"), {}
     factor.refresh(state, moment(), 5, 0.2)
-    before = {key: x.clone() for key, x in state.items() if isinstance(x, torch.Tensor)}
+    before = {key: x.clone() for key, x in flat(state).items()}
     bad = moment(1)
     bad[1, 2] = value
     factor.refresh(state, bad, 5, 0.2)
-    for key in ("mean", "weight"):
-        assert torch.equal(state[key], before[key])
-    close(state["inverse"], before["inverse"], 1e-14)
+    for key in ("/average/value", "/average/weight"):
+        assert torch.equal(flat(state)[key], before[key])
+    close(state["inverse"], before["/inverse"], 1e-14)
 
 
 def test_a_nonfinite_first_moment_leaves_no_nonfinite_state():
@@ -110,15 +121,12 @@ def test_state_loads_without_running_code():
     factor, state = Preconditioner(0.9, 2, 1, "Test"), {}
     factor.refresh(state, moment(), 5, 0.2)
     factor.tick(state)
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
+    loaded = through_a_file(state)
+    assert same(state, loaded)
     for s in (state, loaded):
         factor.refresh(s, moment(1), 5, 0.2)
         factor.tick(s)
-    assert state.keys() == loaded.keys()
-    assert all(torch.equal(torch.as_tensor(state[key]), torch.as_tensor(loaded[key])) for key in state)
+    assert same(state, loaded)
 
 
 def test_cholesky_factor():
@@ -161,3 +169,52 @@ def test_the_inverse_of_nothing_is_nothing(root):
     factor = Preconditioner(0.0, 1, 0, "Test", root=root)
     factor.refresh(state, torch.zeros(3, 3, dtype=torch.float64), 1, 1e-3, relative=True)
     assert torch.equal(state["inverse"], torch.zeros(3, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+def test_moving_average(decay):
+    state, total, weight = {}, 0.0, 0.0
+    for seed in range(5):
+        value = moment(seed)
+        update_average(state, value, decay)
+        total, weight = decay * total + (1 - decay) * value, decay * weight + 1 - decay
+        close(average_of(state), total / weight, 1e-13)
+        assert state["weight"].item() == pytest.approx(1 - decay ** (seed + 1))
+    before = average_of(state)
+    for bad in (torch.nan, torch.inf):
+        update_average(state, torch.full_like(value, bad), decay)
+        assert torch.equal(average_of(state), before) and finite(state)
+    assert state.keys() == {"value", "weight"}
+
+
+def test_an_average_of_nothing_is_zero():
+    state = {}
+    update_average(state, torch.full((3,), torch.nan), 0.9)
+    assert torch.equal(average_of(state), torch.zeros(3)) and state["weight"] == 0
+    update_average(state, torch.ones(3), 0.9)
+    close(average_of(state), torch.ones(3), 1e-6)
+
+
+def test_roots():
+    c = moment()
+    root = inverse_root(c, 0.1)
+    close(root @ root, invert(c, 0.1))
+    close(root, root.T)
+    assert inverse_root(torch.full((2, 2), torch.nan), 0.1).isnan().all()
+    factor, state = Preconditioner(0.0, 1, 0, "Test", root=True), {}
+    factor.refresh(state, c, 5, 0.2)
+    close(state["inverse"], inverse_root(5 * c, 0.2))
+
+
+def test_a_moment_for_each_group():
+    moments = torch.stack([moment(seed) for seed in range(3)])
+    factor, state = Preconditioner(0.5, 3, 0, "Test"), {}
+    factor.refresh(state, moments, 8, 0.3)
+    assert state["inverse"].shape == (3, 4, 4)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    alone = []
+    for part, m in zip(x.chunk(3), moments, strict=True):
+        own = {}
+        factor.refresh(own, m, 8, 0.3)
+        alone.append(factor.solve(own, part, 8))
+    close(factor.solve(state, x, 8), torch.cat(alone))

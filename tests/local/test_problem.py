@@ -1,9 +1,13 @@
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.local import MatrixOperator
 from locoprop_lightning.local.transfer import LeakyReLU, Softplus
+from tests import catalogue, support
+from tests.support import replaced, with_rows
 
 TRANSFERS = ["identity", "relu", LeakyReLU(0.1), "tanh", "sigmoid", "softplus", Softplus(2.0), "softmax"]
 every_transfer = pytest.mark.parametrize("transfer", TRANSFERS, ids=str)
@@ -12,10 +16,8 @@ both_biases = pytest.mark.parametrize("bias", [True, False])
 
 def augmented(problem):
     """[Y | 1] and [W0 | b0]."""
-    y, w = problem.operator.rows, problem.weight
-    if problem.bias is None:
-        return y, w
-    return torch.cat([y, torch.ones_like(y[:, :1])], 1), torch.cat([w, problem.bias[:, None]], 1)
+    y, w = support.augmented(problem), problem.weight
+    return y, w if problem.bias is None else torch.cat([w, problem.bias[:, None]], 1)
 
 
 def close(a, b, tolerance=1e-10):
@@ -57,9 +59,51 @@ def test_first_gradient(make_problem, transfer, bias):
     close(problem.first_gradient(), problem.gradient(problem.zeros()))
 
 
-def test_known_first_gradient_is_used(make_problem):
-    known = torch.ones(3, 6, dtype=torch.float64)
-    assert make_problem(first_gradient=known).first_gradient is known
+def test_a_shorter_way_to_the_first_gradient_is_taken(make_problem):
+    """And not the direction, which may be dear to make; once."""
+    made, product = [], torch.randn(3, 6, dtype=torch.float64)
+
+    def weight_direction():
+        made.append(1)
+        return product.clone()
+
+    def direction():
+        raise AssertionError("the direction is not needed")
+
+    problem = replaced(make_problem(), direction=direction, weight_direction=weight_direction)
+    assert not made
+    assert torch.equal(problem.first_gradient(), problem.lambda_a * product)
+    assert problem.first_gradient() is problem.first_gradient() and made == [1]
+
+
+def test_where_there_is_no_shorter_way_the_rows_give_the_first_gradient(make_problem):
+    problem = make_problem()
+    without = replaced(problem, weight_direction=lambda: None)
+    assert torch.equal(without.first_gradient(), problem.first_gradient())
+
+
+def test_gram_is_made_once(make_problem):
+    problem = make_problem()
+    y, _ = augmented(problem)
+    close(problem.gram(), y.T @ y)
+    assert problem.gram() is problem.gram()
+
+
+def test_pre_activation_is_made_once_and_when_needed(make_problem):
+    made, known = make_problem("tanh"), []
+    lazy = replaced(made, pre_activation=lambda: known.append(1) or made.pre_activation)
+    close(lazy.first_gradient(), made.first_gradient())
+    close(lazy.first_loss(), made.first_loss())
+    assert not known
+    v = displacement(made)
+    for _ in range(2):
+        close(lazy.gradient(v), made.gradient(v))
+        close(lazy.value(v), made.value(v))
+    assert known == [1]
+    squared = replaced(make_problem(), pre_activation=lambda: known.append(2) or made.pre_activation)
+    squared.gradient(v)
+    squared.loss(v)
+    assert known == [1]  # the squared loss does without
 
 
 @both_biases
@@ -121,9 +165,7 @@ def test_value_on_a_sample_of_rows(make_problem, transfer, proximal):
 
 
 def test_value_on_a_sample_of_repeated_rows_is_exact(make_problem):
-    problem = make_problem("tanh", n=12)
-    problem.operator.rows = problem.operator.rows[:1].repeat(12, 1)
-    problem._pre_activation = problem.pre_activation[:1].repeat(12, 1)
+    problem = with_rows(make_problem("tanh", n=12), [0] * 12)
     v = displacement(problem)
     close(problem.value(v, rows=4), problem.value(v))
 
@@ -135,17 +177,8 @@ def test_direction_is_made_once_and_when_needed(make_problem):
         known.append(1)
         return made.direction
 
-    lazy = LocalProblem(
-        made.operator.rows,
-        made.pre_activation,
-        direction,
-        made.weight,
-        made.bias,
-        made.transfer,
-        made.lambda_a,
-        made.lambda_r,
-        first_gradient=made.first_gradient(),
-    )
+    weight_direction = lambda: made.first_gradient() / made.lambda_a  # noqa: E731
+    lazy = replaced(made, direction=direction, weight_direction=weight_direction)
     v = displacement(made)
     close(lazy.gradient(v), made.gradient(v))
     close(lazy.value(v), made.value(v))
@@ -180,7 +213,7 @@ def test_plan_counts_operations(make_problem, known):
                     problem = make_problem(n=n, d_in=d_in, bias=False)
                     v, _ = displacement(problem), problem.first_gradient()
                     if known:
-                        problem.gram()  # noqa: B018
+                        problem.gram()
                     problem.uses_gram = uses_gram
                     with FlopCounterMode(display=False) as counter:
                         for _ in range(gradients):
@@ -188,7 +221,7 @@ def test_plan_counts_operations(make_problem, known):
                     costs[uses_gram] = counter.get_total_flops()
                 problem = make_problem(n=n, d_in=d_in, bias=False)
                 if known:
-                    problem.gram()  # noqa: B018
+                    problem.gram()
                 cost = problem.plan(gradients)
                 assert problem.uses_gram == (costs[True] < costs[False])
                 assert cost == costs[problem.uses_gram]
@@ -210,7 +243,7 @@ def test_plan_of_a_matching_loss_is_by_rows(make_problem):
 @every_transfer
 def test_zero_direction_gives_exactly_zero(make_problem, transfer):
     problem = make_problem(transfer)
-    problem.direction.zero_()
+    problem = replaced(problem, direction=torch.zeros_like(problem.direction))
     assert (problem.first_gradient() == 0).all()
     assert (problem.value(problem.zeros()) == 0).all()
     assert problem.loss(problem.zeros()) == 0
@@ -242,7 +275,7 @@ def test_reduced_problem_is_the_same(make_problem, transfer, bias):
 
 def test_reduced_problem_of_dependent_rows(make_problem):
     problem = make_problem("tanh", n=4, d_in=9)
-    problem.operator.rows = problem.operator.rows[[0, 0, 1, 1]]
+    problem = replaced(problem, operator=problem.operator.select(torch.tensor([0, 0, 1, 1])))
     reduced, lift = problem.reduced()
     gradient = lift(reduced.first_gradient())
     close(gradient, problem.operator.adjoint(problem.direction) * problem.lambda_a)
@@ -251,10 +284,10 @@ def test_reduced_problem_of_dependent_rows(make_problem):
 
 def test_reduced_problem_of_zeros_and_of_nan(make_problem):
     problem = make_problem(n=4, d_in=9, bias=False)
-    problem.operator.rows = torch.zeros_like(problem.operator.rows)
+    problem = replaced(problem, operator=torch.zeros_like(problem.operator.rows))
     reduced, lift = problem.reduced()
     assert (lift(torch.ones(3, 4, dtype=torch.float64)) == 0).all()
-    problem.operator.rows = problem.operator.rows * torch.nan
+    problem = replaced(problem, operator=problem.operator.rows * torch.nan)
     assert problem.reduced()[0].operator.rows.isnan().all()
 
 
@@ -269,3 +302,31 @@ def test_what_is_logged_of_a_problem(make_problem):
     start = torch.cat([problem.weight.flatten(), problem.bias])
     assert problem.relative(v).item() == pytest.approx((v.norm() / start.norm()).item())
     assert problem.relative(problem.zeros()) == 0
+
+
+@both_biases
+def test_inputs_of_a_linear_layer_are_its_operator(make_problem, bias):
+    problem = make_problem(bias=bias)
+    assert type(problem.operator) is MatrixOperator and problem.operator.bias == bias
+    operator = problem.operator
+    assert replaced(problem, operator=operator).operator is operator
+    assert problem.shape == (3, 5 + bias) and problem.n == 12 and repr(problem).startswith("LocalProblem('layer', n=12")
+
+
+def test_a_problem_with_all_rows_at_hand_is_whole(make_problem):
+    problem = make_problem()
+    assert problem.whole() is problem
+
+
+def test_groups_do_without_gram(make_problem):
+    """Where there is one C for each group, counting operations never chooses it."""
+    problem = make_problem(n=100, d_in=2)
+    assert problem.gram_cost() < math.inf
+    problem.gram()
+    assert problem.gram_cost() == 0
+    grouped = catalogue.problem("groups", n=10)
+    for _ in range(2):
+        assert grouped.gram_cost() == math.inf
+        grouped.plan(50)
+        assert not grouped.uses_gram
+        grouped.gram()  # even where it is known

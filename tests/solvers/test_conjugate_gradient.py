@@ -3,16 +3,14 @@ import torch
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.solvers import ConjugateGradient, Recording, Status
-from tests.support import close, joined
+from tests.support import augmented, close, joined, replaced
 
 both_biases = pytest.mark.parametrize("bias", [True, False])
 both_sides = pytest.mark.parametrize("n", [4, 12], ids=["wide", "tall"])
 
 
 def exact(problem):
-    y = problem.operator.rows
-    if problem.bias is not None:
-        y = torch.cat([y, torch.ones_like(y[:, :1])], 1)
+    y = augmented(problem)
     c = y.T @ y + problem.lambda_r * torch.eye(y.shape[1], dtype=y.dtype)
     return -problem.lambda_a * torch.linalg.solve(c, y.T @ problem.direction).T
 
@@ -68,7 +66,8 @@ def test_iterations_past_convergence_do_no_harm(make_problem, seed, iterations):
 
 def test_units_of_very_different_size(make_problem):
     problem = make_problem()
-    problem.direction.mul_(torch.tensor([1e-9, 0.0, 1e9], dtype=torch.float64))
+    size = torch.tensor([1e-9, 0.0, 1e9], dtype=torch.float64)
+    problem = replaced(problem, direction=problem.direction * size)
     v, expected = joined(ConjugateGradient(7).solve(problem), problem), exact(problem)
     assert (v[1] == 0).all()
     for unit in (0, 2):

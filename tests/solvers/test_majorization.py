@@ -5,8 +5,8 @@ from torch.nn import functional
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.local import transfer as transfers
-from locoprop_lightning.solvers import ClosedForm, Majorization, Recording, Status
-from tests.support import close, joined
+from locoprop_lightning.solvers import ClosedForm, Majorization, Recording, RightPreconditioner, Status
+from tests.support import Stateful, augmented, close, joined, replaced, with_units
 
 PROBLEMS = 200
 KNOWN = [t for t in transfers.Transfer.__subclasses__() if t.__module__ == transfers.__name__]
@@ -25,9 +25,7 @@ F = {
 
 def newton(problem):
     """The minimiser of J by Newton's method, with autograd's Hessian and the norm of the gradient as merit."""
-    f, y = F[problem.transfer.name], problem.operator.rows
-    if problem.bias is not None:
-        y = torch.cat([y, torch.ones_like(y[:, :1])], 1)
+    f, y = F[problem.transfer.name], augmented(problem)
     target = f(problem.pre_activation) - problem.lambda_a * problem.direction
 
     def gradient(v):
@@ -97,7 +95,7 @@ def test_limit_is_the_solution_by_newton(make_problem, transfer, n, acceleration
     solver = Majorization(800 if acceleration is None else 200, acceleration)
     solution = solver.solve(problem)
     assert solution.status is Status.SOLVED
-    assert solver.uses_kernel(problem) == (n == 4)
+    assert solver.preconditioner.uses_kernel(problem) == (n == 4)
     close(joined(solution, problem), newton(problem), 1e-8)
 
 
@@ -115,9 +113,9 @@ def test_one_step_on_the_squared_loss_is_exact(make_problem, n, bias):
 def test_kernel_equals_the_dense_form(make_problem, monkeypatch, transfer, bias):
     problem = make_problem(transfer, n=4, d_in=9, bias=bias)
     kernel = Majorization(5)
-    assert kernel.uses_kernel(problem) and "4 x 4 kernel" in kernel.describe(problem)
+    assert kernel.preconditioner.uses_kernel(problem) and "4 x 4 kernel" in kernel.describe(problem)
     by_kernel = joined(kernel.solve(problem), problem)
-    monkeypatch.setattr(Majorization, "uses_kernel", lambda *_: False)
+    monkeypatch.setattr(RightPreconditioner, "uses_kernel", lambda *_: False)
     assert Majorization(5).describe(problem) == "Majorization"
     close(joined(Majorization(5).solve(problem), problem), by_kernel, 1e-10)
 
@@ -132,7 +130,8 @@ def test_kernel_in_float32_keeps_the_digits(make_problem):
 
 def test_nesterov_needs_fewer_iterations(make_problem):
     problem = make_problem("tanh", n=30, d_in=6, lambda_a=0.5, lambda_r=0.05)
-    problem.pre_activation.mul_(1.5)  # often saturated, where f' is far below its bound
+    # often saturated, where f' is far below its bound
+    problem = replaced(problem, pre_activation=1.5 * problem.pre_activation)
     best = problem.loss(newton(problem))
     needed = {}
     for acceleration in (None, "nesterov"):
@@ -146,19 +145,17 @@ def test_nesterov_needs_fewer_iterations(make_problem):
 def test_nesterov_units_restart_alone(make_problem):
     """A unit is a problem of its own, unless F couples the units."""
     problem = make_problem("tanh", lambda_a=5.0, lambda_r=0.05)
-    one = make_problem("tanh", lambda_a=5.0, lambda_r=0.05)
     whole = joined(Majorization(30, "nesterov").solve(problem), problem)
-    one._pre_activation, one.weight, one.bias = one.pre_activation[:, 1:2], one.weight[1:2], one.bias[1:2]
-    one._direction = one.direction[:, 1:2]
+    one = with_units(problem, slice(1, 2))
     close(joined(Majorization(30, "nesterov").solve(one), one), whole[1:2], 1e-11)
 
 
-KEPT = {
+SETTINGS = {
     "refresh": dict(refresh_every=5, warmup=0),
     "average": dict(average=0.95, warmup=0),
     "both": dict(average=0.95, refresh_every=5, warmup=2),
 }
-kept = pytest.mark.parametrize("settings", KEPT.values(), ids=KEPT)
+kept = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 SOLVERS = {
     "plain": lambda settings: Majorization(4, **settings),
     "nesterov": lambda settings: Majorization(4, "nesterov", **settings),
@@ -174,8 +171,8 @@ def transfer_of(solver):
 @kept
 @every_solver
 def test_kept_factor_of_the_same_rows_is_exact(make_problem, make, settings):
-    solver = make(settings)
-    problem = make_problem(transfer_of(solver))
+    solver = Stateful(make(settings))
+    problem = make_problem(transfer_of(solver.solver))
     expected = joined(make({}).solve(problem), problem)
     for _ in range(4):
         solution = solver.solve(problem)
@@ -186,12 +183,12 @@ def test_kept_factor_of_the_same_rows_is_exact(make_problem, make, settings):
 @kept
 @every_solver
 def test_rows_that_grow_are_solved_again(make_problem, make, settings):
-    solver = make(settings)
-    problem = make_problem(transfer_of(solver), lambda_r=0.5, scale=0.1)
-    grown = make_problem(transfer_of(solver), lambda_r=0.5, scale=3.0, seed=1)
-    for _ in range(30 if solver.factor.average else 3):
+    solver = Stateful(make(settings))
+    problem = make_problem(transfer_of(solver.solver), lambda_r=0.5, scale=0.1)
+    grown = make_problem(transfer_of(solver.solver), lambda_r=0.5, scale=3.0, seed=1)
+    for _ in range(30 if settings.get("average") else 3):
         assert solver.solve(problem).status is Status.SOLVED
-    solution = solver.solve(grown, record=Recording.CURVE)
+    solution = solver.solve(grown, Recording.CURVE)
     assert solution.status is Status.RETRIED
     v = joined(solution, grown)
     assert grown.value(v) < 0
@@ -206,9 +203,9 @@ def test_rows_that_grow_are_solved_again(make_problem, make, settings):
 @kept
 @every_solver
 def test_rows_that_shrink_do_no_harm(make_problem, make, settings):
-    solver = make(settings)
-    problem = make_problem(transfer_of(solver), lambda_r=0.5, scale=3.0)
-    shrunk = make_problem(transfer_of(solver), lambda_r=0.5, scale=0.1, seed=1)
+    solver = Stateful(make(settings))
+    problem = make_problem(transfer_of(solver.solver), lambda_r=0.5, scale=3.0)
+    shrunk = make_problem(transfer_of(solver.solver), lambda_r=0.5, scale=0.1, seed=1)
     for _ in range(3):
         solver.solve(problem)
     solution = solver.solve(shrunk)

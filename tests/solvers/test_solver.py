@@ -88,9 +88,7 @@ def test_layers_that_failed_alone_are_tried_again(make_problem):
 
 def test_a_device_is_waited_for_once_where_nothing_failed(make_problem):
     solver, agreed = Scripted({"layer": (-1.0, None)}), []
-    solver.solve_all(
-        {"layer": make_problem()}, {"layer": {}}, agree=lambda flags: agreed.append(len(flags)) or flags
-    )
+    solver.solve_all({"layer": make_problem()}, {"layer": {}}, agree=lambda flags: agreed.append(len(flags)) or flags)
     assert agreed == [1]
 
 
@@ -116,7 +114,9 @@ def test_a_refused_problem_is_not_begun(make_problem):
         squared_only = True
 
     solver, state = Refusing({"layer": (-1.0, None)}), {}
-    with pytest.raises(UserError, match="Refusing solves the squared loss only, but layer 'layer' matches through tanh"):
+    with pytest.raises(
+        UserError, match="Refusing solves the squared loss only, but layer 'layer' matches through tanh"
+    ):
         solver.solve(make_problem("tanh"), state)
     assert not solver.calls and not state
     assert solver.describe(make_problem("tanh")) == "Refusing"

@@ -1,0 +1,256 @@
+"""Kinds of layers and their registry, of the package and from outside."""
+
+import pytest
+import torch
+from torch import nn
+
+from locoprop_lightning.engine import LocalEngine
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.layers import ConvolutionKind, LayerKind, LinearKind, discover, kind, kind_of, register
+from locoprop_lightning.local import LocalProblem, MatrixOperator, resolve_transfer
+from locoprop_lightning.oracles import GradientOracle
+from locoprop_lightning.settings import LocalSettings
+from locoprop_lightning.solvers import ClosedForm, Recording, Status
+from tests.support import close, operator_of, rows_of, taped
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(4, 6), (3, 4)),
+    "linear_no_bias": (lambda: nn.Linear(4, 6, bias=False), (3, 4)),
+    "tokens": (lambda: nn.Linear(4, 6), (3, 5, 4)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3), (3, 4, 7)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, (3, 2), padding=1), (3, 4, 5, 6)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (3, 4, 5, 6)),
+}
+every_layer = pytest.mark.parametrize(("make", "size"), LAYERS.values(), ids=LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """The registered kinds; those that a test registers are gone after it."""
+    kinds = [*kind._KINDS]
+    monkeypatch.setattr(kind, "_KINDS", kinds)
+    return kinds
+
+
+class Transposed(nn.Module):
+    """A layer of somebody else: its weight is [d_in, d_out], its argument is called x, its units come first."""
+
+    def __init__(self, d_in=3, d_out=2):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(d_in, d_out) / d_in**0.5)
+        self.shift = nn.Parameter(torch.randn(d_out))
+
+    def forward(self, x):
+        return (x @ self.kernel + self.shift).mT
+
+
+class TransposedKind(LayerKind):
+    modules = (Transposed,)
+
+    def operator(self, module, inputs):
+        return MatrixOperator(torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs]), bias=True)
+
+    def empty(self, module):
+        return module.kernel.new_zeros(0, module.kernel.shape[0])
+
+    def parameters(self, module):
+        return module.kernel, module.shift
+
+    def input(self, args, kwargs):
+        return args[0] if args else kwargs["x"]
+
+    def units(self, module):
+        return -2
+
+    def matrix(self, module, x):
+        return x.mT
+
+    def from_matrix(self, module, matrix):
+        return matrix.mT
+
+
+def test_kinds_of_the_package():
+    assert type(kind_of(nn.Linear(2, 2))) is LinearKind
+    assert type(kind_of(nn.Conv1d(2, 2, 1))) is type(kind_of(nn.Conv2d(2, 2, 1))) is ConvolutionKind
+    for module in (nn.Conv3d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.LayerNorm(2), nn.Embedding(2, 2), nn.ReLU()):
+        assert kind_of(module) is None
+
+    class Mine(nn.Linear):
+        pass
+
+    assert type(kind_of(Mine(2, 2))) is LinearKind
+
+
+def test_a_kind_from_outside_is_local():
+    network = nn.Sequential(Transposed(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    assert [layer.local for layer in discover(network, torch.randn(3, 3))] == [False, True]
+    assert register(TransposedKind) is TransposedKind
+    assert type(kind_of(network[0])) is TransposedKind
+    first, last = discover(network, torch.randn(3, 3))
+    assert (first.transfer.name, last.transfer.name) == ("tanh", "identity") and first.reason == ""
+
+
+def settings():
+    return LocalSettings(0.5, 2.0, "squared", "identity", {}, [], "absolute", {}, True)
+
+
+def test_a_kind_from_outside_is_solved_and_written():
+    """As the linear layer of the same weights is."""
+    register(TransposedKind)
+    mine, linear, x = Transposed().double(), nn.Linear(3, 2).double(), torch.randn(7, 3, dtype=torch.float64)
+    assert kind_of(mine).d_out(mine) == 2
+    with torch.no_grad():
+        linear.weight.copy_(mine.kernel.mT)
+        linear.bias.copy_(mine.shift)
+    solutions = []
+    for layer in (mine, linear):
+        engine = LocalEngine(nn.Sequential(layer), ClosedForm(), GradientOracle(), settings())
+        engine.discover(x)
+        with taped({"0": layer}) as tape:
+            rows_of(layer, layer(x)).square().mean(0).sum().backward()
+        record, local = tape.records["0"], engine.local["0"]
+        operator, (weight, bias) = record.operator(), local.matrices()
+        a, g = record.pre_activation(operator), record.gradient()
+        close(a, nn.functional.linear(x, weight, bias), 1e-12)
+        close(torch.cat(local.gradients(), 1), operator.adjoint(g), 1e-12)
+        identity = resolve_transfer("identity")
+        problem = LocalProblem(operator, a, g, weight.clone(), bias.clone(), identity, 0.5, 2.0, name="0")
+        found = engine.solve({"0": problem}, Recording.NOTHING)
+        engine.write(found)
+        assert found["0"].status is Status.SOLVED
+        torch.optim.SGD(layer.parameters(), lr=1.0).step()  # W - (W0 - W+)
+        close(local.matrices()[0], found["0"].weight, 1e-12)
+        close(local.matrices()[1], found["0"].bias, 1e-12)
+        solutions.append(found["0"])
+    assert mine.kernel.grad.shape == (3, 2) and mine.shift.grad.shape == (2,)
+    close(solutions[0].displacement, solutions[1].displacement, 1e-12)
+
+
+def test_the_latest_kind_is_taken():
+    layer = nn.Linear(2, 2)
+
+    @register
+    class Other(LinearKind):
+        pass
+
+    assert type(kind_of(layer)) is Other
+    assert type(kind_of(nn.Conv2d(1, 1, 1))) is ConvolutionKind
+    register(LinearKind)
+    assert type(kind_of(layer)) is LinearKind
+
+
+def test_a_kind_registered_again_is_there_once(registry):
+    """As a module that is loaded again brings it."""
+
+    def make(name):
+        return type(name, (TransposedKind,), {"__module__": __name__, "__qualname__": name})
+
+    before = len(registry)
+    old, new = make("Reloaded"), make("Reloaded")
+    register(old)
+    register(new)
+    assert type(kind_of(Transposed())) is new and len(registry) == before + 1
+    register(make("Another"))
+    assert len(registry) == before + 2
+
+
+@pytest.mark.parametrize("wrong", [nn.Linear, LinearKind(), "linear", None, 3], ids=str)
+def test_what_is_no_kind_is_refused(wrong):
+    with pytest.raises(UserError) as error:
+        register(wrong)
+    assert str(error.value) == f"register({wrong!r}): takes a class derived from LayerKind."
+
+
+def test_a_kind_of_no_modules_is_refused():
+    class Nothing(LinearKind):
+        modules = ()
+
+    with pytest.raises(UserError) as error:
+        register(Nothing)
+    assert str(error.value) == "register(Nothing): its `modules` names no class of layers."
+    assert type(kind_of(nn.Linear(2, 2))) is LinearKind
+
+
+@every_layer
+def test_matrix_and_back(make, size):
+    layer = make()
+    own = kind_of(layer)
+    matrix = own.matrix(layer, layer.weight)
+    assert matrix.shape == (6, operator_of(layer, [torch.randn(size)]).d_in) and own.d_out(layer) == 6
+    assert torch.equal(own.from_matrix(layer, matrix), layer.weight)
+    other = torch.randn_like(matrix)
+    assert own.from_matrix(layer, other).shape == layer.weight.shape
+    assert torch.equal(own.matrix(layer, own.from_matrix(layer, other)), other)
+
+
+@every_layer
+def test_gradients_are_written_where_those_of_the_weights_are(make, size):
+    layer = make().double()
+    own, x = kind_of(layer), torch.randn(size, dtype=torch.float64)
+    g = torch.randn_like(layer(x))
+    layer(x).backward(g)
+    expected = [p.grad for p in layer.parameters()]
+    product = operator_of(layer, [x]).adjoint(rows_of(layer, g))
+    layer.zero_grad()
+    d_in = product.shape[1] - (layer.bias is not None)
+    own.write_gradient(layer, product[:, :d_in], None if layer.bias is None else product[:, d_in])
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        close(parameter.grad, gradient, 1e-12)
+    own.write_gradient(layer.float(), product[:, :d_in], None)
+    assert layer.weight.grad.dtype == torch.float32
+
+
+@every_layer
+def test_rows_have_the_units_last(make, size):
+    layer, x = make().double(), torch.randn(size, dtype=torch.float64)
+    output = layer(x).detach()
+    units = kind_of(layer).units(layer)
+    rows = rows_of(layer, output)
+    assert output.shape[units] == 6 and rows.shape == (output.numel() // 6, 6)
+    assert torch.equal(rows, output.movedim(units, -1).reshape(-1, 6))
+
+
+def test_signatures_say_which_calls_can_be_joined():
+    linear, two, one = (kind_of(layer) for layer in (nn.Linear(2, 2), nn.Conv2d(1, 1, 1), nn.Conv1d(1, 1, 1)))
+    x = torch.zeros
+    assert linear.signature(nn.Linear(2, 2), x(3, 2)) == linear.signature(nn.Linear(2, 2), x(4, 5, 2))
+    layer = nn.Conv2d(1, 1, 1)
+    assert two.signature(layer, x(3, 1, 4, 5)) == two.signature(layer, x(7, 1, 4, 5)) == (4, 5)
+    assert two.signature(layer, x(3, 1, 4, 5)) != two.signature(layer, x(3, 1, 5, 4))
+    assert one.signature(nn.Conv1d(1, 1, 1), x(3, 1, 4)) == one.signature(nn.Conv1d(1, 1, 1), x(1, 4)) == (4,)
+
+
+@every_layer
+def test_an_input_without_samples_is_accepted(make, size):
+    layer = make().double()
+    empty = kind_of(layer).empty(layer)
+    assert empty.dtype == torch.float64 and layer(empty).numel() == 0
+    operator = operator_of(layer, [empty])
+    assert operator.n == 0 and operator.d_in == operator_of(layer, [torch.randn(size).double()]).d_in
+
+
+def test_forwards_that_are_not_the_kinds():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Own(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return 2 * super()._conv_forward(x, weight, bias)
+
+    class Named(nn.Linear):
+        pass
+
+    hooked, bound = nn.Linear(2, 2), nn.Linear(2, 2)
+    hooked.register_forward_hook(lambda module, args, output: 2 * output)
+    bound.forward = lambda x: x
+    for layer, own in (
+        (nn.Linear(2, 2), False),
+        (Named(2, 2), False),
+        (nn.Conv2d(1, 1, 1), False),
+        (Scaled(2, 2), True),
+        (Own(1, 1, 1), True),
+        (hooked, True),
+        (bound, True),
+    ):
+        assert kind_of(layer).has_own_forward(layer) == own, layer
