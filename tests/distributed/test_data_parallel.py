@@ -24,84 +24,47 @@ from locoprop_lightning.local.operator import spread
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
-    AndersonAcceleration,
     ClosedForm,
-    ConjugateGradient,
     FixedPointIteration,
-    GradientDescent,
-    InnerOptimizer,
     Majorization,
     Recording,
 )
 from locoprop_lightning.tasks import Classification
+from tests.catalogue import EVERY, KINDS, draw, problem_of, solver, takes
 from tests.support import KEPT, close, flat, operator_of, rows_of, same
 
-SOLVERS = {
-    "fpi": partial(FixedPointIteration, 5),
-    "anderson": partial(AndersonAcceleration, 6),
-    "published": partial(GradientDescent, 5, schedule="published"),
-    "conjugate_gradient": partial(ConjugateGradient, 5),
-    "majorization": partial(Majorization, 4),
-    "majorization_nesterov": partial(Majorization, 4, "nesterov"),
-    "majorization_kept": partial(Majorization, 3, **KEPT),
-    "inner_adam": partial(InnerOptimizer, partial(torch.optim.Adam, lr=1e-3), 4),
-    "closed_form": ClosedForm,
-    "closed_form_kept": partial(ClosedForm, **KEPT),
-}
-SQUARED_ONLY = {"conjugate_gradient", "closed_form", "closed_form_kept"}
-LAYERS = {
-    "squared": ("identity", lambda: nn.Linear(5, 3), (12, 5)),
-    "wide": ("identity", lambda: nn.Linear(20, 3, bias=False), (12, 20)),
-    "tanh": ("tanh", lambda: nn.Linear(5, 3), (12, 5)),
-    "softmax": ("softmax", lambda: nn.Linear(5, 4), (12, 5)),
-    "convolution": ("identity", lambda: nn.Conv2d(2, 4, 3, padding=1, groups=2), (12, 2, 4, 3)),
-    "convolution_tanh": ("tanh", lambda: nn.Conv2d(2, 3, 2, stride=2), (12, 2, 4, 4)),
-}
-PARTS = ((0, 7), (7, 7), (7, 12))  # samples of three processes, one of which has none
-STEPS = 5
+STEPS, ITERATIONS = 5, 5
 
 
-def problem(name, step, part=None):
+def parts(n):
+    """First and last sample of three processes, one of which has none."""
+    return ((0, -(-n // 2)), (-(-n // 2), -(-n // 2)), (-(-n // 2), n))
+
+
+def problem(kind, step, part=None):
     """A random problem of one layer, or the part of it that one of three processes has."""
-    transfer, make, size = LAYERS[name]
-    torch.manual_seed(100 * sorted(LAYERS).index(name))
-    layer = make().double()
-    torch.manual_seed(step)
-    inputs = torch.randn(size, dtype=torch.float64)
-    with torch.no_grad():
-        direction = torch.randn_like(layer(inputs)) / 4
-    per_sample = rows_of(layer, direction).shape[0] // len(inputs)
-    if part is not None:
-        inputs, direction = inputs[slice(*PARTS[part])], direction[slice(*PARTS[part])]
-    operator = operator_of(layer, [inputs])
-    if part is not None:
-        processes = connect()
-        rows = processes.rows([per_sample * (end - start) for start, end in PARTS], (7, 0, 5), (1, 1, 1))
-        operator = processes.operator(operator, rows)
-    with torch.no_grad():
-        return LocalProblem(
-            operator,
-            rows_of(layer, layer(inputs)),
-            rows_of(layer, direction),
-            layer.weight.detach().flatten(1),
-            None if layer.bias is None else layer.bias.detach(),
-            resolve_transfer(transfer),
-            0.7,
-            30.0,
-            name=name,
-        )
+    layer, inputs, direction = draw(kind, seed=step)
+    if part is None:
+        return problem_of(kind, layer, inputs, direction, 0.7, 100.0)
+    bounds = parts(len(inputs))
+    per_sample = len(rows_of(layer, direction)) // len(inputs)
+    inputs, direction = inputs[slice(*bounds[part])], direction[slice(*bounds[part])]
+    processes, samples = connect(), [end - start for start, end in bounds]
+    rows = processes.rows([per_sample * count for count in samples], samples, (1, 1, 1))
+    operator = processes.operator(operator_of(layer, [inputs]), rows)
+    return problem_of(kind, layer, inputs, direction, 0.7, 100.0, operator)
 
 
 def solve_all(part=None):
     """Every solver over some steps, all layers together: solutions, curves and what has evolved."""
     found = {}
     processes = connect()
-    for name, make in SOLVERS.items():
-        solver, states = make(), {layer: {} for layer in LAYERS}
-        layers = [layer for layer in LAYERS if name not in SQUARED_ONLY or LAYERS[layer][0] == "identity"]
+    for name in EVERY:
+        one, kinds = solver(name, ITERATIONS), [kind for kind in KINDS if takes(name, kind)]
+        states = {kind: {} for kind in kinds}
         for step in range(STEPS):
-            problems = {layer: problem(layer, step, part) for layer in layers}
-            solutions = solver.solve_all(problems, states, Recording.CURVE, processes.run, processes.sum)
+            problems = {kind: problem(kind, step, part) for kind in kinds}
+            solutions = one.solve_all(problems, states, Recording.CURVE, processes.run, processes.sum)
             for layer, solution in solutions.items():
                 found[f"{name}/{layer}/{step}"] = {
                     "displacement": solution.displacement,
@@ -394,6 +357,11 @@ def two(tmp_path_factory):
     return together(2, runs_of, tmp_path_factory.mktemp("two"))
 
 
+@pytest.fixture(scope="module")
+def alone():
+    return solve_all()
+
+
 def agree(found, expected, tolerance):
     found, expected = flat(found), flat(expected)
     assert found.keys() == expected.keys()
@@ -401,9 +369,9 @@ def agree(found, expected, tolerance):
         close(found[key].double(), value.double(), tolerance)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_a_solver_on_parts_of_the_rows_gives_the_solution_of_all(three, name):
-    expected = {key: value for key, value in solve_all().items() if key.startswith(f"{name}/")}
+@pytest.mark.parametrize("name", EVERY)
+def test_a_solver_on_parts_of_the_rows_gives_the_solution_of_all(three, alone, name):
+    expected = {key: value for key, value in alone.items() if key.startswith(f"{name}/")}
     for one in three:
         agree({key: one["solvers"][key] for key in expected}, expected, 1e-9)
 
