@@ -116,7 +116,10 @@ def test_fit_validate_test_and_predict(folder, capsys):
             ["--model.solver", "ConjugateGradient", "--model.solver.memory", "3"],
             "model.solver: ConjugateGradient has no setting 'memory'; it has iterations",
         ),
-        (["--model.reduction", "exact"], "LocoPropModule has no setting 'reduction' any more: leave it out, or delete"),
+        (
+            ["--model.reduction", "exact"],
+            "LocoPropModule has no setting 'reduction' any more: leave it out, or delete its line in the file; what it named is always done",
+        ),
         (
             ["--model.solver", "LocalSolver"],
             "model.solver: LocalSolver is abstract; take AndersonAcceleration, ClosedForm, ConjugateGradient, "
@@ -166,6 +169,7 @@ def test_what_else_could_stand_there(capsys, setting, names):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=[str(p.relative_to(ROOT / "configs")) for p in CONFIGS])
 def test_configs_run(path, tmp_path, request):
     config = yaml.safe_load(path.read_text())

@@ -28,6 +28,7 @@ NETWORKS = {
 SOLVERS = {"closed_form": (ClosedForm, "squared"), "majorization": (lambda: Majorization(2), "matching")}
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
 ]

@@ -131,6 +131,7 @@ def test_memory_layouts(layout):
     check_operator(nn.Conv2d(3, 2, 3, padding=1), images(5, 3, 6, 6).contiguous(memory_format=layout))
 
 
+@pytest.mark.slow
 def test_gram_of_large_images_takes_little_memory():
     """The patches of this input would take 462 MB; in a process of its own, whose peak is nobody else's."""
     script = """
