@@ -66,8 +66,8 @@ ORACLES = {  # with lambda_a and lambda_r
 class Unprotected(ClosedForm):
     """Applies whatever a kept factor gives."""
 
-    def run(self, problem, state, record):
-        outcome = super().run(problem, state, record)
+    def run(self, problem, state, recording):
+        outcome = super().run(problem, state, recording)
         return outcome._replace(growth=outcome.growth.new_zeros(()))
 
 

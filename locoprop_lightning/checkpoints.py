@@ -8,7 +8,7 @@ LOCAL_LAYERS = "local_layers"  # {"solver": class, "oracle": class, "layers": {n
 _OF_PRECONDITIONER = ("inverse", "n", "age", "steps", "settings", "shape")
 
 
-def local_layers(checkpoint: Mapping[str, Any], solver: str) -> dict[str, Any]:
+def local_layers(checkpoint: Mapping[str, Any], state_key: str, solver: str) -> dict[str, Any]:
     """What a checkpoint holds of local layers, in today's form; of no layer, if it has none.
 
     In earlier ones solver and oracle had a dictionary of all layers each, in which an average's parts
@@ -16,19 +16,20 @@ def local_layers(checkpoint: Mapping[str, Any], solver: str) -> dict[str, Any]:
 
     Args:
         checkpoint: The checkpoint.
-        solver: Name of the solver's class.
+        state_key: Key of the solver among the states of callbacks.
+        solver: Path of the solver's class.
     """
     if LOCAL_LAYERS in checkpoint:
         found: dict[str, Any] = checkpoint[LOCAL_LAYERS]
         return found
-    callback = checkpoint.get("callbacks", {}).get(solver, {})
+    callback = checkpoint.get("callbacks", {}).get(state_key, {})
     solvers, counts = callback.get("state", {}), callback.get("counts", {})
     oracles = checkpoint.get("oracle_state", {})
     names = [*dict.fromkeys([*solvers, *oracles, *counts])]
     layers = {
         name: {
-            "solver": _nested(solvers.get(name, {})),
-            "oracle": _nested(oracles.get(name, {})),
+            "solver": _nested(solvers.get(name, {}), state_key in ("ClosedForm", "Majorization")),
+            "oracle": _nested(oracles.get(name, {}), {"usual", "shrink"} <= oracles.get(name, {}).keys()),
             "counts": counts.get(name, {}),
         }
         for name in names
@@ -36,13 +37,19 @@ def local_layers(checkpoint: Mapping[str, Any], solver: str) -> dict[str, Any]:
     return {"solver": solver, "oracle": None, "layers": layers}
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """An earlier state, in which all averages shared one weight, with its averages and preconditioner apart."""
+def _nested(flat: Mapping[str, Any], preconditions: bool) -> dict[str, Any]:
+    """A state in which an average and its weight stood beside the rest, with average and preconditioner apart.
+
+    Args:
+        flat: The state. One that is not of this package's classes stays as it is.
+        preconditions: Whether it is of a class of this package that keeps a preconditioner.
+    """
     state = dict(flat)
-    weight = state.pop("weight", None)
+    if state.keys() == {"square", "weight"}:
+        return {"square": {"value": state["square"], "weight": state["weight"]}}
+    if not preconditions:
+        return state
     kept = {key: state.pop(key) for key in _OF_PRECONDITIONER if key in state}
     if "mean" in state:
-        kept["average"] = {"value": state.pop("mean"), "weight": weight}
-    if "square" in state:
-        state["square"] = {"value": state["square"], "weight": weight}
-    return state | ({"preconditioner": kept} if kept else {})
+        kept["average"] = {"value": state.pop("mean"), "weight": state.pop("weight")}
+    return state | {"preconditioner": kept}

@@ -223,7 +223,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         reason = f"{reason}; {_known(keys[-1])}"
     elif name := re.fullmatch(r"Option '(.*)' is not accepted", reason):
         reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
-        if name[1] in _GONE:
+        if owner.endswith("LocoPropModule") and name[1] in _GONE:
             reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
         if owner == "typing.Union":
             reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"

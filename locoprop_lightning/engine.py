@@ -1,9 +1,9 @@
 """The engine of local training: from what a pass recorded to problems, and from solutions to displacements."""
 
+import inspect
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +15,10 @@ from locoprop_lightning.layers import LayerInfo, Record, Tape, discover
 from locoprop_lightning.layers.discovery import candidates
 from locoprop_lightning.layers.tape import Content
 from locoprop_lightning.local import LocalProblem, Rows, State
-from locoprop_lightning.local_layer import LocalLayer
+from locoprop_lightning.local_layer import LocalLayer, Report
 from locoprop_lightning.oracles import Oracle
-from locoprop_lightning.seed import run_seed
 from locoprop_lightning.settings import LocalSettings
 from locoprop_lightning.solvers import IterativeSolver, LocalSolver, Recording, Solution, Status
-from locoprop_lightning.tasks import Task, detached
-
-
-class Report(NamedTuple):
-    """What is logged of one layer's solve, on the device.
-
-    Attributes:
-        losses: Local loss a sample before the first and after each iteration [T + 1], or the first and last alone [2].
-        displacement: Norm of the applied displacement relative to the weights', scalar; 0 for a refused solution.
-        out_of_range: Fraction of the targets outside the range of f, scalar.
-    """
-
-    losses: Tensor
-    displacement: Tensor
-    out_of_range: Tensor
 
 
 class LocalEngine:
@@ -50,44 +34,52 @@ class LocalEngine:
         layers: All layers that may be local, now or at another time.
         local: Those that are, once the first batch of a fit has told.
         found: All layers of the network, from then on.
-        communicator: What the processes of the fit do together.
     """
 
     def __init__(self, network: nn.Module, solver: LocalSolver, oracle: Oracle, settings: LocalSettings) -> None:
-        check_object(Oracle, oracle=oracle)
-        _check_solver(solver, settings.objective)
-        self.network = network
-        self.solver = solver
-        self.oracle = oracle
         self.settings = settings
+        self.replace(solver, oracle)
         self.layers: dict[str, LocalLayer] = {}
         self.local: dict[str, LocalLayer] = {}
         self.found: list[LayerInfo] | None = None
-        self.communicator = Communicator()
-        settings.check(layer.name for layer in self.candidates())
+        self._known: list[LocalLayer] = []  # to the optimizers
+        settings.check(layer.name for layer in self.refresh(network))
 
-    def candidates(self) -> list[LocalLayer]:
-        """The layers that may be local as the network is now: some may have been frozen since."""
-        now = candidates(self.network, self.settings.skip)
-        for name, (module, kind) in now.items():
-            if name not in self.layers or self.layers[name].module is not module:
-                self.layers[name] = LocalLayer(name, module, kind, **self.settings.lambdas(name))
-        self._now = [self.layers[name] for name in now]
-        return self._now
+    def replace(self, solver: LocalSolver, oracle: Oracle) -> None:
+        """Takes another solver or oracle from the next step on.
 
-    def start(self, communicator: Communicator) -> None:
-        """Begins a fit: the layers are found anew with its first batch.
+        Raises:
+            UserError: For what is none, or does not fit the objective.
+        """
+        check_object(Oracle, oracle=oracle)
+        _check_solver(solver, self.settings.objective)
+        self.solver = solver
+        self.oracle = oracle
+
+    def refresh(self, network: nn.Module) -> list[LocalLayer]:
+        """Looks which layers may be local as the network is now, for optimizers that are being made.
 
         Args:
-            communicator: What the processes of the fit do together.
+            network: The network; some of its layers may have been frozen or replaced since.
         """
-        self.communicator, self.found, self.local = communicator, None, {}
+        now = candidates(network, self.settings.skip)
+        for name, (module, kind) in now.items():
+            if name not in self.layers or self.layers[name].module is not module:
+                self.layers[name] = LocalLayer(name, module, kind)
+        self._known = [self.layers[name] for name in now]
+        return self._known
 
-    def discover(self, x: Any) -> bool:
+    def start(self) -> None:
+        """Begins a fit: its layers are found anew with its first batch."""
+        self.found, self.local = None, {}
+
+    def discover(self, network: nn.Module, x: Any, processes: Communicator) -> bool:
         """Finds the local layers and their transfers with the first batch of a fit; says whether this is it.
 
         Args:
-            x: Inputs of the network.
+            network: The network.
+            x: Its inputs.
+            processes: What the processes do together.
 
         Raises:
             UserError: Where the link has no single output layer, and where processes do not agree.
@@ -95,64 +87,39 @@ class LocalEngine:
         if self.found is not None:
             return False
         chosen = self.settings
-        self.found = discover(self.network, x, chosen.skip, chosen.transfers, chosen.objective, chosen.output_transfer)
-        outputs = sum(info.output for info in self.found)
+        found = discover(network, x, chosen.skip, chosen.transfers, chosen.objective, chosen.output_transfer)
+        outputs = sum(info.output for info in found)
         if chosen.output_transfer != "identity" and outputs != 1:
             raise UserError(
                 f"output_transfer='link' needs one layer whose pre-activation is the network's output, but there are "
                 f"{outputs}: set transfers={{name: {chosen.output_transfer!r}}} instead."
             )
-        for info in self.found:
-            if info.local and self.layers.get(info.name) not in self._now:
+        for info in found:
+            if info.local and self.layers.get(info.name) not in self._known:
                 info.transfer, info.reason = None, "unfrozen after the optimizers were made"
             if info.transfer is not None:
                 self.local[info.name] = layer = self.layers[info.name]
-                layer.transfer = info.transfer
-        transfers = str([(info.name, info.transfer and info.transfer.name) for info in self.found])
-        if not self.communicator.agree(transfers, self._device):
+                lambdas = chosen.lambdas(info.name)
+                layer.transfer, layer.lambda_a, layer.lambda_r = info.transfer, lambdas["lambda_a"], lambdas["lambda_r"]
+        transfers = str([(info.name, info.transfer and info.transfer.name) for info in found])
+        if not processes.agree(transfers, next(network.parameters()).device):
             raise UserError(
                 "trainer.devices: the processes' first batches take different ways through the network, so that they "
                 "do not agree on its local layers; name those that are not always called in skip."
             )
+        if processes.size > 1 and "rows" not in inspect.signature(self.oracle.observe).parameters:
+            raise UserError(
+                f"oracle={type(self.oracle).__name__}: its observe takes no `rows`, with which it must sum over the "
+                "rows of all processes; add it, or set trainer.devices to 1."
+            )
+        self.found = found
         return True
 
-    def tape(self) -> Tape:
+    def tape(self, network: nn.Module, processes: Communicator) -> Tape:
         """Records the local layers of a forward and backward pass."""
         layers = {name: (layer.module, layer.kind) for name, layer in self.local.items()}
-        moving = [*self.network.parameters(), *self.network.buffers()]
-        return Tape(layers, moving, 1 / self.communicator.size)  # undoes SharedBatch.weigh
-
-    def sampled(self, tape: Tape, task: Task, output: Any, batch: SharedBatch, step: int) -> list[dict[str, Tensor]]:
-        """Gradients of labels drawn from the model's prediction, as often as the oracle asks, from a seed of their own.
-
-        Args:
-            tape: The tape, before the backward pass.
-            task: Draws the labels.
-            output: Output of the network.
-            batch: The batch.
-            step: The step, which the draws depend on.
-
-        Returns:
-            For each draw the gradients by layer, as rows [n, d_out].
-        """
-        known = {name: layer.oracle_state for name, layer in self.local.items() if layer.oracle_state}
-        draws = self.oracle.draws(known or {name: {} for name in tape.records})
-        if draws == 0:
-            return []
-        seed, prediction = [run_seed(), step], detached(output)
-        if batch.alike:  # the labels are those that one process would draw
-            prediction = self.communicator.interleave(prediction, batch.outputs)
-        else:
-            seed.append(self.communicator.rank)
-        generator = torch.Generator(self._device).manual_seed(crc32(" ".join(map(str, seed)).encode()))
-        labels = [task.sample_labels(prediction, generator) for _ in range(draws)]
-        if batch.alike:
-            labels = [self.communicator.own_part(label, batch.outputs) for label in labels]
-        return [tape.gradients(batch.weigh(task.loss(output, label))) for label in labels]
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        moving = [*network.parameters(), *network.buffers()]
+        return Tape(layers, moving, 1 / processes.size)  # undoes SharedBatch.weigh
 
     @torch.no_grad()
     def problems(self, tape: Tape, sampled: list[dict[str, Tensor]], batch: SharedBatch) -> dict[str, LocalProblem]:
@@ -160,16 +127,15 @@ class LocalEngine:
 
         Args:
             tape: The tape, after the backward pass.
-            sampled: What ``sampled`` returned.
+            sampled: What ``sampled_gradients`` returned.
             batch: The batch.
         """
         tasks = {}
-        with torch.autocast(self._device.type, enabled=False):
+        with torch.autocast(batch.device.type, enabled=False):
             for name, (rows, rounded) in self._with_rows(tape, batch).items():
                 draws = [draw.get(name) for draw in sampled]
-                layer, record = self.local[name], tape.records[name]
-                tasks[name] = partial(self._problem, layer, record, draws, batch.terms, rows, rounded)
-            return self.communicator.run(tasks)
+                tasks[name] = partial(self._problem, self.local[name], tape.records[name], draws, batch, rows, rounded)
+            return batch.processes.run(tasks)
 
     def _with_rows(self, tape: Tape, batch: SharedBatch) -> dict[str, tuple[Rows, bool]]:
         """The layers that have a problem in this step, on any process.
@@ -181,26 +147,33 @@ class LocalEngine:
         for record in tape.records.values():
             content = record.content
             numbers += [content, record.n if content == Content.SOLVABLE else 0, record.autocast, record.calls]
-        table = self.communicator.gather([int(number) for number in numbers], self._device)
+        table = batch.processes.gather([int(number) for number in numbers], batch.device)
         found = {}
         for index, name in enumerate(tape.records):
             contents, counts, rounded, calls = zip(*(row[4 * index : 4 * index + 4] for row in table), strict=True)
             if max(contents) == Content.SOLVABLE:
-                found[name] = self.communicator.rows(counts, batch.samples, calls), any(rounded)
+                found[name] = batch.processes.rows(counts, batch.samples, calls), any(rounded)
             elif max(contents) == Content.EMPTY:  # zeros would be a reason to decay to the rest optimizer
                 self.local[name].clear_gradients()
         return found
 
     def _problem(
-        self, layer: LocalLayer, record: Record, draws: list[Tensor | None], terms: int, rows: Rows, rounded: bool
+        self,
+        layer: LocalLayer,
+        record: Record,
+        draws: list[Tensor | None],
+        batch: SharedBatch,
+        rows: Rows,
+        rounded: bool,
     ) -> LocalProblem:
         """The problem of one layer, after the oracle has seen its gradients."""
         if record.content != Content.SOLVABLE:  # other processes alone have rows
             record = record.without_rows()
-        g, oracle, state = record.gradient(), self.oracle, layer.oracle_state
-        shard = {"rows": rows} if self.communicator.size > 1 else {}  # an oracle may do without in one process
+        g, oracle, terms, state = record.gradient(), self.oracle, batch.terms, layer.oracle_state
+        shard = {"rows": rows} if batch.processes.size > 1 else {}  # an oracle may do without in one process
         oracle.observe(g, [g if draw is None else draw for draw in draws], terms, state, **shard)
-        operator = self.communicator.operator(record.operator(), rows)
+        operator = batch.processes.operator(record.operator(), rows)
+        weight, bias = layer.matrices()
         gradients, weight_direction = layer.gradients(), None
         if gradients is not None and gradients[0].dtype == g.dtype and not rounded:
             weight_direction = partial(_weight_direction, oracle, gradients, terms, state)
@@ -209,7 +182,6 @@ class LocalEngine:
             mean = operator.trace() / operator.width
             lambda_r = layer.lambda_r * mean.clamp_min(torch.finfo(mean.dtype).tiny)  # inputs of zeros
         assert layer.transfer is not None
-        weight, bias = layer.matrices()
         return LocalProblem(
             operator,
             pre_activation=partial(record.pre_activation, operator),
@@ -223,16 +195,20 @@ class LocalEngine:
             name=layer.name,
         )
 
-    def check(self, problems: Mapping[str, LocalProblem], rest: str) -> dict[str, str]:
-        """Refuses problems that the solver cannot solve, and says who trains each layer, by name.
+    def trained_by(self, problems: Mapping[str, LocalProblem], rest: str) -> dict[str, str]:
+        """Who trains each layer, by name, with the reasons of those that turn out not to be local.
 
         Args:
             problems: The problems of the first step.
             rest: Name of the optimizer of all that is not local.
+
+        Raises:
+            UserError: For a layer that does not act as its kind says, and for a problem that the solver cannot solve.
         """
         trained = {}
         for info in self.found or []:
             if info.name in problems:
+                self.local[info.name].check(problems[info.name])
                 self.solver.check(problems[info.name])
                 trained[info.name] = self.solver.describe(problems[info.name])
             elif info.local and self.local[info.name].gradients() is None:
@@ -243,11 +219,12 @@ class LocalEngine:
                 trained[info.name] = rest
         return trained
 
-    def solve(self, problems: Mapping[str, LocalProblem], record: Recording) -> dict[str, Solution]:
-        """Solves all problems of a step."""
+    def solve(self, problems: Mapping[str, LocalProblem], batch: SharedBatch) -> dict[str, Solution]:
+        """Solves all problems of a step, and records what was wished for."""
         states = {name: self.local[name].solver_state for name in problems}
-        with torch.autocast(self._device.type, enabled=False):
-            solutions = self.solver.solve_all(problems, states, record, self.communicator.run, self.communicator.sum)
+        run_all, agree = batch.processes.run, batch.processes.sum
+        with torch.autocast(batch.device.type, enabled=False):
+            solutions = self.solver.solve_all(problems, states, Recording(batch.wish), run_all, agree)
         for name, solution in solutions.items():
             if solution.status is not Status.SOLVED:
                 self.local[name].count(solution.status)
@@ -266,17 +243,15 @@ class LocalEngine:
         return status in (Status.SOLVED, Status.RETRIED) or (status is Status.DIVERGED and not self.settings.guard)
 
     @torch.no_grad()
-    def reports(self, solutions: Mapping[str, Solution]) -> dict[str, Report]:
+    def reports(self, solutions: Mapping[str, Solution], batch: SharedBatch) -> dict[str, Report]:
         """What is logged of the solutions whose losses were recorded."""
-        recorded = {name: s for name, s in solutions.items() if s.losses is not None}
-        with torch.autocast(self._device.type, enabled=False):
-            return self.communicator.run({name: partial(self._report, s) for name, s in recorded.items()})
-
-    def _report(self, solution: Solution) -> Report:
-        problem = solution.problem
-        size = problem.relative(solution.displacement if self.applies(solution.status) else problem.zeros())
-        assert solution.losses is not None
-        return Report(solution.losses, size, problem.out_of_range())
+        tasks = {
+            name: partial(self.local[name].report, solution, self.applies(solution.status))
+            for name, solution in solutions.items()
+            if solution.losses is not None
+        }
+        with torch.autocast(batch.device.type, enabled=False):
+            return batch.processes.run(tasks)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -287,19 +262,24 @@ class LocalEngine:
         """Adds what evolves of each layer."""
         states = {name: layer.state_dict() for name, layer in self.layers.items()}
         kept = {name: state for name, state in states.items() if any(state.values())}
-        solver, oracle = type(self.solver).__qualname__, type(self.oracle).__qualname__
-        checkpoint[LOCAL_LAYERS] = {"solver": solver, "oracle": oracle, "layers": kept}
+        checkpoint[LOCAL_LAYERS] = {"solver": _path(self.solver), "oracle": _path(self.oracle), "layers": kept}
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from what evolved; what another solver or oracle has kept is left behind."""
-        saved = local_layers(checkpoint, type(self.solver).__qualname__)
+        solver, oracle = _path(self.solver), _path(self.oracle)
+        saved = local_layers(checkpoint, self.solver.state_key, solver)
         for name, layer in self.layers.items():
             state = {"solver": {}, "oracle": {}, "counts": {}} | saved["layers"].get(name, {})
-            if saved["solver"] != type(self.solver).__qualname__:
+            if saved["solver"] != solver:
                 state |= {"solver": {}, "counts": {}}
-            if saved["oracle"] not in (None, type(self.oracle).__qualname__):
+            if saved["oracle"] not in (None, oracle):
                 state |= {"oracle": {}}
             layer.load_state_dict(state)
+
+
+def _path(part: LocalSolver | Oracle) -> str:
+    """The class of a solver or an oracle by its path."""
+    return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
 def _weight_direction(oracle: Oracle, gradients: list[Tensor], terms: int, state: State) -> Tensor | None:

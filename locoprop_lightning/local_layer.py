@@ -2,15 +2,32 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import LayerKind
-from locoprop_lightning.local import State, Transfer
+from locoprop_lightning.local import LocalProblem, State, Transfer
 from locoprop_lightning.solvers import Solution, Status
 
 _log = logging.getLogger(__name__)
+_TOLERANCE = 0.05  # relative, of a layer's output against its operator's: above the rounding of bfloat16
+
+
+class Report(NamedTuple):
+    """What is logged of one layer's solve, on the device.
+
+    Attributes:
+        losses: Local loss a sample before the first and after each iteration [T + 1], or the first and last alone [2].
+        displacement: Norm of the applied displacement relative to the weights', scalar; 0 for a refused solution.
+        out_of_range: Fraction of the targets outside the range of f, scalar.
+    """
+
+    losses: Tensor
+    displacement: Tensor
+    out_of_range: Tensor
 
 
 class LocalLayer:
@@ -20,22 +37,23 @@ class LocalLayer:
         name: Name in the network.
         module: The layer.
         kind: Its kind.
-        lambda_a: Length of the oracle's step.
-        lambda_r: Strength of the proximal term.
 
     Attributes:
+        lambda_a: Length of the oracle's step, as the settings of the fit have it.
+        lambda_r: Strength of the proximal term.
         transfer: f, once the first batch has told what follows the layer; None where the layer is not local.
         solver_state: What the solver keeps from step to step.
         oracle_state: What the oracle keeps.
         counts: Solves that failed at first, by status.
     """
 
-    def __init__(self, name: str, module: nn.Module, kind: LayerKind, lambda_a: float, lambda_r: float) -> None:
+    lambda_a: float
+    lambda_r: float
+
+    def __init__(self, name: str, module: nn.Module, kind: LayerKind) -> None:
         self.name = name
         self.module = module
         self.kind = kind
-        self.lambda_a = lambda_a
-        self.lambda_r = lambda_r
         self.transfer: Transfer | None = None  # f
         self.solver_state: State = {}
         self.oracle_state: State = {}
@@ -53,6 +71,36 @@ class LocalLayer:
             return None
         parts = [self.kind.matrix(self.module, weight.grad)]
         return parts if bias is None or bias.grad is None else [*parts, bias.grad[:, None]]
+
+    def check(self, problem: LocalProblem) -> None:
+        """Refuses a layer that does not act as its kind says, by the first batch.
+
+        Args:
+            problem: The layer's problem.
+
+        Raises:
+            UserError: Names the kind and the layer.
+        """
+        kind, operator = type(self.kind).__name__, problem.operator
+        weight, bias = self.matrices()
+        if (weight.shape[1], bias is not None) != (operator.d_in, operator.bias):
+            has, of_operator = (
+                f"{n} inputs, bias {b}"
+                for n, b in ((weight.shape[1], bias is not None), (operator.d_in, operator.bias))
+            )
+            raise UserError(f"{kind}: layer {self.name!r} has {has}, but its operator {of_operator}; make them agree.")
+        own = self.kind.parameters(self.module)[0].detach()
+        if not torch.equal(self.kind.from_matrix(self.module, weight).nan_to_num(), own.nan_to_num()):
+            raise UserError(f"{kind}: layer {self.name!r}: from_matrix does not undo matrix.")
+        with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
+            start = problem.weight if problem.bias is None else torch.cat([problem.weight, problem.bias[:, None]], 1)
+            a, z = problem.pre_activation, operator.apply(start)
+            if z.shape == a.shape and not torch.linalg.vector_norm(z - a) > _TOLERANCE * torch.linalg.vector_norm(a):
+                return
+        raise UserError(
+            f"{kind}: layer {self.name!r} gives another output than its operator times its matrix; look at the "
+            "operator's rows, at units and at how the layer was called, or leave the layer out with skip."
+        )
 
     def clear_gradients(self) -> None:
         """Leaves the layer alone: optimizers pass over parameters without a gradient."""
@@ -72,6 +120,18 @@ class LocalLayer:
                 way_out = "look at the inputs and the loss first"
             _log.warning("Layer %r: its local solution %s (said once, then counted); %s.", self.name, ended, way_out)
         self.counts[status.value] = self.counts.get(status.value, 0) + 1
+
+    def report(self, solution: Solution, applied: bool) -> Report:
+        """What is logged of a solution whose losses were recorded.
+
+        Args:
+            solution: The solution.
+            applied: Whether it is applied.
+        """
+        assert solution.losses is not None
+        problem = solution.problem
+        v = solution.displacement if applied else torch.zeros_like(solution.displacement)
+        return Report(solution.losses, problem.relative(v), problem.out_of_range())
 
     def state_dict(self) -> dict[str, Any]:
         """What evolves."""

@@ -5,19 +5,20 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from locoprop_lightning.distributed import share_batch
+from locoprop_lightning.distributed import SharedBatch, share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import LocalProblem, Transfer
-from locoprop_lightning.observer import SolveObserver
+from locoprop_lightning.observer import asked, observers
+from locoprop_lightning.optimizers.schedule import follow
 from locoprop_lightning.oracles import GradientOracle, Oracle
+from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings
 from locoprop_lightning.solvers import LocalSolver, Recording, Solution
 from locoprop_lightning.supervised import Batch, SupervisedModule, make_from
@@ -76,36 +77,59 @@ class LocoPropModule(SupervisedModule):
         super().__init__(network, task)
         self.automatic_optimization = False
         check_choice("", ("identity", "link"), output_transfer=output_transfer)
-        link = task.link if output_transfer == "link" else "identity"
         settings = LocalSettings(
-            lambda_a, lambda_r, objective, link, transfers or {}, list(skip), damping, overrides or {}, guard
+            lambda_a=lambda_a,
+            lambda_r=lambda_r,
+            objective=objective,
+            output_transfer=task.link if output_transfer == "link" else "identity",
+            transfers=transfers or {},
+            skip=list(skip),
+            damping=damping,
+            overrides=overrides or {},
+            guard=guard,
         )
-        self.solver = solver
-        self.oracle = GradientOracle() if oracle is None else oracle
-        self.engine = LocalEngine(network, solver, self.oracle, settings)
+        self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
         self._optimizer = optimizer
         self._rest_optimizer = rest_optimizer
         self._lr_scheduler = lr_scheduler
 
+    @property
+    def solver(self) -> LocalSolver:
+        """The solver; another one may be set between fits."""
+        return self.engine.solver
+
+    @solver.setter
+    def solver(self, solver: LocalSolver) -> None:
+        self.engine.replace(solver, self.engine.oracle)
+
+    @property
+    def oracle(self) -> Oracle:
+        """The oracle; another one may be set between fits."""
+        return self.engine.oracle
+
+    @oracle.setter
+    def oracle(self, oracle: Oracle) -> None:
+        self.engine.replace(self.engine.solver, oracle)
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One pass, all local solves, one outer step."""
-        engine, outer = self.engine, self.optimizers()[0]  # type: ignore[index]
+        engine, processes, outer = self.engine, self.communicator, self.optimizers()[0]  # type: ignore[index]
         x, target = batch[0], self.task.target(*batch)
-        starting = engine.discover(x)
+        starting = engine.discover(self.network, x, processes)
         self.network.zero_grad(set_to_none=True)
-        with engine.tape() as tape:
+        with engine.tape(self.network, processes) as tape:
             output = self(x)
-        shared = share_batch(self.communicator, x, output, self.task.terms(target), self._recording().value)
+        shared = share_batch(processes, x, output, self.task.terms(target), asked(self.trainer))
         loss = shared.weigh(self.task.loss(output, target))
-        sampled = engine.sampled(tape, self.task, output, shared, self.global_step)
+        sampled = sampled_gradients(engine, tape, self.task, output, shared, self.global_step)
         self.manual_backward(loss)
         problems = engine.problems(tape, sampled, shared)  # T = f(A) - lambda_a D
         if starting:
             self._announce(problems)
         self._step_rest(problems)
-        solutions = engine.solve(problems, Recording(shared.wish))
+        solutions = engine.solve(problems, shared)
         engine.write(solutions)  # W0 - W+ where gradients are
-        self._observe(problems, solutions)
+        self._observe(problems, solutions, shared)
         rate, logs = outer.param_groups[0]["lr"], self.logs_this_step
         outer.step()
         self._step_schedule()
@@ -113,7 +137,7 @@ class LocoPropModule(SupervisedModule):
 
     def _announce(self, problems: Mapping[str, LocalProblem]) -> None:
         """Prints who trains what, with the first batch."""
-        trained = self.engine.check(problems, type(self.trainer.optimizers[1]).__name__)
+        trained = self.engine.trained_by(problems, type(self.trainer.optimizers[1]).__name__)
         print_layers(self.trainer, self.engine.found or [], trained)
 
     def _step_rest(self, problems: Mapping[str, LocalProblem]) -> None:
@@ -124,30 +148,19 @@ class LocoPropModule(SupervisedModule):
             self.trainer.optimizers[1].step()  # not the wrapper's, which would count a second global step
         self.network.zero_grad(set_to_none=True)
 
-    def _observers(self) -> list[SolveObserver]:
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [callback for callback in callbacks if isinstance(callback, SolveObserver)]
-
-    def _recording(self) -> Recording:
-        """The most that an observer asks for."""
-        return Recording(max((observer.recording(self.trainer).value for observer in self._observers()), default=0))
-
-    def _observe(self, problems: Mapping[str, LocalProblem], solutions: Mapping[str, Solution]) -> None:
+    def _observe(
+        self, problems: Mapping[str, LocalProblem], solutions: Mapping[str, Solution], batch: SharedBatch
+    ) -> None:
         """Tells the observers what was recorded."""
-        reports = self.engine.reports(solutions)
-        for observer in self._observers() if reports else ():
-            observer.on_solved(self.trainer, problems, reports, self.engine.counts)
+        if batch.wish > Recording.NOTHING:
+            reports = self.engine.reports(solutions, batch)
+            for observer in observers(self.trainer):
+                observer.on_solved(self.trainer, problems, reports, self.engine.counts)
 
     def _step_schedule(self) -> None:
-        schedule = self.lr_schedulers()
-        if schedule is not None:
+        if (schedule := self.lr_schedulers()) is not None:
             schedule.step()  # type: ignore[union-attr]
-            self._let_rest_follow()
-
-    def _let_rest_follow(self) -> None:
-        """Gives the rest optimizer the outer one's part of its first rate, after a schedule has set that."""
-        outer, rest = self.optimizers()  # type: ignore[attr-defined]
-        _follow(rest, outer)
+            follow(*self.trainer.optimizers)
 
     def configure_callbacks(self) -> list[Callback]:
         """Hands the solver to the trainer, whose hooks it may use."""
@@ -159,7 +172,7 @@ class LocoPropModule(SupervisedModule):
         Only the first batch tells which layers cannot be local, so the rest optimizer is given every parameter; torch's
         optimizers pass over those without a gradient.
         """
-        local = [p for layer in self.engine.candidates() for p in layer.module.parameters()]
+        local = [p for layer in self.engine.refresh(self.network) for p in layer.module.parameters()]
         outer = make_from("optimizer", self._optimizer, local)
         rest = make_from("rest_optimizer", self._rest_optimizer, list(self.network.parameters()))
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
@@ -169,7 +182,7 @@ class LocoPropModule(SupervisedModule):
         if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
             raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
         if schedules:  # one may begin below the first rate
-            _follow(rest, outer)
+            follow(outer, rest)
         return [outer, rest], schedules
 
     def on_fit_start(self) -> None:
@@ -187,14 +200,14 @@ class LocoPropModule(SupervisedModule):
         if self.trainer.precision == "16-mixed":
             raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
         super().on_fit_start()
-        self.engine.start(self.communicator)
+        self.engine.start()
 
     def on_train_start(self) -> None:
         """Sets the rest optimizer's rate after a resume too."""
         if self.lr_schedulers() is not None:
             for group in self.trainer.optimizers[0].param_groups:
                 group.setdefault("initial_lr", group["lr"])  # the run had no schedule before
-            self._let_rest_follow()
+            follow(*self.trainer.optimizers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what solver and oracle have learnt of each layer."""
@@ -205,12 +218,3 @@ class LocoPropModule(SupervisedModule):
         """Goes on from what solver and oracle had learnt."""
         super().on_load_checkpoint(checkpoint)
         self.engine.load(checkpoint)
-
-
-def _follow(rest: Optimizer | LightningOptimizer, outer: Optimizer | LightningOptimizer) -> None:
-    """Gives the rest optimizer the outer one's part of its first rate, after a schedule has set that."""
-    group = outer.param_groups[0]
-    part = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
-    for other in rest.param_groups:
-        start = other.setdefault("initial_lr", other["lr"])
-        other["lr"] = start * part

@@ -1,11 +1,13 @@
 """Callbacks that look at local solves."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from lightning.pytorch import Callback, Trainer
 
-from locoprop_lightning.engine import Report
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.local_layer import Report
 from locoprop_lightning.solvers import Recording
 
 
@@ -26,11 +28,30 @@ class SolveObserver(Callback):
         reports: Mapping[str, Report],
         counts: Mapping[str, Mapping[str, int]],
     ) -> None:
-        """Called on a step that recorded, after its local problems are solved and before weights change.
+        """Called on a step of which anybody asked for more than nothing, after its solves and before weights change.
 
         Args:
             trainer: The trainer; ``global_step`` is the number of this step, from 0.
             problems: The problems of this process by name of the layer.
-            reports: What was recorded, of all processes.
+            reports: What was recorded, of all processes, by name of the layer; a solver may record nothing.
             counts: Solves that failed at first, of the whole training, by layer and status.
         """
+
+
+def observers(trainer: Trainer) -> list[SolveObserver]:
+    """Those among the trainer's callbacks."""
+    callbacks = cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, SolveObserver)]
+
+
+def asked(trainer: Trainer) -> Recording:
+    """The most that an observer asks for.
+
+    Raises:
+        UserError: For an observer that asks for something else.
+    """
+    wishes = {type(observer).__name__: observer.recording(trainer) for observer in observers(trainer)}
+    for name, wish in wishes.items():
+        if not isinstance(wish, Recording):
+            raise UserError(f"{name}.recording: must return Recording.NOTHING, ENDS or CURVE, not {wish!r}.")
+    return max(wishes.values(), default=Recording.NOTHING)

@@ -151,6 +151,11 @@ class SupervisedModule(LightningModule):
                 "with the configuration that made it."
             )
 
+    def on_fit_end(self) -> None:
+        """Leaves the other processes."""
+        self.communicator.close()
+        self.communicator = Communicator()
+
     def on_after_backward(self) -> None:
         """Notes which parameters have a gradient for the first time."""
         if self.untouched:

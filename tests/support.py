@@ -52,8 +52,8 @@ class Stateful:
         self.solver = solver
         self.states = {}
 
-    def solve(self, problem, record=Recording.NOTHING):
-        return self.solver.solve(problem, self.states.setdefault(problem.name, {}), record)
+    def solve(self, problem, recording=Recording.NOTHING):
+        return self.solver.solve(problem, self.states.setdefault(problem.name, {}), recording)
 
     def resumed(self, solver):
         """Another solver with these states, written to a file and read again."""

@@ -69,7 +69,7 @@ ALLOWED = {
     "checkpoints": set(),
     "settings": {"layers", "local"},
     "local_layer": {"layers", "local", "solvers"},
-    "observer": {"engine", "local", "solvers"},
+    "observer": {"local", "local_layer", "solvers"},
     "layer_table": {"layers"},
 }
 

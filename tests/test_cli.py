@@ -118,7 +118,8 @@ def test_fit_validate_test_and_predict(folder, capsys):
         ),
         (
             ["--model.reduction", "exact"],
-            "LocoPropModule has no setting 'reduction' any more: leave it out, or delete its line in the file; what it named is always done",
+            "LocoPropModule has no setting 'reduction' any more: leave it out, or delete its line in the file; what it "
+            "named is always done",
         ),
         (
             ["--model.solver", "LocalSolver"],

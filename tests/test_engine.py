@@ -7,9 +7,11 @@ from torch import nn
 from locoprop_lightning.distributed import Communicator, share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.layers import kind_of
+from locoprop_lightning.layers import LinearKind, kind, kind_of
+from locoprop_lightning.local import MatrixOperator
 from locoprop_lightning.local_layer import LocalLayer
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, WhitenedOracle
+from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
@@ -53,7 +55,8 @@ def engine_of(network, solver, x, oracle=None, **settings):
         guard=True,
     )
     engine = LocalEngine(network, solver, oracle or GradientOracle(), LocalSettings(**options | settings))
-    assert engine.discover(x) and not engine.discover(x)
+    alone = Communicator()
+    assert engine.discover(network, x, alone) and not engine.discover(network, x, alone)
     return engine
 
 
@@ -63,9 +66,14 @@ def parallel(solver, names=("layer",), **settings):
     return engine_of(network, solver, torch.randn(2, 5, dtype=torch.float64), **settings)
 
 
-def step(engine, *problems, record=Recording.NOTHING):
+def batch_of(recording=Recording.NOTHING):
+    """A batch of one process, which wishes for a recording."""
+    return share_batch(Communicator(), torch.zeros(2, 5), torch.zeros(2, 3), 2, recording)
+
+
+def step(engine, *problems, recording=Recording.NOTHING):
     """Solves and writes, as a step does."""
-    solutions = engine.solve({problem.name: problem for problem in problems}, record)
+    solutions = engine.solve({problem.name: problem for problem in problems}, batch_of(recording))
     engine.write(solutions)
     return solutions
 
@@ -184,28 +192,28 @@ def test_what_is_applied(guard):
     assert applied == {Status.SOLVED, Status.RETRIED} | (set() if guard else {Status.DIVERGED})
 
 
-@pytest.mark.parametrize("record", Recording)
-def test_reports(make_problem, record):
+@pytest.mark.parametrize("recording", Recording)
+def test_reports(make_problem, recording):
     """Of what was recorded; a refused solution moves nothing."""
     engine = parallel(FixedPointIteration(4), "ab")
     good, bad = make_problem(name="a", lambda_r=100.0), nonfinite(make_problem(name="b"))
-    solutions = step(engine, good, bad, record=record)
-    reports = engine.reports(solutions)
-    if record is Recording.NOTHING:
+    solutions = step(engine, good, bad, recording=recording)
+    reports = engine.reports(solutions, batch_of(Recording.CURVE))
+    if recording is Recording.NOTHING:
         assert reports == {}
         return
     assert reports.keys() == {"a", "b"}
     for name in "ab":
         assert reports[name].losses is solutions[name].losses
-        assert len(reports[name].losses) == (2 if record is Recording.ENDS else 5)
+        assert len(reports[name].losses) == (2 if recording is Recording.ENDS else 5)
     assert torch.equal(reports["a"].displacement, good.relative(solutions["a"].displacement))
     assert reports["a"].displacement > 0 and reports["b"].displacement == 0
     assert torch.equal(reports["a"].out_of_range, good.out_of_range())
 
 
 def fresh(engine, solver=None, oracle=None):
-    """Another engine of the same network."""
-    network, x = engine.network, torch.randn(2, 5, dtype=torch.float64)
+    """Another engine of such a network."""
+    network, x = Parallel(engine.layers).double(), torch.randn(2, 5, dtype=torch.float64)
     return engine_of(network, solver or ClosedForm(**KEEPS), x, oracle or RMSOracle())
 
 
@@ -268,13 +276,13 @@ def test_problems_are_those_of_the_pass(damping, make):
     x, labels, task = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3, Classification(3)
     overrides = {"2": {"lambda_a": 0.2, "lambda_r": 5.0}}
     engine = engine_of(network, Majorization(2), x, make(), objective="matching", damping=damping, overrides=overrides)
-    with engine.tape() as tape:
+    with engine.tape(network, Communicator()) as tape:
         hidden = network[0](x)
         output = network[2](network[1](hidden))
     loss = task.loss(output, labels)
     expected_g = torch.autograd.grad(loss, (hidden, output), retain_graph=True)
-    batch = share_batch(engine.communicator, x, output, 8, 0)
-    assert engine.sampled(tape, task, output, batch, 0) == []
+    batch = share_batch(Communicator(), x, output, 8, 0)
+    assert sampled_gradients(engine, tape, task, output, batch, 0) == []
     loss.backward()
     problems = engine.problems(tape, [], batch)
     assert list(problems) == ["0", "2"]
@@ -303,11 +311,11 @@ def test_labels_are_drawn_from_a_seed_of_the_step():
     network = nn.Sequential(nn.Linear(4, 3)).double()
     x, task = torch.randn(8, 4, dtype=torch.float64), Classification(3)
     engine = engine_of(network, ClosedForm(), x, WhitenedOracle(samples=2))
-    with engine.tape() as tape:
+    with engine.tape(network, Communicator()) as tape:
         output = network(x)
-    batch = share_batch(engine.communicator, x, output, 8, 0)
+    batch = share_batch(Communicator(), x, output, 8, 0)
     state = torch.get_rng_state()
-    draws = [engine.sampled(tape, task, output, batch, number) for number in (0, 0, 1)]
+    draws = [sampled_gradients(engine, tape, task, output, batch, number) for number in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(len(draw) == 2 and draw[0]["0"].shape == (8, 3) for draw in draws)
     for k in range(2):
@@ -321,11 +329,11 @@ def test_layers_without_a_problem():
     network = Parallel("abc").double()
     x = torch.randn(8, 5, dtype=torch.float64)
     engine = engine_of(network, ClosedForm(), x)
-    with engine.tape() as tape:
+    with engine.tape(network, Communicator()) as tape:
         loss = network.a(x).square().mean() + network.b(x[:0]).sum()
     loss.backward()
     assert network.b.weight.grad is not None
-    problems = engine.problems(tape, [], share_batch(engine.communicator, x, x, 8, 0))
+    problems = engine.problems(tape, [], share_batch(Communicator(), x, x, 8, 0))
     assert list(problems) == ["a"]
     assert network.b.weight.grad is None and network.c.weight.grad is None
     assert network.a.weight.grad is not None
@@ -337,9 +345,9 @@ def test_a_new_fit_finds_the_layers_anew():
     engine = engine_of(network, ClosedForm(), x)
     kept = dict(engine.layers)
     network.b.requires_grad_(False)
-    engine.start(Communicator())
+    engine.start()
     assert engine.local == {} and engine.found is None
-    assert engine.discover(x) and list(engine.local) == ["a"]
+    assert engine.discover(network, x, Communicator()) and list(engine.local) == ["a"]
     assert engine.local["a"] is kept["a"]  # with what it has learnt
 
 
@@ -360,8 +368,8 @@ def test_a_solver_without_its_base_is_named():
 
 def test_a_solver_needs_no_init():
     class Still(LocalSolver):
-        def run(self, problem, state, record):
-            return FixedPointIteration(1).run(problem, state, record)
+        def run(self, problem, state, recording):
+            return FixedPointIteration(1).run(problem, state, recording)
 
     assert isinstance(parallel(Still()).solver, Still)
 
@@ -369,7 +377,7 @@ def test_a_solver_needs_no_init():
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer(make_problem, bias):
     module = nn.Conv1d(2, 3, 2, bias=bias).double()
-    layer = LocalLayer("layer", module, kind_of(module), 0.1, 2.0)
+    layer = LocalLayer("layer", module, kind_of(module))
     assert layer.transfer is None and layer.gradients() is None
     weight, b = layer.matrices()
     assert torch.equal(weight, module.weight.flatten(1)) and not weight.requires_grad
@@ -388,14 +396,85 @@ def test_a_layer(make_problem, bias):
 
 def test_counts_of_a_layer(caplog):
     module = nn.Linear(2, 2)
-    layer = LocalLayer("deep.layer", module, kind_of(module), 0.1, 2.0)
+    layer = LocalLayer("deep.layer", module, kind_of(module))
     for status in (Status.RETRIED, Status.DIVERGED, Status.NONFINITE, Status.DIVERGED, Status.RETRIED):
         layer.count(status)
     assert layer.counts == {"retried": 2, "diverged": 2, "nonfinite": 1}
     (record,) = caplog.records
     assert record.levelname == "WARNING" and record.getMessage().startswith("Layer 'deep.layer': its local solution di")
-    other = LocalLayer("other", module, kind_of(module), 0.1, 2.0)
+    other = LocalLayer("other", module, kind_of(module))
     other.load_state_dict(through_a_file(layer.state_dict()))
     assert other.state_dict() == layer.state_dict()
     other.count(Status.DIVERGED)
     assert len(caplog.records) == 1  # said before the run was interrupted
+
+
+class Scrambled(nn.Linear):
+    """A layer for kinds that are wrong."""
+
+
+def test_a_layer_that_acts_otherwise_than_its_kind_says_is_named(monkeypatch):
+    monkeypatch.setattr(kind, "_KINDS", list(kind._KINDS))
+
+    def refused(message, **methods):
+        kind.register(type("Wrong", (LinearKind,), {"modules": (Scrambled,), **methods}))
+        network, x = Scrambled(4, 4).double(), torch.randn(6, 4, dtype=torch.float64)
+        engine = engine_of(network, ClosedForm(), x)
+        with engine.tape(network, Communicator()) as tape:
+            output = network(x)
+        output.square().sum().backward()
+        problems = engine.problems(tape, [], share_batch(Communicator(), x, output, 6, 0))
+        if message is None:
+            assert engine.trained_by(problems, "AdamW") == {"": "ClosedForm"}
+            return
+        with pytest.raises(UserError, match=f"Wrong: layer '' ?.*{message}"):
+            engine.trained_by(problems, "AdamW")
+
+    refused(None)
+    turned = {"matrix": lambda self, m, x: x.t(), "from_matrix": lambda self, m, x: x.t()}
+    refused("another output than its operator times its matrix", **turned)
+    refused("from_matrix does not undo matrix", **(turned | {"from_matrix": lambda self, m, x: x}))
+    operator = lambda self, m, inputs: MatrixOperator(inputs[0][:, :3], True)  # noqa: E731
+    refused("has 4 inputs, bias True, but its operator 3 inputs, bias True; make them agree", operator=operator)
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [("direction", "[2, 4], and must be [n, 3]."), ("weight_direction", "[6, 3], and must be [3, 6].")],
+)
+def test_an_oracle_that_gives_another_shape_is_named(method, told):
+    class Turned(GradientOracle):
+        def direction(self, gradient, terms, state):
+            return torch.zeros(2, 4).double() if method == "direction" else gradient
+
+        def weight_direction(self, weight_gradient, terms, state):
+            return weight_gradient.t() if method == "weight_direction" else None
+
+    network, x = Parallel(["layer"]).double(), torch.randn(2, 5, dtype=torch.float64)
+    solver = ClosedForm() if method == "direction" else FixedPointIteration(1)  # fewer rows than inputs
+    engine = engine_of(network, solver, x, Turned())
+    with engine.tape(network, Communicator()) as tape:
+        output = network(x)
+    output.square().sum().backward()
+    batch = share_batch(Communicator(), x, output, 2, 0)
+    with pytest.raises(UserError) as error:
+        engine.solve(engine.problems(tape, [], batch), batch)
+    assert str(error.value) == f"layer 'layer': the oracle's {method} is {told}"
+
+
+def test_solver_and_oracle_can_be_replaced(make_problem):
+    engine = parallel(FixedPointIteration(1), lambda_r=40.0)
+    other = AndersonAcceleration(3)
+    engine.replace(other, RMSOracle())
+    solution = step(engine, make_problem(lambda_r=40.0))["layer"]
+    assert torch.equal(solution.weight, other.solve(make_problem(lambda_r=40.0)).weight)
+    with pytest.raises(UserError, match="oracle='rms'"):
+        engine.replace(other, "rms")
+    assert engine.solver is other
+
+
+def test_states_of_classes_of_the_same_name_are_apart(saved):
+    Same = type("RMSOracle", (GradientOracle,), {})  # noqa: N806
+    other = fresh(parallel(ClosedForm()), oracle=Same())
+    other.load(saved[1])
+    assert state_of(other)["solver"] and not state_of(other)["oracle"]

@@ -33,7 +33,7 @@ def test_own_solver_reaches_the_minimum():
     exec(BLOCKS[1], scope)
     y, d, w = (torch.randn(shape, dtype=torch.float64) for shape in ((20, 4), (20, 3), (3, 4)))
     problem = LocalProblem(y, y @ w.t(), d, w, None, resolve_transfer("tanh"), lambda_a=0.1, lambda_r=60.0)
-    solution = scope["HeavyBall"](iterations=100).solve(problem, record=Recording.CURVE)
+    solution = scope["HeavyBall"](iterations=100).solve(problem, recording=Recording.CURVE)
     assert torch.linalg.vector_norm(problem.gradient(solution.weight - w)) < 1e-10
     assert len(solution.losses) == 101
 

@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from locoprop_lightning.engine import Report
 from locoprop_lightning.errors import check_counts
 from locoprop_lightning.local import LocalProblem
+from locoprop_lightning.local_layer import Report
 from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.solvers import Recording
 
@@ -77,7 +77,7 @@ class LocalLossMonitor(SolveObserver):
         if interval is None:  # another process, or another observer, records
             return
         parts = [part for r in reports.values() for part in (r.losses, r.displacement[None], r.out_of_range[None])]
-        table = iter(torch.cat(parts).tolist())  # one wait for all layers
+        table = iter(torch.cat(parts).tolist() if parts else [])  # one wait for all layers
         values: dict[str, float] = {}
         curves = {}
         for name, report in reports.items():
@@ -92,14 +92,14 @@ class LocalLossMonitor(SolveObserver):
             values |= {f"local_loss/{name}/status/{status}": count for status, count in failed.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
-        for writer in _writers(trainer):
+        for writer in _writers(trainer) if curves else ():
             if not self._laid_out:
                 writer.add_custom_scalars(layout(curves))
             if _is_whole(interval) and self.curves:
                 _write_curves(writer, curves, step)
             if _is_whole(interval) and self.histograms:
                 _write_histograms(writer, problems, step)
-        self._laid_out = True
+        self._laid_out = self._laid_out or bool(curves)
 
 
 def _is_whole(interval: int) -> bool:

@@ -15,34 +15,39 @@ class SharedBatch(NamedTuple):
     """What the processes know of each other's part of a batch.
 
     Attributes:
-        communicator: What the processes do together.
+        processes: What the processes do together.
         own: Terms of the loss that this process has.
         terms: N, terms of the loss of all.
         samples: Samples of each process.
         outputs: Rows of each process's output.
         alike: Whether these rows could be joined, so that labels may be drawn for all of them at once.
         wish: The largest of the processes' wishes.
+        device: Where the output is.
     """
 
-    communicator: Communicator
+    processes: Communicator
     own: int
     terms: int  # N
     samples: Sequence[int]
     outputs: Sequence[int]
     alike: bool
     wish: int
+    device: torch.device
 
     def weigh(self, loss: Tensor) -> Tensor:
-        """A loss of this process, weighted so that its mean over processes, which DDP makes of gradients, is of all."""
-        size = self.communicator.size
+        """A loss of this process, weighted by its part of the terms: the mean over processes is the whole batch's loss.
+
+        That mean is what DDP makes of gradients.
+        """
+        size = self.processes.size
         return loss * (self.own * size / self.terms) if size > 1 else loss
 
 
-def share_batch(communicator: Communicator, x: Any, output: Any, terms: int, wish: int) -> SharedBatch:
+def share_batch(processes: Communicator, x: Any, output: Any, terms: int, wish: int) -> SharedBatch:
     """Tells the processes of each other's part of a batch, in one exchange.
 
     Args:
-        communicator: What the processes do together.
+        processes: What the processes do together.
         x: Inputs of the network.
         output: Its output.
         terms: Terms of the loss that this process has.
@@ -50,9 +55,9 @@ def share_batch(communicator: Communicator, x: Any, output: Any, terms: int, wis
     """
     numbers = [terms, _length(x), _length(output), _layout(output), wish]
     device = next((leaf.device for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), torch.device("cpu"))
-    counts, samples, outputs, layouts, wishes = zip(*communicator.gather(numbers, device), strict=True)
-    alike = communicator.size == 1 or (isinstance(output, Tensor) and len(set(layouts)) == 1)
-    return SharedBatch(communicator, terms, sum(counts), samples, outputs, alike, max(wishes))
+    counts, samples, outputs, layouts, wishes = zip(*processes.gather(numbers, device), strict=True)
+    alike = processes.size == 1 or (isinstance(output, Tensor) and len(set(layouts)) == 1)
+    return SharedBatch(processes, terms, sum(counts), samples, outputs, alike, max(wishes), device)
 
 
 def _length(x: Any) -> int:

@@ -70,6 +70,10 @@ class Communicator:
         """
         return own
 
+    def close(self) -> None:
+        """Gives back what belongs to a fit alone."""
+        return None
+
     def interleave(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows of all processes, those that stand first with each, then the second ones: as they were dealt out.
 
@@ -90,9 +94,7 @@ class DataParallel(Communicator):
     def __init__(self) -> None:
         self.size = dist.get_world_size()
         self.rank = dist.get_rank()
-        # Fingerprints are sent from the host, which a backend of GPUs alone cannot.
-        own: Any = None if "gloo" in dist.get_backend() else dist.new_group(backend="gloo")
-        self._host: dist.ProcessGroup | None = own
+        self._host: Any = None  # a group that sends fingerprints from the host, where the backend is of GPUs alone
 
     def gather(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:  # noqa: D102
         own = torch.tensor(numbers, dtype=torch.int64, device=device)
@@ -108,7 +110,14 @@ class DataParallel(Communicator):
         return total([x / self.size])[0]
 
     def run(self, tasks: Mapping[str, Callable[[], T]]) -> dict[str, T]:  # noqa: D102
+        if self._host is None and "gloo" not in dist.get_backend():
+            self._host = dist.new_group(backend="gloo")
         return lockstep(tasks, self._host)
+
+    def close(self) -> None:  # noqa: D102
+        if self._host is not None:
+            dist.destroy_process_group(self._host)
+            self._host = None
 
     def rows(self, counts: Sequence[int], samples: Sequence[int], calls: Sequence[int]) -> Rows:  # noqa: D102
         return Shard.of(counts, self.rank, total_of, samples, calls)

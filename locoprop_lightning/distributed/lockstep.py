@@ -52,12 +52,14 @@ def lockstep(tasks: Mapping[str, Callable[[], T]], host: dist.ProcessGroup | Non
     where they stand, by two numbers on the host that wait for no device.
 
     Args:
-        tasks: Work by name of the layer.
+        tasks: Work by name of the layer, of the same layers on all processes.
         host: A group of all processes that sends from the host; the default one if it does.
 
     Raises:
         UserError: On every process, where they stand at sums of different layers.
     """
+    if not tasks:  # the layers are agreed upon, so that no other process has any
+        return {}
     grad = torch.is_grad_enabled()
     running = {name: _Task(task) for name, task in tasks.items()}
     answers: dict[str, tuple[Tensor, ...]] = {name: () for name in tasks}

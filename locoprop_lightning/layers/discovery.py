@@ -169,8 +169,8 @@ def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
     if not all(trainable):
         return "partly frozen" if any(trainable) else "frozen"
     kind = kind_of(module)
-    if kind is None:
-        return ""
+    if kind is None:  # normalisations and the like need no word
+        return "no registered kind takes it" if any(p.dim() > 1 for p in module.parameters(recurse=False)) else ""
     own = kind.has_own_forward(module)
     return "a forward or a forward hook of its own" if own else "weights are shared or parametrized"
 

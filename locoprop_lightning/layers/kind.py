@@ -40,11 +40,23 @@ class LayerKind(ABC):
         """An input without samples that the layer accepts, in the dtype of its weight."""
 
     def parameters(self, module: Any) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias [d_out] of the layer; it must have no other parameters."""
+        """Weight and bias [d_out] of the layer; it must have no other parameters.
+
+        Raises:
+            UserError: Where the layer has no ``weight``.
+        """
+        if not hasattr(module, "weight"):
+            raise UserError(f"{type(self).__name__}: {type(module).__name__} has no `weight`; override parameters().")
         return module.weight, getattr(module, "bias", None)
 
     def input(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """The input among the arguments of a call."""
+        """The input among the arguments of a call: the first one, or ``input``.
+
+        Raises:
+            UserError: Where there is none by that name.
+        """
+        if not args and "input" not in kwargs:
+            raise UserError(f"{type(self).__name__}: a layer was called with {', '.join(kwargs)}; override input().")
         x: Tensor = args[0] if args else kwargs["input"]
         return x
 
@@ -69,10 +81,6 @@ class LayerKind(ABC):
         units = self.units(module)
         return output.movedim(units, -1).reshape(-1, output.shape[units])
 
-    def d_out(self, module: Any) -> int:
-        """Number of units."""
-        return self.matrix(module, self.parameters(module)[0].detach()).shape[0]
-
     def write_gradient(self, module: Any, matrix: Tensor, bias: Tensor | None) -> None:
         """Puts a matrix [d_out, d_in] and a vector [d_out] where the gradients of weight and bias are."""
         weight, own_bias = self.parameters(module)
@@ -82,8 +90,11 @@ class LayerKind(ABC):
 
     def has_own_forward(self, module: nn.Module) -> bool:
         """Whether the module, or its class, computes its output otherwise than the classes of this kind."""
-        base = next(base for base in self.modules if isinstance(module, base))
-        changed = any(getattr(type(module), name, None) is not getattr(base, name, None) for name in self.forwards)
+        bases = [base for base in self.modules if isinstance(module, base)]
+        changed = all(
+            any(getattr(type(module), name, None) is not getattr(base, name, None) for name in self.forwards)
+            for base in bases
+        )
         return changed or any(name in vars(module) for name in self.forwards) or bool(module._forward_hooks)
 
 
@@ -95,12 +106,18 @@ def register(kind: Kind) -> Kind:
     """Adds a kind of layers, as a decorator of its class; of several that take a module, the latest is taken.
 
     Raises:
-        UserError: For a class that is no kind, or that names no modules.
+        UserError: For a class that is no kind, or not a whole one.
     """
     if not (isinstance(kind, type) and issubclass(kind, LayerKind)):
         raise UserError(f"register({kind!r}): takes a class derived from LayerKind.")
-    if not kind.modules:
-        raise UserError(f"register({kind.__name__}): its `modules` names no class of layers.")
+    modules = kind.modules
+    if not (isinstance(modules, tuple) and modules and all(isinstance(module, type) for module in modules)):
+        raise UserError(f"register({kind.__name__}): `modules` must be a tuple of classes of layers, not {modules!r}.")
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    if missing:
+        raise UserError(f"register({kind.__name__}): must override {', '.join(missing)}.")
+    if (kind.matrix is LayerKind.matrix) != (kind.from_matrix is LayerKind.from_matrix):
+        raise UserError(f"register({kind.__name__}): override matrix and from_matrix together; each undoes the other.")
     path = f"{kind.__module__}.{kind.__qualname__}"  # a module that is loaded again brings its kinds again
     others = [other for other in _KINDS if f"{type(other).__module__}.{type(other).__qualname__}" != path]
     _KINDS[:] = [kind(), *others]

@@ -80,7 +80,8 @@ class Record:
     @property
     def n(self) -> int:
         """Number of rows."""
-        return sum(a.numel() for a, _ in self._outputs) // self._kind.d_out(self._module)
+        units = self._kind.units(self._module)
+        return sum(a.numel() // a.shape[units] for a, _ in self._outputs)
 
     @property
     def content(self) -> Content:

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.local.operator import LinearOperator, MatrixOperator, gram_cost, times
 from locoprop_lightning.local.transfer import Transfer
 
@@ -85,9 +88,15 @@ class LocalProblem:
 
     @property
     def direction(self) -> Tensor:
-        """D, of the rows at hand [n, d_out]."""
+        """D, of the rows at hand [n, d_out].
+
+        Raises:
+            UserError: Where the oracle's has another shape.
+        """
         if callable(self._direction):
             self._direction = self._direction()
+            if self._direction.shape[1:] != self.weight.shape[:1]:
+                self._refuse("direction", self._direction, ["n", self.weight.shape[0]])
         return self._direction
 
     @property
@@ -105,6 +114,8 @@ class LocalProblem:
             product = None if self._weight_direction is None else self._weight_direction()
             if product is None:
                 product = self.operator.adjoint(self.direction)
+            elif product.shape != self.shape:
+                self._refuse("weight_direction", product, list(self.shape))
             self._first_gradient = product.mul_(self.lambda_a)
         return self._first_gradient
 
@@ -137,17 +148,17 @@ class LocalProblem:
             return times(v, self.gram())
         return self.operator.adjoint(self.operator.apply(v))
 
-    def value(self, v: Tensor, proximal: bool = True, rows: int | None = None) -> Tensor:
+    def value(self, v: Tensor, proximal: bool = True, at_most: int | None = None) -> Tensor:
         """J(W0 + V) - J(W0), scalar: defined also where a target is out of the range of f.
 
         Args:
             v: Displacement [d_out, width].
             proximal: Whether the proximal term takes part.
-            rows: Estimate the divergence, not the linear term, on at most so many rows, spread over all.
+            at_most: Estimate the divergence, not the linear term, on at most so many rows, spread over all.
         """
         operator, start = self.operator, None if self.squared else self.pre_activation
-        if rows is not None and rows < self.n:
-            operator, index = self.operator.sample(rows)
+        if at_most is not None and at_most < self.n:
+            operator, index = self.operator.sample(at_most)
             start = None if start is None else start[index]
         z = operator.apply(v)  # Y V^T
         rise = self.transfer.divergence(z, z if start is None else start)  # that of the squared loss needs no A
@@ -206,9 +217,11 @@ class LocalProblem:
         operator = self.operator.whole()
         if operator is self.operator:
             return self
+        start = self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], 1)
         return LocalProblem(
             operator,
-            self.operator.whole_rows(self.pre_activation),
+            # The squared loss has no use for A, which is then not sent.
+            partial(operator.apply, start) if self.squared else self.operator.whole_rows(self.pre_activation),
             self.operator.whole_rows(self.direction),
             self.weight,
             self.bias,
@@ -252,6 +265,10 @@ class LocalProblem:
         )
         basis = (vectors * inverse_root).to(dtype)
         return problem, lambda x: self.operator.adjoint(basis @ x.t())
+
+    def _refuse(self, method: str, got: Tensor, expected: list[Any]) -> NoReturn:
+        shape = ", ".join(map(str, expected))
+        raise UserError(f"layer {self.name!r}: the oracle's {method} is {list(got.shape)}, and must be [{shape}].")
 
     def split(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
         """Cuts [W | b] into a weight [d_out, d_in] and a bias [d_out]."""

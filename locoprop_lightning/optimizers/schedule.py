@@ -61,3 +61,17 @@ class LinearDecay(LRScheduler):
         self._last_lr = self.get_lr()
         for group, start, rate in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
             group["initial_lr"], group["lr"] = start, rate
+
+
+def follow(outer: Optimizer, rest: Optimizer) -> None:
+    """Gives one optimizer the part of its first rates that another one has of its own, after a schedule has set that.
+
+    Args:
+        outer: The optimizer with the schedule.
+        rest: The one that follows.
+    """
+    group = outer.param_groups[0]
+    part = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
+    for other in rest.param_groups:
+        start = other.setdefault("initial_lr", other["lr"])
+        other["lr"] = start * part

@@ -30,7 +30,7 @@ class ClosedForm(LocalSolver):
     def describe(self, problem: LocalProblem) -> str:  # noqa: D102
         return self.preconditioner.describe(problem)
 
-    def run(self, problem: LocalProblem, state: State, record: Recording) -> Outcome:  # noqa: D102
+    def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:  # noqa: D102
         if self.preconditioner.uses_kernel(problem):
             self.preconditioner.skip(state)
             problem = problem.whole()
@@ -40,9 +40,9 @@ class ClosedForm(LocalSolver):
         else:
             inverse, exact = self.preconditioner.inverse(problem, state)
             v = inverse(problem.first_gradient()).neg_()
-        losses = None if record is Recording.NOTHING else torch.stack([problem.first_loss(), problem.loss(v)])
+        losses = None if recording is Recording.NOTHING else torch.stack([problem.first_loss(), problem.loss(v)])
         return Outcome(v, self.preconditioner.rise(problem, v, exact), losses)
 
-    def retry(self, problem: LocalProblem, state: State, status: Status, record: Recording) -> Outcome | None:
+    def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:
         """Solves with an inverse made anew."""
-        return self.run(problem, state, record) if self.preconditioner.renew(state, status) else None
+        return self.run(problem, state, recording) if self.preconditioner.renew(state, status) else None

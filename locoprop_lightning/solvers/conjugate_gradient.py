@@ -25,7 +25,7 @@ class ConjugateGradient(LocalSolver):
         check_counts("ConjugateGradient", 1, iterations=iterations)
         self.iterations = iterations
 
-    def run(self, problem: LocalProblem, state: State, record: Recording) -> Outcome:  # noqa: D102
+    def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:  # noqa: D102
         problem.plan(self.iterations)
         v = problem.zeros()
         start = problem.first_gradient()
@@ -33,7 +33,7 @@ class ConjugateGradient(LocalSolver):
         direction = residual
         square = _dot(residual, residual)
         solved = square * torch.finfo(square.dtype).eps ** 2  # beyond, there is rounding only
-        losses = [] if record is Recording.NOTHING else [problem.first_loss()]
+        losses = [] if recording is Recording.NOTHING else [problem.first_loss()]
         for k in range(self.iterations):
             product = problem.curvature(direction) + problem.lambda_r * direction
             curvature = _dot(direction, product)
@@ -42,7 +42,7 @@ class ConjugateGradient(LocalSolver):
             residual = residual - rate * product
             last, square = square, _dot(residual, residual)
             direction = residual + torch.where(last > solved, square / last, torch.zeros_like(last)) * direction
-            if record is Recording.CURVE or (record is Recording.ENDS and k == self.iterations - 1):
+            if recording is Recording.CURVE or (recording is Recording.ENDS and k == self.iterations - 1):
                 losses.append(problem.loss(v))
         # J(W0 + V) - J(W0) = <V, g_0 + g> / 2 with the gradients g_0 at the start and g = -residual at the end
         change = (v * (start - residual)).sum() / 2

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import check_counts
+from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.local import LocalProblem, State
 from locoprop_lightning.local.powers import power_sum, power_sum_products
 from locoprop_lightning.local.problem import Scalar
@@ -20,7 +20,7 @@ class Step(NamedTuple):
 
     Attributes:
         point: V of the next gradient [d_out, width].
-        carry: What the next step is given of this one.
+        carry: What the next step is given of this one; nothing if left out.
         residual: How far the step's start was from a solution, scalar; the norm of its gradient if not said.
         solution: V that would be the solution if this step were the last [d_out, width]; ``point`` if not said.
     """
@@ -72,7 +72,7 @@ class IterativeSolver(LocalSolver):
             v: The point [d_out, width]; not changed.
             gradient: grad J there [d_out, width]; not changed.
             k: Number of the iteration, from 0.
-            carry: What ``init`` or the step before gave.
+            carry: What ``init`` or the step before gave. It belongs to this solve and may be changed and given on.
         """
 
     def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, carry: Any) -> Tensor:
@@ -91,37 +91,44 @@ class IterativeSolver(LocalSolver):
         """What ``keep`` is handed of a solve, out of what its last step gave to carry on; nothing if not overridden."""
         return None
 
-    def run(self, problem: LocalProblem, state: State, record: Recording) -> Outcome:
+    def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:
         """The steps, or all of them at once where that costs less."""
         carry = self.init(problem, state)
         cost = problem.plan(self.iterations - 1)
         affine = self.affine(problem)
         if affine is None or _squaring_cost(problem, self.iterations) >= cost:
-            return self._loop(problem, carry, record)
+            return self._loop(problem, carry, recording)
         outcome = self._squared(problem, *affine)  # the same V whether recorded or not
         losses = None
-        if record is Recording.CURVE:
-            losses = self._loop(problem, carry, record).losses
-        elif record is Recording.ENDS:
+        if recording is Recording.CURVE:
+            losses = self._loop(problem, carry, recording).losses
+        elif recording is Recording.ENDS:
             losses = torch.stack([problem.first_loss(), problem.loss(outcome.displacement)])
         return outcome._replace(losses=losses)
 
-    def _loop(self, problem: LocalProblem, carry: Any, record: Recording) -> Outcome:
+    def _loop(self, problem: LocalProblem, carry: Any, recording: Recording) -> Outcome:
         """The driver loop."""
         v = solution = problem.zeros()
         gradient = problem.first_gradient()
         first = last = gradient.new_zeros(())
-        losses = [] if record is Recording.NOTHING else [problem.first_loss()]
+        losses = [] if recording is Recording.NOTHING else [problem.first_loss()]
         for k in range(self.iterations):
             if k > 0:
                 gradient = problem.gradient(v, self.proximal)
-            v, carry, residual, early = self.step(problem, v, gradient, k, carry)
+            made = self.step(problem, v, gradient, k, carry)
+            if not isinstance(made, Step):
+                raise UserError(f"{type(self).__name__}.step: must return a Step, not {type(made).__name__}.")
+            if made.point.shape != v.shape:
+                raise UserError(
+                    f"{type(self).__name__}.step: its point is {list(made.point.shape)}, and must be {list(v.shape)}."
+                )
+            v, carry, residual, early = made
             solution = v if early is None else early
             if k in (0, self.iterations - 1):
                 last = torch.linalg.vector_norm(gradient) if residual is None else residual
             if k == 0:
                 first = last
-            if record is Recording.CURVE or (record is Recording.ENDS and k == self.iterations - 1):
+            if recording is Recording.CURVE or (recording is Recording.ENDS and k == self.iterations - 1):
                 losses.append(problem.loss(solution))
         growth = self.growth(problem, solution, first, last, carry)
         return Outcome(solution, growth, torch.stack(losses) if losses else None, self.learnt(carry))

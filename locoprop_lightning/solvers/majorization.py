@@ -48,18 +48,18 @@ class Majorization(IterativeSolver):
     def describe(self, problem: LocalProblem) -> str:  # noqa: D102
         return self.preconditioner.describe(problem)
 
-    def run(self, problem: LocalProblem, state: State, record: Recording) -> Outcome:
+    def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:
         """The steps; a layer with more inputs than rows is solved in the span of its rows."""
         if not self.preconditioner.uses_kernel(problem):
-            return super().run(problem, state, record)
+            return super().run(problem, state, recording)
         self.preconditioner.skip(state)
         reduced, lift = problem.whole().reduced()
-        outcome = super().run(reduced, {}, record)
+        outcome = super().run(reduced, {}, recording)
         return outcome._replace(displacement=lift(outcome.displacement))
 
-    def retry(self, problem: LocalProblem, state: State, status: Status, record: Recording) -> Outcome | None:
+    def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:
         """Solves with an inverse made anew."""
-        return self.run(problem, state, record) if self.preconditioner.renew(state, status) else None
+        return self.run(problem, state, recording) if self.preconditioner.renew(state, status) else None
 
     def init(self, problem: LocalProblem, state: State) -> "_Momentum":  # noqa: D102
         inverse = self.preconditioner.inverse(problem, state, problem.transfer.bound)

@@ -89,7 +89,7 @@ class RightPreconditioner:
 
     def rise(self, problem: LocalProblem, v: Tensor, exact: bool) -> Tensor:
         """The change of J, scalar, where the inverse is not of the batch's own C; zero else."""
-        return v.new_zeros(()) if exact else problem.value(v, rows=_STALE_ROWS)
+        return v.new_zeros(()) if exact else problem.value(v, at_most=_STALE_ROWS)
 
     def renew(self, state: State, status: Status) -> bool:
         """Whether a failed solve may be the fault of a kept inverse, which is then forgotten, to be made anew."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from locoprop_lightning.local import LocalProblem
 
 
-class Recording(Enum):
-    """Which values of the local loss, proximal term included, are computed; each costs about half an inner iteration."""
+class Recording(IntEnum):
+    """Which values of the local loss, its proximal term included, are computed; each costs half an inner iteration."""
 
     NOTHING = 0
     ENDS = 1  # before the first and after the last iteration
@@ -65,13 +65,13 @@ class Solution:
     @property
     def weight(self) -> Tensor:
         """W+ [d_out, d_in], whatever the status."""
-        return self.problem.weight + self.problem.split(self.displacement)[0]
+        return self.problem.weight.detach() + self.problem.split(self.displacement)[0]
 
     @property
     def bias(self) -> Tensor | None:
         """b+ [d_out], or None."""
         change = self.problem.split(self.displacement)[1]
-        return None if self.problem.bias is None or change is None else self.problem.bias + change
+        return None if self.problem.bias is None or change is None else self.problem.bias.detach() + change
 
 
 def judge(outcomes: Mapping[str, Outcome], agree: Callable[[Tensor], Tensor]) -> dict[str, Status]:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.local import LocalProblem, State
 from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status, judge
 
@@ -45,23 +45,23 @@ class LocalSolver(Callback, ABC):
     squared_only = False  # whether the solver takes the squared loss alone
 
     @abstractmethod
-    def run(self, problem: LocalProblem, state: State, record: Recording) -> Outcome:
+    def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:
         """Solves one problem without waiting for the device.
 
         Args:
             problem: The problem; not changed.
             state: What evolves for this layer; may be changed.
-            record: Which local losses to compute.
+            recording: Which local losses to compute.
         """
 
-    def retry(self, problem: LocalProblem, state: State, status: Status, record: Recording) -> Outcome | None:
+    def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:
         """Another attempt at a problem whose solution did not do, or None.
 
         Args:
             problem: The problem; not changed.
             state: What evolves for this layer, as ``run`` left it.
             status: How the first attempt ended, NONFINITE or DIVERGED.
-            record: Which local losses to compute.
+            recording: Which local losses to compute.
         """
         return None
 
@@ -90,7 +90,7 @@ class LocalSolver(Callback, ABC):
         return type(self).__name__
 
     def solve(
-        self, problem: LocalProblem, state: State | None = None, record: Recording = Recording.NOTHING
+        self, problem: LocalProblem, state: State | None = None, recording: Recording = Recording.NOTHING
     ) -> Solution:
         """Solves one problem alone, without a trainer.
 
@@ -98,13 +98,19 @@ class LocalSolver(Callback, ABC):
             problem: The problem; not changed.
             state: What evolves from one solve of the layer to the next, changed here; ``{}`` at first, and if not
                 given.
-            record: Which local losses to compute.
+            recording: Which local losses to compute.
 
         Returns:
             The solution, whatever its status: that says whether a trainer would apply it.
+
+        Raises:
+            UserError: Where the solver does not take the problem, and for a state or a recording that is none.
         """
+        check_object(Recording, recording=recording)
+        if state is not None:
+            check_object(dict, state=state)
         self.check(problem)
-        return self.solve_all({problem.name: problem}, {problem.name: {} if state is None else state}, record)[
+        return self.solve_all({problem.name: problem}, {problem.name: {} if state is None else state}, recording)[
             problem.name
         ]
 
@@ -113,7 +119,7 @@ class LocalSolver(Callback, ABC):
         self,
         problems: Mapping[str, LocalProblem],
         states: Mapping[str, State],
-        record: Recording = Recording.NOTHING,
+        recording: Recording = Recording.NOTHING,
         run_all: Callable[[Tasks], dict[str, Any]] = in_turn,
         agree: Callable[[Tensor], Tensor] = as_it_is,
     ) -> dict[str, Solution]:
@@ -124,15 +130,20 @@ class LocalSolver(Callback, ABC):
         Args:
             problems: The problems by name of the layer; not changed.
             states: What evolves for each; changed.
-            record: Which local losses to compute.
+            recording: Which local losses to compute.
             run_all: Runs a function a layer.
             agree: See ``judge``.
         """
         with _full_precision():
-            outcomes = run_all({name: partial(self.run, p, states[name], record) for name, p in problems.items()})
+            outcomes = run_all({name: partial(self.run, p, states[name], recording) for name, p in problems.items()})
+            for outcome in outcomes.values():
+                if not isinstance(outcome, Outcome):
+                    raise UserError(f"{type(self).__name__}.run: must return an Outcome, not {type(outcome).__name__}.")
             statuses = judge(outcomes, agree)
             failed = {name: status for name, status in statuses.items() if status is not Status.SOLVED}
-            retries = {n: partial(self.retry, problems[n], states[n], status, record) for n, status in failed.items()}
+            retries = {
+                n: partial(self.retry, problems[n], states[n], status, recording) for n, status in failed.items()
+            }
             again = {name: outcome for name, outcome in run_all(retries).items() if outcome is not None}
             for name, status in judge(again, agree).items():
                 outcomes[name] = again[name]

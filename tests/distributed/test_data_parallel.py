@@ -71,7 +71,7 @@ def solve_all(part=None):
                     "losses": solution.losses,
                     "status": solution.status.value,
                     "out_of_range": problems[layer].out_of_range(),
-                    "some": problems[layer].value(solution.displacement, rows=6),
+                    "some": problems[layer].value(solution.displacement, at_most=6),
                 }
         found[f"{name}/state"] = states
     return found

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from locoprop_lightning.distributed import Communicator, share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import ConvolutionKind, LayerKind, LinearKind, discover, kind, kind_of, register
@@ -98,14 +99,14 @@ def test_a_kind_from_outside_is_solved_and_written():
     """As the linear layer of the same weights is."""
     register(TransposedKind)
     mine, linear, x = Transposed().double(), nn.Linear(3, 2).double(), torch.randn(7, 3, dtype=torch.float64)
-    assert kind_of(mine).d_out(mine) == 2
     with torch.no_grad():
         linear.weight.copy_(mine.kernel.mT)
         linear.bias.copy_(mine.shift)
     solutions = []
     for layer in (mine, linear):
-        engine = LocalEngine(nn.Sequential(layer), ClosedForm(), GradientOracle(), settings())
-        engine.discover(x)
+        network, alone = nn.Sequential(layer), Communicator()
+        engine = LocalEngine(network, ClosedForm(), GradientOracle(), settings())
+        engine.discover(network, x, alone)
         with taped({"0": layer}) as tape:
             rows_of(layer, layer(x)).square().mean(0).sum().backward()
         record, local = tape.records["0"], engine.local["0"]
@@ -115,7 +116,7 @@ def test_a_kind_from_outside_is_solved_and_written():
         close(torch.cat(local.gradients(), 1), operator.adjoint(g), 1e-12)
         identity = resolve_transfer("identity")
         problem = LocalProblem(operator, a, g, weight.clone(), bias.clone(), identity, 0.5, 2.0, name="0")
-        found = engine.solve({"0": problem}, Recording.NOTHING)
+        found = engine.solve({"0": problem}, share_batch(alone, x, x, 7, Recording.NOTHING))
         engine.write(found)
         assert found["0"].status is Status.SOLVED
         torch.optim.SGD(layer.parameters(), lr=1.0).step()  # W - (W0 - W+)
@@ -167,7 +168,7 @@ def test_a_kind_of_no_modules_is_refused():
 
     with pytest.raises(UserError) as error:
         register(Nothing)
-    assert str(error.value) == "register(Nothing): its `modules` names no class of layers."
+    assert str(error.value) == "register(Nothing): `modules` must be a tuple of classes of layers, not ()."
     assert type(kind_of(nn.Linear(2, 2))) is LinearKind
 
 
@@ -176,7 +177,7 @@ def test_matrix_and_back(make, size):
     layer = make()
     own = kind_of(layer)
     matrix = own.matrix(layer, layer.weight)
-    assert matrix.shape == (6, operator_of(layer, [torch.randn(size)]).d_in) and own.d_out(layer) == 6
+    assert matrix.shape == (6, operator_of(layer, [torch.randn(size)]).d_in)
     assert torch.equal(own.from_matrix(layer, matrix), layer.weight)
     other = torch.randn_like(matrix)
     assert own.from_matrix(layer, other).shape == layer.weight.shape
@@ -254,3 +255,51 @@ def test_forwards_that_are_not_the_kinds():
         (bound, True),
     ):
         assert kind_of(layer).has_own_forward(layer) == own, layer
+
+
+def test_a_kind_that_is_not_whole_is_refused():
+    class Half(LinearKind):
+        def matrix(self, module, x):
+            return x.t()
+
+    class Bare(LinearKind):
+        modules = nn.Bilinear
+
+    class Abstract(LayerKind):
+        modules = (nn.Bilinear,)
+
+    for wrong, message in [
+        (Half, "register(Half): override matrix and from_matrix together; each undoes the other."),
+        (Bare, f"register(Bare): `modules` must be a tuple of classes of layers, not {nn.Bilinear!r}."),
+        (Abstract, "register(Abstract): must override empty, operator."),
+    ]:
+        with pytest.raises(UserError) as error:
+            register(wrong)
+        assert str(error.value) == message
+
+
+def test_what_a_kind_lacks_is_said(registry):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.ones(2, 2))
+
+    class OtherKind(LinearKind):
+        modules = (Other,)
+
+    with pytest.raises(UserError, match=r"OtherKind: Other has no `weight`; override parameters\(\)"):
+        OtherKind().parameters(Other())
+    with pytest.raises(UserError, match=r"OtherKind: a layer was called with x; override input\(\)"):
+        OtherKind().input((), {"x": torch.ones(1)})
+
+
+def test_a_forward_of_a_class_that_the_kind_names_is_no_forward_of_its_own():
+    class Mine(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    class Both(LinearKind):
+        modules = (nn.Linear, Mine)
+
+    assert not Both().has_own_forward(Mine(2, 2)) and not Both().has_own_forward(nn.Linear(2, 2))
+    assert LinearKind().has_own_forward(Mine(2, 2))

@@ -154,20 +154,20 @@ def test_value_on_a_sample_of_rows(make_problem, transfer, proximal):
     problem = make_problem(transfer, n=11)
     v = displacement(problem)
     for rows in (11, 100):
-        close(problem.value(v, proximal, rows=rows), problem.value(v, proximal))
+        close(problem.value(v, proximal, at_most=rows), problem.value(v, proximal))
     y, _ = augmented(problem)
     part = [0, 2, 6, 9]  # 11 times the fractions of 0, 1, 2 and 3 golden ratios
     divergence = problem.transfer.divergence(y[part] @ v.T, problem.pre_activation[part]).sum() * 11 / 4
     expected = divergence + problem.lambda_a * (problem.direction * (y @ v.T)).sum()
     if proximal:
         expected = expected + problem.lambda_r / 2 * v.square().sum()
-    close(problem.value(v, proximal, rows=4), expected)
+    close(problem.value(v, proximal, at_most=4), expected)
 
 
 def test_value_on_a_sample_of_repeated_rows_is_exact(make_problem):
     problem = with_rows(make_problem("tanh", n=12), [0] * 12)
     v = displacement(problem)
-    close(problem.value(v, rows=4), problem.value(v))
+    close(problem.value(v, at_most=4), problem.value(v))
 
 
 def test_direction_is_made_once_and_when_needed(make_problem):

@@ -34,7 +34,7 @@ def test_j_falls_with_every_iteration(make_problem, n, bias):
     values = torch.stack([start, *(problem.value(joined(solution, problem)) for solution in solutions)])
     rank = min(n, problem.operator.width)
     assert (values.diff()[:rank] < 0).all() and (values.diff() < 1e-12).all()
-    losses = ConjugateGradient(problem.operator.width).solve(problem, record=Recording.CURVE).losses
+    losses = ConjugateGradient(problem.operator.width).solve(problem, recording=Recording.CURVE).losses
     close((losses - losses[0]) * problem.n, values, 1e-11)
 
 

@@ -114,7 +114,7 @@ def test_iterations(name, kind, dtype):
     for iterations in (1, 2, 10):
         problem = catalogue.problem(kind, dtype=dtype)
         plain = catalogue.solver(name, iterations).solve(problem)
-        recorded = catalogue.solver(name, iterations).solve(problem, record=Recording.CURVE)
+        recorded = catalogue.solver(name, iterations).solve(problem, recording=Recording.CURVE)
         assert recorded.losses.shape == (iterations + 1,) and plain.losses is None
         for solution in (plain, recorded):
             assert solution.status is Status.SOLVED and solution.problem is problem
@@ -135,7 +135,7 @@ def test_iterations(name, kind, dtype):
 @both_dtypes
 def test_direct(name, kind, dtype):
     problem = catalogue.problem(kind, dtype=dtype)
-    solution = catalogue.solver(name).solve(problem, record=Recording.CURVE)
+    solution = catalogue.solver(name).solve(problem, recording=Recording.CURVE)
     assert solution.status is Status.SOLVED and solution.losses.shape == (2,)
     assert solution.weight.dtype == dtype
     v = joined(solution, problem)
@@ -180,8 +180,8 @@ def test_inputs_and_settings_are_not_changed(name, kind):
     problem, other = catalogue.problem(kind), catalogue.problem(kind)
     before = {key: x.clone() for key, x in tensors(problem).items()}
     settings = attributes(solver.solver)
-    for record in (Recording.NOTHING, Recording.CURVE, Recording.ENDS, Recording.NOTHING):
-        solution, expected = solver.solve(problem, record), twin.solve(other, record)
+    for recording in (Recording.NOTHING, Recording.CURVE, Recording.ENDS, Recording.NOTHING):
+        solution, expected = solver.solve(problem, recording), twin.solve(other, recording)
         assert equal(solution, expected)
         solution.displacement.add_(1)
         solution.weight.add_(1)
@@ -244,10 +244,10 @@ def test_damping_may_be_a_tensor(name, dtype):
     """Relative damping is one, on the device."""
     tolerance = dict.fromkeys(("rtol", "atol"), 1e-11 if dtype == torch.float64 else 1e-5)
     for kind in ("tall", "wide"):
-        for record in (Recording.NOTHING, Recording.CURVE):
+        for recording in (Recording.NOTHING, Recording.CURVE):
             problem = catalogue.problem(kind, dtype=dtype, lambda_r=torch.tensor(100.0, dtype=dtype))
-            solution = catalogue.solver(name).solve(problem, record=record)
-            expected = catalogue.solver(name).solve(catalogue.problem(kind, dtype=dtype), record=record)
+            solution = catalogue.solver(name).solve(problem, recording=recording)
+            expected = catalogue.solver(name).solve(catalogue.problem(kind, dtype=dtype), recording=recording)
             assert solution.status is Status.SOLVED and solution.weight.dtype == dtype
             torch.testing.assert_close(solution.weight, expected.weight, **tolerance)
 
@@ -255,6 +255,6 @@ def test_damping_may_be_a_tensor(name, dtype):
 @every_pair
 def test_ends_are_those_of_the_curve(name, kind):
     problem = catalogue.problem(kind)
-    curve, ends = (catalogue.solver(name).solve(problem, record=r) for r in (Recording.CURVE, Recording.ENDS))
+    curve, ends = (catalogue.solver(name).solve(problem, recording=r) for r in (Recording.CURVE, Recording.ENDS))
     assert ends.losses.shape == (2,) and equal(ends, curve)
     torch.testing.assert_close(ends.losses, curve.losses[[0, -1]], rtol=1e-12, atol=1e-12)

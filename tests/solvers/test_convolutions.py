@@ -28,7 +28,7 @@ def test_equals_the_linear_layer(bias, name, transfer):
     x = torch.randn(4, 3, 6, 5, dtype=torch.float64)
     problem = make(nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=bias), x, transfer, lambda_r=300.0)
     dense = replaced(problem, operator=problem.operator.dense())
-    got, expected = (catalogue.solver(name, 4).solve(p, record=Recording.CURVE) for p in (problem, dense))
+    got, expected = (catalogue.solver(name, 4).solve(p, recording=Recording.CURVE) for p in (problem, dense))
     assert got.status is expected.status is Status.SOLVED
     close(got.weight, expected.weight, 1e-10)
     close(got.losses, expected.losses, 1e-10)

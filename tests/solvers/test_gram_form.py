@@ -82,17 +82,17 @@ def test_gram_equals_rows(make_problem, monkeypatch, make, iterations, shape, bi
 def test_repeated_squaring_equals_the_loop(make_problem, monkeypatch, gradients, make, iterations, bias):
     problem, solver = problem_of(make_problem, (60, 5, 40), bias), make(iterations)
     plan_for(monkeypatch, uses_gram=False, cost=float("inf"))  # squaring always costs less
-    looped = looping(solver).solve(problem, record=Recording.CURVE)
+    looped = looping(solver).solve(problem, recording=Recording.CURVE)
     assert len(gradients) == iterations - 1
     gradients.clear()
     solution = solver.solve(problem)
     assert not gradients
     close(solution.displacement, looped.displacement, 1e-10)
     assert solution.status is looped.status is Status.SOLVED and solution.losses is None
-    ends = solver.solve(problem, record=Recording.ENDS)
+    ends = solver.solve(problem, recording=Recording.ENDS)
     assert not gradients  # the ends are had without the steps
     close(ends.losses, looped.losses[[0, -1]], 1e-10)
-    curve = solver.solve(problem, record=Recording.CURVE)
+    curve = solver.solve(problem, recording=Recording.CURVE)
     close(curve.losses, looped.losses, 1e-10)
     for recorded in (ends, curve):
         assert torch.equal(solution.displacement, recorded.displacement)  # logging must not change the weights
@@ -135,7 +135,7 @@ def test_divergence_is_noticed_in_both_forms(make_problem, gradients, factor):
     problem = problem_of(make_problem, (60, 5, 40))
     problem = replaced(problem, lambda_r=factor * problem.lambda_r)
     solver = FixedPointIteration(33)
-    assert looping(solver).solve(problem, record=Recording.CURVE).status is Status.DIVERGED
+    assert looping(solver).solve(problem, recording=Recording.CURVE).status is Status.DIVERGED
     assert len(gradients) == 32
     gradients.clear()
     assert solver.solve(problem).status is Status.DIVERGED and not gradients
@@ -156,7 +156,7 @@ def test_status_does_not_depend_on_recording(make_problem, gradients):
         status = solver.solve(problem).status
         assert not gradients
         for other in (solver, looping(solver)):
-            for record in Recording:
-                assert other.solve(problem, record=record).status is status, iterations
+            for recording in Recording:
+                assert other.solve(problem, recording=recording).status is status, iterations
         found.add(status)
     assert found == {Status.SOLVED, Status.DIVERGED}

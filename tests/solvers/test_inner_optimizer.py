@@ -57,7 +57,7 @@ def by_hand(problems, make, iterations, proximal, published=False, rates=None):
 def test_sgd_is_gradient_descent(make_problem, transfer, proximal, schedule):
     problem = make_problem(transfer)
     for iterations in (1, 2, 7):
-        expected = GradientDescent(iterations, 0.01, proximal, schedule).solve(problem, record=Recording.CURVE)
+        expected = GradientDescent(iterations, 0.01, proximal, schedule).solve(problem, recording=Recording.CURVE)
         make = InnerOptimizer(lambda p: torch.optim.SGD(p, lr=0.01), iterations, proximal, schedule=schedule)
         solver = Stateful(make)
         for _ in range(2):  # it has no state
@@ -210,8 +210,8 @@ def test_nothing_of_a_finished_solve_hangs_on_the_solver(make_problem, optimizer
     if bad:
         problem = replaced(problem, direction=problem.direction * torch.nan)
     before = dict(vars(solver.solver))
-    for record in Recording:
-        solver.solve(problem, record)
+    for recording in Recording:
+        solver.solve(problem, recording)
     assert vars(solver.solver) == before and not any(isinstance(x, torch.Tensor) for x in before.values())
     assert len(made) == 3 and all(parameter() is None for parameter in made)
     assert bool(solver.states["layer"]) == (persistent and not bad)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.solvers import FixedPointIteration, IterativeSolver, Recording, Status, Step
+from locoprop_lightning.solvers import FixedPointIteration, IterativeSolver, LocalSolver, Recording, Status, Step
 from tests.support import close
 
 both_transfers = pytest.mark.parametrize("transfer", ["identity", "tanh"])
@@ -76,12 +76,12 @@ def test_the_solution_of_the_last_step_is_the_solution(make_problem):
             return Step(v + 0.1, solution=problem.zeros() + k)
 
     points, problem = [], make_problem("tanh")
-    solution = Apart(3).solve(problem, record=Recording.CURVE)
+    solution = Apart(3).solve(problem, recording=Recording.CURVE)
     assert torch.equal(solution.displacement, problem.zeros() + 2)
     close(torch.stack(points)[:, 0, 0], torch.tensor([0.0, 0.1, 0.2], dtype=torch.float64), 1e-15)
     losses = [problem.first_loss(), *(problem.loss(problem.zeros() + k) for k in range(3))]
     assert torch.equal(solution.losses, torch.stack(losses))
-    ends = Apart(3).solve(problem, record=Recording.ENDS).losses
+    ends = Apart(3).solve(problem, recording=Recording.ENDS).losses
     assert torch.equal(ends, solution.losses[[0, -1]])
     assert Apart(3).solve(problem).losses is None
 
@@ -122,10 +122,10 @@ def test_iterations_cost_one_gradient_less(make_problem, monkeypatch, iterations
     gradient = type(problem).gradient
     monkeypatch.setattr(type(problem), "gradient", lambda *a: gradients.append(1) or gradient(*a))
     monkeypatch.setattr(type(problem), "plan", lambda self, count: planned.append(count) or 0.0)
-    for record in Recording:
+    for recording in Recording:
         planned.clear()
         gradients.clear()
-        Plain(iterations).solve(problem, record=record)
+        Plain(iterations).solve(problem, recording=recording)
         assert planned == [iterations - 1] and len(gradients) == iterations - 1
 
 
@@ -150,3 +150,43 @@ def test_arguments():
         FixedPointIteration(0)
     with pytest.raises(UserError, match=r"Plain\(iterations=2.5\): must be a whole number"):
         Plain(2.5)
+
+
+def test_what_a_step_must_return_is_said(make_problem):
+    class Wrong(FixedPointIteration):
+        def __init__(self, result):
+            super().__init__(2)
+            self.result = result
+
+        def step(self, problem, v, gradient, k, carry):
+            return self.result
+
+    problem = make_problem(d_in=5, d_out=4)
+    for result, message in [
+        (problem.zeros(), r"Wrong.step: must return a Step, not Tensor"),
+        (None, r"Wrong.step: must return a Step, not NoneType"),
+        (Step(problem.zeros().t()), r"Wrong.step: its point is \[6, 4\], and must be \[4, 6\]"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Wrong(result).solve(problem)
+
+
+def test_what_solve_takes_is_said(make_problem):
+    class Wrong(LocalSolver):
+        def run(self, problem, state, recording):
+            return problem.zeros()
+
+    for call, message in [
+        (lambda: FixedPointIteration(2).solve(make_problem(), recording=True), "recording=True: must be a .*Recording"),
+        (lambda: FixedPointIteration(2).solve(make_problem(), True), "state=True: must be a builtins.dict"),
+        (lambda: Wrong().solve(make_problem()), "Wrong.run: must return an Outcome, not Tensor"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_a_solution_has_no_graph(make_problem):
+    problem = make_problem()
+    problem.weight.requires_grad_()
+    solution = FixedPointIteration(2).solve(problem)
+    assert not solution.weight.requires_grad and not solution.bias.requires_grad

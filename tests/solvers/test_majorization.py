@@ -68,7 +68,7 @@ def test_never_raises_j(make_problem, transfer):
             seed=seed,
             scale=power(-1, 1),
         )
-        solution = Majorization(6).solve(problem, record=Recording.CURVE)
+        solution = Majorization(6).solve(problem, recording=Recording.CURVE)
         assert solution.status is Status.SOLVED, seed
         j = (solution.losses - solution.losses[0]) * problem.n
         size = max(1.0, solution.losses.abs().max().item() * problem.n)
@@ -83,7 +83,7 @@ def test_j_after_each_number_of_iterations(make_problem, transfer):
     for iterations in range(1, 7):
         values.append(problem.value(joined(Majorization(iterations).solve(problem), problem)).item())
     assert all(after <= before + 1e-12 for before, after in zip(values, values[1:], strict=False))
-    losses = Majorization(6).solve(problem, record=Recording.CURVE).losses
+    losses = Majorization(6).solve(problem, recording=Recording.CURVE).losses
     close((losses - losses[0]) * problem.n, torch.tensor(values, dtype=torch.float64), 1e-11)
 
 
@@ -135,7 +135,7 @@ def test_nesterov_needs_fewer_iterations(make_problem):
     best = problem.loss(newton(problem))
     needed = {}
     for acceleration in (None, "nesterov"):
-        losses = Majorization(400, acceleration).solve(problem, record=Recording.CURVE).losses
+        losses = Majorization(400, acceleration).solve(problem, recording=Recording.CURVE).losses
         near = losses - best < 1e-8 * (losses[0] - best)
         assert near[-1]
         needed[acceleration] = int(near.to(torch.int).argmax())

@@ -157,7 +157,7 @@ def test_rise_is_the_change_of_j(make_problem):
     assert right(KEEPING).rise(problem, v, True) == 0
     close(right(KEEPING).rise(problem, v, False), problem.value(v), 1e-12)
     many = make_problem("tanh", n=100)
-    close(right(KEEPING).rise(many, v, False), many.value(v, rows=32), 1e-12)
+    close(right(KEEPING).rise(many, v, False), many.value(v, at_most=32), 1e-12)
 
 
 @pytest.mark.parametrize("status", [Status.DIVERGED, Status.NONFINITE])

@@ -32,12 +32,12 @@ class Scripted(LocalSolver):
         v = problem.zeros() + (1 if learnt == "first" else 2)
         return Outcome(v, v.new_tensor(growth), None, learnt)
 
-    def run(self, problem, state, record):
-        self.calls.append(("run", problem.name, record))
+    def run(self, problem, state, recording):
+        self.calls.append(("run", problem.name, recording))
         return self.outcome(problem, self.script[problem.name][0], "first")
 
-    def retry(self, problem, state, status, record):
-        self.calls.append(("retry", problem.name, status, record))
+    def retry(self, problem, state, status, recording):
+        self.calls.append(("retry", problem.name, status, recording))
         growth = self.script[problem.name][1]
         return None if growth is None else self.outcome(problem, growth, "second")
 
@@ -47,13 +47,13 @@ class Scripted(LocalSolver):
 
 
 @every_ending
-@pytest.mark.parametrize("record", Recording)
-def test_attempts(make_problem, first, second, status, record):
+@pytest.mark.parametrize("recording", Recording)
+def test_attempts(make_problem, first, second, status, recording):
     solver, state = Scripted({"layer": (first, second)}), {}
-    solution = solver.solve(make_problem(), state, record)
-    expected = [("run", "layer", record)]
+    solution = solver.solve(make_problem(), state, recording)
+    expected = [("run", "layer", recording)]
     if first != -1.0:
-        expected.append(("retry", "layer", Status.DIVERGED if first == 1.0 else Status.NONFINITE, record))
+        expected.append(("retry", "layer", Status.DIVERGED if first == 1.0 else Status.NONFINITE, recording))
     last = "first" if second is None else "second"
     if status is not Status.NONFINITE:  # what is not finite is not kept
         expected.append(("keep", last))
@@ -98,10 +98,10 @@ def test_no_layers_are_solved():
 
 def test_records_no_gradients(make_problem):
     class Asks(Scripted):
-        def run(self, problem, state, record):
+        def run(self, problem, state, recording):
             assert not torch.is_grad_enabled()
             assert not torch.backends.cudnn.allow_tf32
-            return super().run(problem, state, record)
+            return super().run(problem, state, recording)
 
     allowed = torch.backends.cudnn.allow_tf32
     with torch.enable_grad():

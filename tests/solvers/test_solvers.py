@@ -87,7 +87,7 @@ def test_matching_solution_is_stationary(make_problem, transfer):
 @pytest.mark.parametrize("iterations", [1, 2, 10])
 def test_number_of_losses(make_problem, name, transfer, iterations):
     problem = make_problem(transfer, lambda_r=60.0)
-    solution = catalogue.solver(name, iterations).solve(problem, record=Recording.CURVE)
+    solution = catalogue.solver(name, iterations).solve(problem, recording=Recording.CURVE)
     assert solution.losses.shape == (iterations + 1,)
     close(solution.losses[0], problem.first_loss(), 1e-12)
     close(solution.losses[-1], problem.loss(joined(solution, problem)), 1e-12)
@@ -101,7 +101,7 @@ def test_number_of_losses(make_problem, name, transfer, iterations):
 @every_solver
 def test_losses_of_s_are_the_local_loss(make_problem, name):
     problem = make_problem(lambda_r=60.0)
-    solution = catalogue.solver(name, 4).solve(problem, record=Recording.CURVE)
+    solution = catalogue.solver(name, 4).solve(problem, recording=Recording.CURVE)
     v = joined(solution, problem)
     w = torch.cat([solution.weight, solution.bias[:, None]], 1)
     loss = (augmented(problem) @ w.T - problem.target).square().sum() / 2 + problem.lambda_r / 2 * v.square().sum()

@@ -1,0 +1,45 @@
+"""Labels drawn from the model's own prediction, for oracles whose statistics are the Fisher's."""
+
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from locoprop_lightning.distributed import SharedBatch
+from locoprop_lightning.engine import LocalEngine
+from locoprop_lightning.layers import Tape
+from locoprop_lightning.seed import run_seed
+from locoprop_lightning.tasks import Task, detached
+
+
+def sampled_gradients(
+    engine: LocalEngine, tape: Tape, task: Task, output: Any, batch: SharedBatch, step: int
+) -> list[dict[str, Tensor]]:
+    """Gradients of drawn labels, as often as the oracle asks; the draws have a seed of their own.
+
+    Args:
+        engine: The local layers and the oracle.
+        tape: The tape, before the backward pass.
+        task: Draws the labels.
+        output: Output of the network.
+        batch: The batch.
+        step: The step, which the draws depend on.
+
+    Returns:
+        For each draw the gradients by layer, as rows [n, d_out].
+    """
+    known = {name: layer.oracle_state for name, layer in engine.local.items() if layer.oracle_state}
+    draws = engine.oracle.draws(known or {name: {} for name in tape.records})
+    if draws == 0:
+        return []
+    seed, prediction = [run_seed(), step], detached(output)
+    if batch.alike:  # the labels are those that one process would draw
+        prediction = batch.processes.interleave(prediction, batch.outputs)
+    else:
+        seed.append(batch.processes.rank)
+    generator = torch.Generator(batch.device).manual_seed(crc32(" ".join(map(str, seed)).encode()))
+    labels = [task.sample_labels(prediction, generator) for _ in range(draws)]
+    if batch.alike:
+        labels = [batch.processes.own_part(label, batch.outputs) for label in labels]
+    return [tape.gradients(batch.weigh(task.loss(output, label))) for label in labels]
