@@ -850,3 +850,50 @@ def test_an_earlier_checkpoint_goes_on(tmp_path, make):
     resumed = make()
     resumed.on_load_checkpoint(checkpoint)
     assert same(evolved(module), evolved(resumed))
+
+
+@pytest.mark.parametrize("part", ["solver", "oracle", "network", "lambda_a"])
+def test_what_is_changed_between_fits_holds(tmp_path, part):
+    """As a module made anew with it."""
+    module = locoprop(lambda_r=1e4)
+    trainer(tmp_path).fit(module, digits())
+    other = {"solver": AndersonAcceleration(3), "oracle": RMSOracle(), "network": MLP(64, 8, 1), "lambda_a": 50.0}[part]
+    if part == "lambda_a":
+        module.engine.settings.lambda_a = other
+    else:
+        setattr(module, part, other)
+    net = MLP(64, 8 if part == "network" else 16, 1)
+    net.load_state_dict(module.network.state_dict())
+    options = {"lambda_a": other} if part == "lambda_a" else {"oracle": other} if part == "oracle" else {}
+    solver = AndersonAcceleration(3) if part == "solver" else None
+    expected = locoprop(solver, net, **({"lambda_r": 1e4} | options))
+    for one in (module, expected):
+        trainer(tmp_path).fit(one, digits())
+    assert equal(weights(module), weights(expected)) and module.trainer.callbacks.count(module.solver) == 1
+
+
+def test_an_oracle_without_rows_is_refused_where_there_are_several_processes():
+    class Own(Oracle):
+        def observe(self, gradient, sampled, terms, state):
+            pass
+
+        def direction(self, gradient, terms, state):
+            return gradient
+
+    class Two(Communicator):
+        size = 2
+
+    module = locoprop(oracle=Own())
+    with pytest.raises(
+        UserError, match="oracle=Own: its observe takes no `rows`, with which it must sum over the rows"
+    ):
+        module.engine.discover(module.network, torch.zeros(2, 64), Two())
+
+
+def test_an_observer_that_asks_for_something_else_is_named(tmp_path):
+    class Asks(SolveObserver):
+        def recording(self, trainer):
+            return True
+
+    with pytest.raises(UserError, match="Asks.recording: must return Recording.NOTHING, ENDS or CURVE, not True"):
+        trainer(tmp_path, [Asks()]).fit(locoprop(), digits())

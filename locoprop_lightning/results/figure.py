@@ -21,6 +21,9 @@ AXES: dict[str, tuple[str, Callable[[Run, str], np.ndarray]]] = {
 }
 
 
+_MARKS = 6  # characters that tell curves apart in a terminal without colours
+
+
 class Curve(NamedTuple):
     """The curve of a method.
 
@@ -135,6 +138,8 @@ def draw_text(curves: dict[str, Curve], xlabel: str, ylabel: str, log: bool = Tr
     curves = {name: curve for name, curve in curves.items() if np.isfinite(curve.middle).any()}
     if not curves:
         return "no value is finite"
+    left_out = [] if colour else list(curves)[_MARKS:]
+    curves = {name: curve for name, curve in curves.items() if name not in left_out}
     shown = {name: np.isfinite(curve.middle) for name, curve in curves.items()}
     text: str = plot_to_string(
         xs=[curve.x[shown[name]] for name, curve in curves.items()],
@@ -148,4 +153,4 @@ def draw_text(curves: dict[str, Curve], xlabel: str, ylabel: str, log: bool = Tr
         width=70,
         height=22,
     )
-    return text
+    return text + (f"\n(without colours there is no mark left for {', '.join(left_out)})" if left_out else "")

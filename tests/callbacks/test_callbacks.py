@@ -231,3 +231,17 @@ def test_histograms_of_what_is_not_finite(tmp_path):
             return DataLoader(TensorDataset(*batch), batch_size=16)
 
     quiet_trainer(tmp_path, LocalLossMonitor(1, histograms=True)).fit(module(), Broken(batch_size=500))
+
+
+def test_failed_solves_are_logged_of_a_solver_that_records_nothing(tmp_path):
+    class Silent(FixedPointIteration):
+        def run(self, problem, state, recording):
+            return super().run(problem, state, Recording.NOTHING)
+
+    trained = LocoPropModule(MLP(64, 16, 1), Classification(), Silent(10), lambda_a=30.0, lambda_r=1.0)
+    quiet_trainer(tmp_path, LocalLossMonitor(1)).fit(trained, Digits(batch_size=500))
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("local_loss")}
+    counts = trained.engine.counts.items()
+    assert tags == {f"local_loss/{layer}/status/{status}" for layer, failed in counts for status in failed} and tags
+    assert [e.value for e in events.Scalars(min(tags))][-1] == 3

@@ -393,7 +393,7 @@ def test_one_buffer_an_iteration(three):
     size = 3 * 3 * 6  # three layers of 3 units, 5 inputs and a bias
     for one in three:
         assert one["sums"]["sums"] == [size] * 5 + [3 * 2]  # first gradients, four others, and how the solves ended
-        assert one["sums"]["fingerprints"] == [2] * 7  # one before each, one at the end, and one for no retries
+        assert one["sums"]["fingerprints"] == [2] * 6  # one before each, and one at the end
 
 
 @pytest.mark.slow
@@ -517,3 +517,23 @@ def test_a_form_that_needs_all_rows_says_so():
     assert problem.n == 5
     with pytest.raises(UserError, match="needs all rows in one process: take whole\\(\\) first"):
         problem.reduced()
+
+
+def test_no_layers_need_no_other_process(monkeypatch):
+    monkeypatch.setattr(dist, "all_reduce", None)
+    assert lockstep({}) == {}
+
+
+def test_a_backend_of_gpus_alone_has_a_group_of_the_hosts_for_a_fit(monkeypatch):
+    made, gone = [], []
+    processes = data_parallel(monkeypatch, 0, 2)
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "new_group", lambda backend: made.append(backend) or "hosts")
+    monkeypatch.setattr(dist, "destroy_process_group", gone.append)
+    processes.close()
+    assert (made, gone) == ([], [])
+    for _ in range(2):
+        assert processes.run({}) == {}
+    assert made == ["gloo"]
+    processes.close()
+    assert gone == ["hosts"]

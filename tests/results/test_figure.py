@@ -1,6 +1,8 @@
 """Curves of methods."""
 
-from locoprop_lightning.results.figure import fold_runs
+import numpy as np
+
+from locoprop_lightning.results.figure import Curve, draw_text, fold_runs
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
 from tests.results.support import settings, write
@@ -13,3 +15,11 @@ def test_a_seed_that_has_just_begun_does_not_cut_the_others(tmp_path):
     drawn = fold_runs(runs, "train/loss", 0.0, "step")
     assert drawn.x.tolist() == [0, 1, 2] and drawn.middle.tolist() == [4.0, 1.5, 0.75]
     assert drawn.high.tolist() == [9.0, 2.0, 1.0]
+
+
+def test_text_without_colours_names_what_it_has_no_mark_for():
+    x = np.arange(5.0)
+    curves = {name: Curve(x, x + i + 1, x + i + 1, x + i + 1, 1) for i, name in enumerate("abcdefgh")}
+    text = draw_text(curves, "step", "loss")
+    assert text.endswith("(without colours there is no mark left for g, h)")
+    assert "no mark" not in draw_text(curves, "step", "loss", colour=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from locoprop_lightning import UserError
-from locoprop_lightning.results.settings import flatten, pairs, read_settings
+from locoprop_lightning.results.settings import NEUTRAL, flatten, pairs, read_settings
 
 
 def test_flatten():
@@ -20,6 +20,10 @@ def test_settings_of_a_run(tmp_path, capsys):
         (tmp_path / "config.yaml").write_text(broken)
         assert read_settings(tmp_path) == {}
         assert ("config.yaml: cannot be read as YAML" in capsys.readouterr().err) is named
+
+
+def test_a_setting_that_is_gone_makes_no_other_method():
+    assert NEUTRAL.match("model.reduction") and not NEUTRAL.match("model.reduction_of") and not NEUTRAL.match("model.a")
 
 
 def test_pairs():
