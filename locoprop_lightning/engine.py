@@ -37,8 +37,10 @@ class LocalEngine:
     """
 
     def __init__(self, network: nn.Module, solver: LocalSolver, oracle: Oracle, settings: LocalSettings) -> None:
+        _check(solver, oracle, settings.objective)
+        self.solver = solver
+        self.oracle = oracle
         self.settings = settings
-        self.replace(solver, oracle)
         self.layers: dict[str, LocalLayer] = {}
         self.local: dict[str, LocalLayer] = {}
         self.found: list[LayerInfo] | None = None
@@ -46,13 +48,15 @@ class LocalEngine:
         settings.check(layer.name for layer in self.refresh(network))
 
     def replace(self, solver: LocalSolver, oracle: Oracle) -> None:
-        """Takes another solver or oracle from the next step on.
+        """Takes another solver or oracle from the next step on; what the one before has kept is forgotten.
 
         Raises:
             UserError: For what is none, or does not fit the objective.
         """
-        check_object(Oracle, oracle=oracle)
-        _check_solver(solver, self.settings.objective)
+        _check(solver, oracle, self.settings.objective)
+        for layer in self.layers.values():
+            layer.solver_state = layer.solver_state if solver is self.solver else {}
+            layer.oracle_state = layer.oracle_state if oracle is self.oracle else {}
         self.solver = solver
         self.oracle = oracle
 
@@ -287,7 +291,8 @@ def _weight_direction(oracle: Oracle, gradients: list[Tensor], terms: int, state
     return oracle.weight_direction(torch.cat(gradients, 1), terms, state)  # cat makes a copy, to be written over
 
 
-def _check_solver(solver: LocalSolver, objective: str) -> None:
+def _check(solver: LocalSolver, oracle: Oracle, objective: str) -> None:
+    check_object(Oracle, oracle=oracle)
     check_object(LocalSolver, solver=solver)
     name = type(solver).__name__
     if isinstance(solver, IterativeSolver) and not hasattr(solver, "iterations"):

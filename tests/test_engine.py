@@ -473,6 +473,15 @@ def test_solver_and_oracle_can_be_replaced(make_problem):
     assert engine.solver is other
 
 
+@pytest.mark.parametrize("part", ["solver", "oracle", "none"])
+def test_what_the_one_before_has_kept_is_forgotten(saved, part):
+    engine, _ = saved
+    solver, oracle = engine.solver, engine.oracle
+    engine.replace(ClosedForm(**KEEPS) if part == "solver" else solver, RMSOracle() if part == "oracle" else oracle)
+    assert bool(state_of(engine)["solver"]) == (part != "solver")
+    assert bool(state_of(engine)["oracle"]) == (part != "oracle")
+
+
 def test_states_of_classes_of_the_same_name_are_apart(saved):
     Same = type("RMSOracle", (GradientOracle,), {})  # noqa: N806
     other = fresh(parallel(ClosedForm()), oracle=Same())
