@@ -11,13 +11,13 @@ class Digits(ImageData):
     Pixels, 0 to 16 in the data set, are scaled to 0..1.
 
     Args:
-        batch_size: images in a training batch, of each process.
-        validation: how many of the 1,500 training images to hold out as the validation set. The choice is fixed: it
+        batch_size: Images in a training batch, of each process.
+        validation: How many of the 1,500 training images to hold out as the validation set. The choice is fixed: it
             depends neither on the seed nor on the run. With 0, validation looks at the test images; select nothing on
             them.
-        seed: seed of the order of the training images; `None` takes the seed given to Lightning (`seed_everything`),
+        seed: Seed of the order of the training images; ``None`` takes that of Lightning (``seed_everything``),
             or else 0.
-        eval_batch_size: images in a batch of validation, test and prediction; `None` takes `batch_size`.
+        eval_batch_size: Images in a batch of validation, test and prediction; ``None`` takes ``batch_size``.
 
     Raises:
         UserError: if an argument is out of range.

@@ -35,23 +35,23 @@ FILES = [
 class FashionMNIST(ImageData):
     """Fashion-MNIST, from files on this machine or downloaded.
 
-    The four IDX files are looked for, raw or gzipped, in `root`, in `root/FashionMNIST/raw` (where torchvision puts
-    them), and in the folder of Debian's package `dataset-fashion-mnist`. The first folder that has all four is used,
+    The four IDX files are looked for, raw or gzipped, in ``root``, in ``root/FashionMNIST/raw`` (where torchvision puts
+    them), and in the folder of Debian's package ``dataset-fashion-mnist``. The first folder that has all four is used,
     and every file is checked. Pixels are scaled to 0..1. See Xiao, Rasul and Vollgraf, 2017, arXiv:1708.07747.
 
     Args:
-        root: folder for the data, relative to the working directory.
-        batch_size: images in a training batch, of each process.
-        validation: how many of the 60,000 training images to hold out as the validation set. The choice is fixed: it
+        root: Folder for the data, relative to the working directory.
+        batch_size: Images in a training batch, of each process.
+        validation: How many of the 60,000 training images to hold out as the validation set. The choice is fixed: it
             depends neither on the seed nor on the run. With 0, validation looks at the test images; select nothing on
             them.
-        seed: seed of the order of the training images; `None` takes the seed given to Lightning (`seed_everything`),
+        seed: Seed of the order of the training images; ``None`` takes that of Lightning (``seed_everything``),
             or else 0.
-        download: whether torchvision may download the data into `root` if no folder has it.
-        eval_batch_size: images in a batch of validation, test and prediction; `None` takes `batch_size`.
+        download: Whether torchvision may download the data into ``root`` if no folder has it.
+        eval_batch_size: Images in a batch of validation, test and prediction; ``None`` takes ``batch_size``.
 
     Raises:
-        UserError: if an argument is out of range; from `prepare_data` and `setup`, if the data are missing or damaged.
+        UserError: if an argument is out of range; from ``prepare_data`` and ``setup``, if the data are missing or damaged.
 
     Example:
         >>> data = FashionMNIST(root="data", batch_size=1024, validation=5000)
@@ -76,7 +76,7 @@ class FashionMNIST(ImageData):
         self.download = download
 
     def find(self) -> list[Path] | None:
-        """Returns the paths of the four files, in the order of `FILES`, or `None` if no folder has them all."""
+        """Returns the paths of the four files, in the order of ``FILES``, or ``None`` if no folder has them all."""
         for folder in (self.root, self.root / "FashionMNIST" / "raw", DEBIAN_FOLDER):
             paths = find_idx(folder, FILES)
             if paths is not None:
@@ -84,7 +84,7 @@ class FashionMNIST(ImageData):
         return None
 
     def prepare_data(self) -> None:
-        """Downloads the data if they are nowhere on this machine and `download` allows it.
+        """Downloads the data if they are nowhere on this machine and ``download`` allows it.
 
         Raises:
             UserError: if the download fails.

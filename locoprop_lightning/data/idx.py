@@ -18,8 +18,8 @@ class IdxFile(NamedTuple):
     """What an IDX file of unsigned bytes has to hold.
 
     Attributes:
-        name: file name without `.gz`.
-        shape: length of every dimension.
+        name: File name without ``.gz``.
+        shape: Length of every dimension.
         sha256: checksum of the uncompressed file, in hexadecimal.
     """
 
@@ -42,11 +42,11 @@ def find_idx(folder: Path, files: list[IdxFile]) -> list[Path] | None:
     """Looks for a complete set of IDX files in one folder.
 
     Args:
-        folder: where to look; it need not exist.
-        files: the files to look for, each raw or with `.gz`; a raw one is preferred, as the faster to read.
+        folder: Where to look; it need not exist.
+        files: The files to look for, each raw or with ``.gz``; a raw one is preferred, as the faster to read.
 
     Returns:
-        The paths in the order of `files`, or `None` if one is missing.
+        The paths in the order of ``files``, or ``None`` if one is missing.
     """
     paths = []
     for file in files:
@@ -62,14 +62,14 @@ def read_idx(path: Path, file: IdxFile) -> Tensor:
     """Reads and checks an IDX file.
 
     Args:
-        path: the file, gzipped if it ends in `.gz`.
-        file: what it has to hold.
+        path: The file, gzipped if it ends in ``.gz``.
+        file: What it has to hold.
 
     Returns:
-        The content, uint8 of shape `file.shape`.
+        The content, uint8 of shape ``file.shape``.
 
     Raises:
-        UserError: if the file cannot be read, or differs from `file` in magic number, dimensions, size or checksum.
+        UserError: if the file cannot be read, or differs from ``file`` in magic number, dimensions, size or checksum.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:

@@ -15,11 +15,11 @@ class EpochShuffle(Sampler[int]):
     """A permutation of the samples that depends on seed and epoch alone.
 
     The global random state is neither read nor changed, so a resumed run sees the batches that the uninterrupted run
-    would have seen. Lightning calls `set_epoch` before every training epoch, and after a resume.
+    would have seen. Lightning calls ``set_epoch`` before every training epoch, and after a resume.
 
     Args:
-        size: number of samples.
-        seed: seed of all epochs' permutations.
+        size: Number of samples.
+        seed: Seed of all epochs' permutations.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -28,7 +28,7 @@ class EpochShuffle(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the permutation of `epoch`, counted from 0."""
+        """Chooses the permutation of ``epoch``, counted from 0."""
         self.epoch = epoch
 
     def order(self) -> Tensor:
@@ -47,14 +47,14 @@ class EpochShuffle(Sampler[int]):
 
 
 def order_of(sampler: Sampler[int], size: int, rank: int, world_size: int, batch_size: int | None = None) -> Tensor:
-    """The samples of one process in the current epoch: every `world_size`-th of the common order.
+    """The samples of one process in the current epoch: every ``world_size``-th of the common order.
 
     Args:
-        sampler: an `EpochShuffle`, or a sampler that leaves the samples in order.
-        size: number of samples.
-        rank: index of the process.
-        world_size: number of processes.
-        batch_size: samples in a batch of each process, if they must have equally many batches: one that would have one
+        sampler: An ``EpochShuffle``, or a sampler that leaves the samples in order.
+        size: Number of samples.
+        rank: Index of the process.
+        world_size: Number of processes.
+        batch_size: Samples in a batch of each process, if they must have equally many batches: one that would have one
             batch less than another then takes the first sample of the order again.
 
     Returns:
@@ -66,7 +66,7 @@ def order_of(sampler: Sampler[int], size: int, rank: int, world_size: int, batch
 
 
 def count_of(size: int, rank: int, world_size: int, batch_size: int | None = None) -> int:
-    """How many samples `order_of` gives."""
+    """How many samples ``order_of`` gives."""
     own, most = math.ceil((size - rank) / world_size), math.ceil(size / world_size)
     short = batch_size is not None and math.ceil(own / batch_size) < math.ceil(most / batch_size)
     return own + short
@@ -75,18 +75,18 @@ def count_of(size: int, rank: int, world_size: int, batch_size: int | None = Non
 class TensorLoader:
     """Iterates over in-memory images and labels in batches.
 
-    Every sample comes once an epoch and the last, short batch is kept; with several processes see `order_of`.
+    Every sample comes once an epoch and the last, short batch is kept; with several processes see ``order_of``.
 
     Args:
         images: uint8 [N, 1, H, W].
         labels: int64 [N].
-        scale: the pixel value that becomes 1.0.
-        batch_size: samples in a batch of this process.
-        shuffle: whether the order changes with the epoch; if not, it is the order of `images`.
-        seed: seed of the order; unused without `shuffle`.
-        rank: index of this process.
-        world_size: number of processes.
-        even: whether all processes must have equally many batches, as training asks; see `order_of`.
+        scale: The pixel value that becomes 1.0.
+        batch_size: Samples in a batch of this process.
+        shuffle: Whether the order changes with the epoch; if not, it is the order of ``images``.
+        seed: Seed of the order; unused without ``shuffle``.
+        rank: Index of this process.
+        world_size: Number of processes.
+        even: Whether all processes must have equally many batches, as training asks; see ``order_of``.
 
     Raises:
         UserError: if an argument is out of range, or the tensors do not fit together.
@@ -134,7 +134,7 @@ class TensorLoader:
 
     @property
     def sampler(self) -> Sampler[int]:
-        """What Lightning looks at: it calls `set_epoch` on a sampler that has it, and knows a sequential one."""
+        """What Lightning looks at: it calls ``set_epoch`` on a sampler that has it, and knows a sequential one."""
         return self._sequential if self._shuffle is None else self._shuffle
 
     def order(self) -> Tensor:

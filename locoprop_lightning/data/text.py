@@ -110,7 +110,7 @@ class TextFiles(LightningDataModule):
 
 
 class SequenceLoader:
-    """Batches of tokens and next tokens; every sequence comes once an epoch, with several processes see `order_of`.
+    """Batches of tokens and next tokens; every sequence comes once an epoch, with several processes see ``order_of``.
 
     Args:
         text: Codes, uint8 [characters].
