@@ -52,7 +52,7 @@ class ImageData(LightningDataModule, ABC):
         eval_batch_size: Images in a batch of validation, test and prediction; ``None`` takes ``batch_size``.
 
     Raises:
-        UserError: if an argument is out of range.
+        UserError: If an argument is out of range.
     """
 
     train_size: int  # training images before any are held out

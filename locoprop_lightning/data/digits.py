@@ -20,7 +20,7 @@ class Digits(ImageData):
         eval_batch_size: Images in a batch of validation, test and prediction; ``None`` takes ``batch_size``.
 
     Raises:
-        UserError: if an argument is out of range.
+        UserError: If an argument is out of range.
 
     Example:
         >>> data = Digits(batch_size=500, seed=0)

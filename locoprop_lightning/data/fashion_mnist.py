@@ -51,7 +51,7 @@ class FashionMNIST(ImageData):
         eval_batch_size: Images in a batch of validation, test and prediction; ``None`` takes ``batch_size``.
 
     Raises:
-        UserError: if an argument is out of range; from ``prepare_data`` and ``setup``, if the data are missing or damaged.
+        UserError: If an argument is out of range; from ``prepare_data`` and ``setup``, if data are missing or damaged.
 
     Example:
         >>> data = FashionMNIST(root="data", batch_size=1024, validation=5000)

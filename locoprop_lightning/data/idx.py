@@ -69,7 +69,7 @@ def read_idx(path: Path, file: IdxFile) -> Tensor:
         The content, uint8 of shape ``file.shape``.
 
     Raises:
-        UserError: if the file cannot be read, or differs from ``file`` in magic number, dimensions, size or checksum.
+        UserError: If the file cannot be read, or differs from ``file`` in magic number, dimensions, size or checksum.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:

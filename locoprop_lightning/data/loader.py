@@ -89,7 +89,7 @@ class TensorLoader:
         even: Whether all processes must have equally many batches, as training asks; see ``order_of``.
 
     Raises:
-        UserError: if an argument is out of range, or the tensors do not fit together.
+        UserError: If an argument is out of range, or the tensors do not fit together.
 
     Example:
         >>> images, labels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.arange(5)
