@@ -8,7 +8,7 @@ LOCAL_LAYERS = "local_layers"  # {"solver": class, "oracle": class, "layers": {n
 _OF_PRECONDITIONER = ("inverse", "n", "age", "steps", "settings", "shape")
 
 
-def local_layers(checkpoint: Mapping[str, Any], state_key: str, solver: str) -> dict[str, Any]:
+def local_layers(checkpoint: Mapping[str, Any], solver: str, state_key: str, preconditions: bool) -> dict[str, Any]:
     """What a checkpoint holds of local layers, in today's form; of no layer, if it has none.
 
     In earlier ones solver and oracle had a dictionary of all layers each, in which an average's parts
@@ -16,8 +16,9 @@ def local_layers(checkpoint: Mapping[str, Any], state_key: str, solver: str) -> 
 
     Args:
         checkpoint: The checkpoint.
-        state_key: Key of the solver among the states of callbacks.
         solver: Path of the solver's class.
+        state_key: Key of the solver among the states of callbacks.
+        preconditions: Whether the solver keeps a preconditioner.
     """
     if LOCAL_LAYERS in checkpoint:
         found: dict[str, Any] = checkpoint[LOCAL_LAYERS]
@@ -28,7 +29,7 @@ def local_layers(checkpoint: Mapping[str, Any], state_key: str, solver: str) -> 
     names = [*dict.fromkeys([*solvers, *oracles, *counts])]
     layers = {
         name: {
-            "solver": _nested(solvers.get(name, {}), state_key in ("ClosedForm", "Majorization")),
+            "solver": _nested(solvers.get(name, {}), preconditions),
             "oracle": _nested(oracles.get(name, {}), {"usual", "shrink"} <= oracles.get(name, {}).keys()),
             "counts": counts.get(name, {}),
         }

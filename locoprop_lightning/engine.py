@@ -18,7 +18,15 @@ from locoprop_lightning.local import LocalProblem, Rows, State
 from locoprop_lightning.local_layer import LocalLayer, Report
 from locoprop_lightning.oracles import Oracle
 from locoprop_lightning.settings import LocalSettings
-from locoprop_lightning.solvers import IterativeSolver, LocalSolver, Recording, Solution, Status
+from locoprop_lightning.solvers import (
+    ClosedForm,
+    IterativeSolver,
+    LocalSolver,
+    Majorization,
+    Recording,
+    Solution,
+    Status,
+)
 
 
 class LocalEngine:
@@ -55,8 +63,10 @@ class LocalEngine:
         """
         _check(solver, oracle, self.settings.objective)
         for layer in self.layers.values():
-            layer.solver_state = layer.solver_state if solver is self.solver else {}
-            layer.oracle_state = layer.oracle_state if oracle is self.oracle else {}
+            if solver is not self.solver:
+                layer.solver_state, layer.counts = {}, {}
+            if oracle is not self.oracle:
+                layer.oracle_state = {}
         self.solver = solver
         self.oracle = oracle
 
@@ -199,11 +209,12 @@ class LocalEngine:
             name=layer.name,
         )
 
-    def trained_by(self, problems: Mapping[str, LocalProblem], rest: str) -> dict[str, str]:
+    def trained_by(self, problems: Mapping[str, LocalProblem], batch: SharedBatch, rest: str) -> dict[str, str]:
         """Who trains each layer, by name, with the reasons of those that turn out not to be local.
 
         Args:
             problems: The problems of the first step.
+            batch: Its batch.
             rest: Name of the optimizer of all that is not local.
 
         Raises:
@@ -212,7 +223,7 @@ class LocalEngine:
         trained = {}
         for info in self.found or []:
             if info.name in problems:
-                self.local[info.name].check(problems[info.name])
+                self.local[info.name].check(problems[info.name], batch.processes.sum)
                 self.solver.check(problems[info.name])
                 trained[info.name] = self.solver.describe(problems[info.name])
             elif info.local and self.local[info.name].gradients() is None:
@@ -271,7 +282,8 @@ class LocalEngine:
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from what evolved; what another solver or oracle has kept is left behind."""
         solver, oracle = _path(self.solver), _path(self.oracle)
-        saved = local_layers(checkpoint, self.solver.state_key, solver)
+        preconditions = isinstance(self.solver, ClosedForm | Majorization)
+        saved = local_layers(checkpoint, solver, self.solver.state_key, preconditions)
         for name, layer in self.layers.items():
             state = {"solver": {}, "oracle": {}, "counts": {}} | saved["layers"].get(name, {})
             if saved["solver"] != solver:

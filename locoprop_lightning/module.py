@@ -125,7 +125,7 @@ class LocoPropModule(SupervisedModule):
         self.manual_backward(loss)
         problems = engine.problems(tape, sampled, shared)  # T = f(A) - lambda_a D
         if starting:
-            self._announce(problems)
+            self._announce(problems, shared)
         self._step_rest(problems)
         solutions = engine.solve(problems, shared)
         engine.write(solutions)  # W0 - W+ where gradients are
@@ -135,9 +135,9 @@ class LocoPropModule(SupervisedModule):
         self._step_schedule()
         return {"loss": self.log_training(loss, output, target, rate, logs)}
 
-    def _announce(self, problems: Mapping[str, LocalProblem]) -> None:
+    def _announce(self, problems: Mapping[str, LocalProblem], batch: SharedBatch) -> None:
         """Prints who trains what, with the first batch."""
-        trained = self.engine.trained_by(problems, type(self.trainer.optimizers[1]).__name__)
+        trained = self.engine.trained_by(problems, batch, type(self.trainer.optimizers[1]).__name__)
         print_layers(self.trainer, self.engine.found or [], trained)
 
     def _step_rest(self, problems: Mapping[str, LocalProblem]) -> None:

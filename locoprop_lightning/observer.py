@@ -50,8 +50,11 @@ def asked(trainer: Trainer) -> Recording:
     Raises:
         UserError: For an observer that asks for something else.
     """
-    wishes = {type(observer).__name__: observer.recording(trainer) for observer in observers(trainer)}
-    for name, wish in wishes.items():
+    most = Recording.NOTHING
+    for observer in observers(trainer):
+        wish = observer.recording(trainer)
         if not isinstance(wish, Recording):
+            name = type(observer).__name__
             raise UserError(f"{name}.recording: must return Recording.NOTHING, ENDS or CURVE, not {wish!r}.")
-    return max(wishes.values(), default=Recording.NOTHING)
+        most = max(most, wish)
+    return most

@@ -425,10 +425,10 @@ def test_a_layer_that_acts_otherwise_than_its_kind_says_is_named(monkeypatch):
         output.square().sum().backward()
         problems = engine.problems(tape, [], share_batch(Communicator(), x, output, 6, 0))
         if message is None:
-            assert engine.trained_by(problems, "AdamW") == {"": "ClosedForm"}
+            assert engine.trained_by(problems, batch_of(), "AdamW") == {"": "ClosedForm"}
             return
         with pytest.raises(UserError, match=f"Wrong: layer '' ?.*{message}"):
-            engine.trained_by(problems, "AdamW")
+            engine.trained_by(problems, batch_of(), "AdamW")
 
     refused(None)
     turned = {"matrix": lambda self, m, x: x.t(), "from_matrix": lambda self, m, x: x.t()}

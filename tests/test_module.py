@@ -897,3 +897,38 @@ def test_an_observer_that_asks_for_something_else_is_named(tmp_path):
 
     with pytest.raises(UserError, match="Asks.recording: must return Recording.NOTHING, ENDS or CURVE, not True"):
         trainer(tmp_path, [Asks()]).fit(locoprop(), digits())
+
+
+def test_a_weight_gradient_that_autocast_has_rounded_is_made_from_the_rows(tmp_path):
+    def look(problem):
+        expected = problem.lambda_a * problem.operator.adjoint(problem.direction)
+        assert torch.equal(problem.first_gradient(), expected)
+
+    watch = Look(look)
+    trainer(tmp_path, [watch], precision="bf16-mixed", max_steps=2).fit(locoprop(FixedPointIteration(1)), digits())
+    assert watch.seen == ["1", "3"] * 2
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+def test_an_output_that_cancels_is_no_reason_to_refuse_a_layer(tmp_path):
+    """Inputs of a large mean, which the bias takes away, in bfloat16."""
+    x, layer = torch.randn(256, 64) + 100, nn.Linear(64, 10)
+    with torch.no_grad():
+        layer.bias.copy_(-layer.weight.sum(1) * 100)
+    module = LocoPropModule(layer, Classification(), ClosedForm(), 1.0, 10.0, objective="squared")
+    batch = DataLoader([(x, torch.arange(256) % 10)], batch_size=None)
+    trainer(tmp_path, precision="bf16-mixed", max_steps=1).fit(module, batch)
+    assert list(module.engine.local) == [""]
+
+
+def test_an_earlier_checkpoint_of_a_solver_of_ones_own_goes_on():
+    class Mine(ClosedForm):
+        pass
+
+    flat_state = {"mean": torch.eye(2), "weight": torch.ones(()), "inverse": torch.eye(2), "n": 3, "age": 1, "steps": 2}
+    module = kfac(Mine(average=0.9))
+    checkpoint = {"callbacks": {module.solver.state_key: {"state": {"1": flat_state}, "counts": {}}}}
+    module.on_load_checkpoint(checkpoint)
+    kept = evolved(module)["1"]["solver"]["preconditioner"]
+    assert same(kept["average"], {"value": torch.eye(2), "weight": torch.ones(())}) and kept["steps"] == 2

@@ -64,7 +64,8 @@ class Record:
         output.register_hook(lambda gradient: gradients.__setitem__(call, gradient))
 
     @property
-    def calls(self) -> int:  # noqa: D102
+    def calls(self) -> int:
+        """How often the layer was called."""
         return len(self._inputs)
 
     def forget(self) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import warnings
 from functools import partial
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.data import Digits
-from locoprop_lightning.distributed import Communicator, DataParallel, connect
+from locoprop_lightning.distributed import Communicator, DataParallel, connect, share_batch
 from locoprop_lightning.distributed.lockstep import lockstep, total_of
 from locoprop_lightning.distributed.shard import Shard, SummedOperator
 from locoprop_lightning.errors import UserError
@@ -305,7 +306,14 @@ def free_port():
 
 def together(size, work, folder):
     """What each of some processes found."""
-    multiprocessing.spawn(child, (size, free_port(), work, folder), nprocs=size)
+    children = multiprocessing.spawn(child, (size, free_port(), work, folder), nprocs=size, join=False)
+    deadline = time.monotonic() + 200
+    try:
+        while not children.join(timeout=1):
+            assert time.monotonic() < deadline, "the processes wait for each other"
+    finally:
+        for process in children.processes:
+            process.kill()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
@@ -537,3 +545,20 @@ def test_a_backend_of_gpus_alone_has_a_group_of_the_hosts_for_a_fit(monkeypatch)
     assert made == ["gloo"]
     processes.close()
     assert gone == ["hosts"]
+
+
+@pytest.mark.parametrize(("other", "alike"), [((3, 10), True), ((3, 11), False)])
+def test_processes_know_each_others_part_of_a_batch(other, alike):
+    sent = []
+
+    class Pair(Communicator):
+        size = 2
+
+        def gather(self, numbers, device):
+            sent.append(list(numbers))
+            return [sent[-1], sent[0]]
+
+    share_batch(Pair(), torch.zeros(3, 4), torch.zeros(other), 3, 2)  # what the other process sends
+    batch = share_batch(Pair(), torch.zeros(5, 4), torch.zeros(5, 10), 5, 1)
+    assert (batch.own, batch.terms, batch.samples, batch.wish, batch.alike) == (5, 8, (5, 3), 2, alike)
+    assert batch.weigh(torch.ones(())) == 5 * 2 / 8
