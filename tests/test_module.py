@@ -27,7 +27,7 @@ from locoprop_lightning.solvers import (
     Recording,
 )
 from locoprop_lightning.tasks import Classification, Task
-from tests.support import flat, same
+from tests.support import ROOT, flat, same
 
 STEPS = 3  # in an epoch: 1,500 digits by 500
 
@@ -932,3 +932,17 @@ def test_an_earlier_checkpoint_of_a_solver_of_ones_own_goes_on():
     module.on_load_checkpoint(checkpoint)
     kept = evolved(module)["1"]["solver"]["preconditioner"]
     assert same(kept["average"], {"value": torch.eye(2), "weight": torch.ones(())}) and kept["steps"] == 2
+
+
+def test_a_file_that_an_earlier_version_wrote_goes_on(tmp_path):
+    """K-FAC with kept statistics, stopped after two of four epochs; the file has the weights that it came to."""
+    path = ROOT / "tests" / "checkpoints" / "earlier.pt"
+    solver, oracle = ClosedForm(average=0.9, refresh_every=4, warmup=1), WhitenedOracle(refresh_every=2, warmup=1)
+    module = LocoPropModule(MLP(64, 6, 1), Classification(), solver, 0.01, 100.0, objective="squared", oracle=oracle)
+    fit = trainer(tmp_path, max_epochs=4, limit_val_batches=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "3")  # which the drawn labels depend on
+        fit.fit(module, digits(), ckpt_path=path, weights_only=True)
+    assert fit.global_step == 4 * STEPS
+    for name, expected in torch.load(path, weights_only=True)["expected"].items():
+        torch.testing.assert_close(weights(module)[name], expected, rtol=1e-4, atol=1e-5)
