@@ -96,7 +96,7 @@ class LocalLayer:
         if not torch.equal(self.kind.from_matrix(self.module, weight).nan_to_num(), own.nan_to_num()):
             raise UserError(f"{kind}: layer {self.name!r}: from_matrix does not undo matrix.")
         with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
-            start = problem.weight if problem.bias is None else torch.cat([problem.weight, problem.bias[:, None]], 1)
+            start = problem.start_matrix()
             a, z = problem.pre_activation, operator.apply(start)
             # Of the products before they cancel, which is what rounding is relative to.
             bound = _TOLERANCE * torch.linalg.vector_norm(start) * operator.trace().sqrt()

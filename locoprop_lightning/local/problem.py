@@ -104,6 +104,10 @@ class LocalProblem:
         """T = f(A) - lambda_a D, of the rows at hand [n, d_out]."""
         return self.transfer.f(self.pre_activation) - self.lambda_a * self.direction
 
+    def start_matrix(self) -> Tensor:
+        """[W0 | b0] [d_out, width], what V is added to."""
+        return self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], 1)
+
     def zeros(self) -> Tensor:
         """The start of the step, V = 0 [d_out, width]."""
         return self.weight.new_zeros(self.shape)
@@ -217,11 +221,10 @@ class LocalProblem:
         operator = self.operator.whole()
         if operator is self.operator:
             return self
-        start = self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], 1)
+        remade = partial(operator.apply, self.start_matrix())  # the squared loss has no use for A, which is not sent
         return LocalProblem(
             operator,
-            # The squared loss has no use for A, which is then not sent.
-            partial(operator.apply, start) if self.squared else self.operator.whole_rows(self.pre_activation),
+            remade if self.squared else self.operator.whole_rows(self.pre_activation),
             self.operator.whole_rows(self.direction),
             self.weight,
             self.bias,
