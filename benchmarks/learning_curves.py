@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from locoprop_lightning import LocoPropModule
-from locoprop_lightning.callbacks.stopwatch import Stopwatch
+from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.cli import LocoPropCLI, one_sentence
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.figure import AXES, draw, fold
@@ -42,18 +41,12 @@ EVERY = 59  # steps between two progress lines: an epoch of Fashion-MNIST in bat
 FORCED = {"trainer.logger": "false", "trainer.num_sanity_val_steps": "0"}
 
 
-class NonFinite(Exception):
-    """Ends a fit whose loss is no longer finite."""
-
-
-class Recorder(Stopwatch):
-    """Takes down losses, seconds and metrics; with a name it reports progress and stops where a loss is not finite."""
+class Recorder(LossRecorder):
+    """Takes down losses, seconds and metrics; with a name it reports progress."""
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
         self.name = name
-        self.losses: list[Tensor] = []
-        self.ends: list[float] = []  # second at which each step was over
         self.metrics: dict[str, list[float | None]] = {}
 
     def on_validation_end(self, trainer, pl_module):
@@ -64,19 +57,9 @@ class Recorder(Stopwatch):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self.losses.append(outputs["loss"].detach())
-        ended = not self.losses[-1].isfinite()  # waits for the device
-        self.ends.append(self.seconds)
-        if self.name is None:
-            return
-        if len(self.losses) % EVERY == 0:
-            told = f"smoothed loss {smooth(self.raw(), DECAY)[-1]:.4f}, {self.ends[-1]:.1f} s"
+        if self.name is not None and len(self.losses) % EVERY == 0:
+            told = f"smoothed loss {smooth(self.losses, DECAY)[-1]:.4f}, {self.ends[-1]:.1f} s"
             print(f"{self.name}: {len(self.losses)} steps, {told}", flush=True)
-        if ended:
-            raise NonFinite
-
-    def raw(self) -> list[float]:
-        return torch.stack(self.losses).tolist()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -92,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
                 continue
             print(f"{path.stem}: {config}", flush=True)
             recorder, record = train(config, seed, options)
-            save_run(path, {"method": method, "seed": seed, **record}, recorder.raw(), recorder.ends)
+            save_run(path, {"method": method, "seed": seed, **record}, recorder.losses, recorder.ends)
 
 
 def settings(options: argparse.Namespace) -> dict[str, str]:
@@ -108,27 +91,25 @@ def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorde
         trainer.limit_val_batches = 0
     recorder = Recorder(f"{options.label or config.stem}-seed{seed}")
     trainer.callbacks.append(recorder)
-    nonfinite_step = None
     try:
         trainer.fit(module, data)
-    except NonFinite:
-        nonfinite_step = len(recorder.losses) - 1
-        print(f"{recorder.name}: the loss of step {nonfinite_step} is not finite, stopped", flush=True)
+    except FitEnded:
+        print(f"{recorder.name}: the loss of step {recorder.nonfinite_step} is not finite, stopped", flush=True)
     metrics = {f"{split}_{name}": values for name, values in recorder.metrics.items()}
     tests = split == "val" or not recorder.metrics  # the latter where the last step was not an epoch's last
-    if tests and not options.no_test and nonfinite_step is None:
+    if tests and not options.no_test and recorder.nonfinite_step is None:
         (tested,) = trainer.test(module, data, verbose=False)
         metrics |= {name.replace("/", "_"): [finite(value)] for name, value in tested.items()}
     paces = [1000 * (b - a) for a, b in zip([0.0, *recorder.ends], recorder.ends, strict=False)]
     return recorder, {
         "settings": settings(options),
         "steps": len(recorder.losses),
-        "nonfinite_step": nonfinite_step,
+        "nonfinite_step": recorder.nonfinite_step,
         **metrics,
         "ms_per_step": round(statistics.mean(paces), 3),
         "status": module.engine.counts if isinstance(module, LocoPropModule) else {},
         "threads": torch.get_num_threads(),
-        "device": recorder.losses[0].device.type,
+        "device": trainer.strategy.root_device.type,
         "torch": torch.__version__,
     }
 

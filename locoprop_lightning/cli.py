@@ -28,7 +28,7 @@ from locoprop_lightning.callbacks import (
     StepTimer,
 )
 from locoprop_lightning.errors import UserError, check_counts
-from locoprop_lightning.results.settings import NEUTRAL, flatten
+from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.supervised import SupervisedModule
 
 
@@ -64,7 +64,7 @@ class LocoPropCLI(LightningCLI):
             seed: Seed.
             without: Further callbacks that are left out.
         """
-        changed = [f"--{name}={value}" for name, value in settings.items()]
+        changed = [f"--{name}={written(value)}" for name, value in settings.items()]
         arguments = [f"--config={config}", f"--seed_everything={seed}", *changed, "--trainer.enable_progress_bar=false"]
         cli = cls(arguments, run=False)
         unwanted = (SaveConfigCallback, Checkpoint, *without)

@@ -13,6 +13,7 @@ from pathlib import Path
 from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.results.settings import pairs
+from tune.study.command import study
 
 BEGUN = "tuner.pkl"  # what Tune writes when a sweep begins
 
@@ -22,7 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tune",
         description="Searches settings of a configuration with Ray Tune. Logs, checkpoints and results are in "
-        "STORAGE/NAME; a sweep that was stopped goes on with --resume.",
+        "STORAGE/NAME; a sweep that was stopped goes on with --resume. `python -m tune study --help` is about studies, "
+        "which compare methods with equal budgets.",
     )
     add = parser.add_argument
     add("--config", type=Path, metavar="A.yaml", help="configuration, as for `locoprop fit --config`")
@@ -70,13 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 where trials failed for good.
     """
-    options = make_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning").setLevel(logging.WARNING)  # each configuration that is tried says what it sees
     for name in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     with one_sentence("tune"):
-        return sweep(options)
+        return study(arguments[1:]) if arguments[:1] == ["study"] else sweep(make_parser().parse_args(arguments))
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -123,7 +125,7 @@ def sweep(options: argparse.Namespace) -> int:
     if missing and not options.resume and options.scheduler != "pbt":
         print(f"the configuration has no value of {', '.join(missing)} in the space: its first trial draws one.")
     config = folder / "base.yaml" if options.resume else sweeps.remember(options, fixed)
-    with sweeps.cluster(options):
+    with sweeps.cluster(options.address):
         grid = sweeps.tuner(options, space, config, start, epochs).fit()
         found = results.outcomes(grid, options, epochs)
     print(results.table(found, space, options.metric))

@@ -38,8 +38,26 @@ class _Once(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
-            raise UserError(f"space: {twice[0]}: stands there twice; keep one.")
+            raise UserError(f"{twice[0]}: stands there twice; keep one.")
         return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path, name: str) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path: The file.
+        name: What it is, which a refusal begins with.
+
+    Raises:
+        UserError: If it is no YAML, or has a key twice.
+    """
+    try:
+        return yaml.load(path.read_text(), _Once)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
 
 
 class Dimension(NamedTuple):
@@ -73,14 +91,23 @@ class Space:
         """
         if not path.is_file():
             raise UserError(f"--space {path}: there is no such file; tune/spaces has some.")
-        try:
-            loaded = yaml.load(path.read_text(), _Once)
-        except yaml.YAMLError as error:
-            raise UserError(f"--space {path}: is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(loaded, dict) or not loaded:
-            raise UserError(f"--space {path}: holds no settings, such as model.lambda_a: {{loguniform: [10, 5000]}}.")
+        return cls.of(load_yaml(path, f"--space {path}"), f"--space {path}")
+
+    @classmethod
+    def of(cls, settings: Any, name: str) -> "Space":
+        """A space from what its YAML holds.
+
+        Args:
+            settings: What stands in the YAML.
+            name: Where it stands, which a refusal begins with.
+
+        Raises:
+            UserError: Names the key, its value and what could stand there.
+        """
+        if not isinstance(settings, dict) or not settings:
+            raise UserError(f"{name}: holds no settings, such as model.lambda_a: {{loguniform: [10, 5000]}}.")
         dimensions: dict[str, Dimension] = {}
-        for key, value in loaded.items():
+        for key, value in settings.items():
             dimensions[str(key)] = _dimension(str(key), value, dimensions)
         return cls(dimensions)
 

@@ -155,8 +155,15 @@ def domains(space: Space) -> dict[str, Any]:
 
 
 @contextmanager
-def cluster(options: argparse.Namespace) -> Iterator[None]:
-    """Joins the cluster at ``--address``, or starts one on this machine, on loopback alone; leaves it again."""
+def cluster(address: str | None) -> Iterator[None]:
+    """Joins a cluster, or starts one on this machine, on loopback alone; leaves it again.
+
+    Args:
+        address: Address of the cluster, None to start one.
+
+    Raises:
+        UserError: If no cluster lets this process in there.
+    """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # a trial's own TensorBoard run has it all
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables have neither the metric nor the settings
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # what a killed driver can lose
@@ -172,12 +179,12 @@ def cluster(options: argparse.Namespace) -> Iterator[None]:
         "log_to_driver": False,
         "logging_level": "ERROR",
     }
-    if options.address:
+    if address:
         try:
-            ray.init(address=options.address, **shared)
+            ray.init(address=address, **shared)
         except ConnectionError as error:
             raise UserError(
-                f"--address {options.address}: no Ray cluster lets this command in there; one with RAY_AUTH_MODE=token "
+                f"--address {address}: no Ray cluster lets this command in there; one with RAY_AUTH_MODE=token "
                 "needs that here too, and its token in ~/.ray/auth_token."
             ) from error
     else:

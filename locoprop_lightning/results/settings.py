@@ -1,5 +1,6 @@
 """Settings of runs by dotted name: flattened, read from a run's config.yaml, or given as KEY=VALUE."""
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -53,6 +54,19 @@ def read_settings(folder: Path) -> dict[str, Any]:
         print(f"{path}: cannot be read as YAML, so that the run's seed and settings are not known", file=sys.stderr)
         loaded = {}
     return flatten(loaded) if isinstance(loaded, dict) else {}
+
+
+def written(value: Any) -> str:
+    """A value as a command line takes it.
+
+    Args:
+        value: A text, number, truth value or None, or a mapping or list of such.
+
+    Example:
+        >>> written("SGD"), written(None), written({"lr": 0.1})
+        ('SGD', 'null', '{"lr": 0.1}')
+    """
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:

@@ -114,5 +114,5 @@ def test_a_start_is_on_the_grid(tmp_path):
 
 
 def test_a_key_stands_once(tmp_path):
-    with pytest.raises(UserError, match="space: a: stands there twice"):
+    with pytest.raises(UserError, match="a: stands there twice"):
         load(tmp_path, "a: {uniform: [0, 1]}\nb: {uniform: [0, 1]}\na: {uniform: [0, 2]}")

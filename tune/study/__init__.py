@@ -1,0 +1,1 @@
+"""Studies: methods compared with equal budgets, from one YAML to one page."""

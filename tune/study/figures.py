@@ -1,0 +1,84 @@
+"""Figures of a study: where every run ends, and how fast a search finds it."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from locoprop_lightning.results.figure import COLOURS, DASHES
+
+OURS, RIVALS = "#D55E00", "#0072B2"
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
+        for ending in (".svg", ".png"):
+            metadata = {"Date": None} if ending == ".svg" else None
+            figure.savefig(path.with_suffix(ending), metadata=metadata, dpi=150, facecolor="white")
+
+
+def draw_ends(values: Mapping[str, Sequence[float]], local: set[str], path: Path) -> None:
+    """Draws a row a method, the best at the top: a mark for each seed, and a bar at their median.
+
+    Args:
+        values: Smoothed loss at the end of each run, by method, in the order of the rows.
+        local: The methods that solve local losses; the others are the rivals.
+        path: File to write; its PNG is written beside it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = Figure(figsize=(8, 1.0 + 0.3 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    for row, (name, losses) in enumerate(values.items()):
+        finite = [value for value in losses if math.isfinite(value)]
+        colour, mark = (OURS, "o") if name in local else (RIVALS, "s")
+        axes.plot(finite, [row] * len(finite), mark, color=colour, markersize=5, alpha=0.8, linestyle="none")
+        if finite:
+            axes.plot([statistics.median(finite)], [row], "|", color=colour, markersize=14, markeredgewidth=2)
+        if len(finite) < len(losses):
+            axes.text(0.99, row, "not finite", transform=axes.get_yaxis_transform(), ha="right", va="center")
+    axes.plot([], [], "o", color=OURS, label="local losses")
+    axes.plot([], [], "s", color=RIVALS, label="gradient steps")
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("train loss at the last step (less is better)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="best", fontsize="small")
+    _save(figure, path)
+
+
+def draw_tuning(values: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draws the best trial so far against the number of trials, a line a method.
+
+    Args:
+        values: The best of the first trials, NaN where there is none, by method [trials].
+        path: File to write; its PNG is written beside it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, best) in enumerate(values.items()):
+        colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+        places = range(1, len(best) + 1)
+        axes.plot(places, best, label=name, color=colour, linestyle=dashes, linewidth=1.4, drawstyle="steps-post")
+    if all(value > 0 for best in values.values() for value in best if math.isfinite(value)):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("trials")
+    axes.set_ylabel("best so far")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", handlelength=4, fontsize="small")
+    _save(figure, path)

@@ -1,0 +1,129 @@
+"""Milliseconds a step, measured alone on the machine with all methods taking turns; and how long a study takes."""
+
+import contextlib
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from locoprop_lightning.callbacks.recorder import LossRecorder
+from locoprop_lightning.results.table import markdown
+from tune.study.driver import Entry
+from tune.study.store import Store, replace
+from tune.study.work import here, plain
+from tune.trial import build
+
+FILE = "paces.json"
+ROUNDS, SKIPPED, STEPS = 3, 10, 40
+
+
+class Pace(NamedTuple):
+    """How fast a method is.
+
+    Attributes:
+        ms: Milliseconds a step.
+        mark: Fingerprint of its settings.
+        machine: What it was measured on.
+        when: The day.
+    """
+
+    ms: float
+    mark: str
+    machine: str
+    when: str
+
+
+def load(folder: Path) -> dict[str, Pace]:
+    """The measured paces by method.
+
+    Args:
+        folder: Folder of the study.
+    """
+    path = folder / FILE
+    return {name: Pace(**entry) for name, entry in json.loads(path.read_text()).items()} if path.is_file() else {}
+
+
+def measure(entries: Mapping[str, Entry], store: Store, again: bool) -> None:
+    """Measures the methods that are finished, if one of them lacks its pace.
+
+    A turn of a method is a fresh fit whose first steps are left out. Of the next 40 the mean is taken: some methods
+    refresh their factors at every tenth step, and a median would miss the refreshes. The pace is the median over the
+    turns.
+
+    Args:
+        entries: The methods.
+        store: Where they are kept.
+        again: Whether to measure in any case.
+    """
+    marks = {name: entry.final_mark(best) for name, entry in entries.items() if entry.finished and (best := entry.best)}
+    known = load(store.folder)
+    if not again and all(name in known and known[name].mark == mark for name, mark in marks.items()):
+        return
+    threads = len(os.sched_getaffinity(0))
+    times: dict[str, list[float]] = {name: [] for name in marks}
+    machine = ""
+    for turn in range(ROUNDS):
+        for name in marks:
+            entry = entries[name]
+            best = entry.best
+            assert best is not None
+            ms, device = pace(entry, best["values"], threads, SKIPPED, STEPS)
+            times[name].append(ms)
+            machine = f"{device}, {threads} threads"
+            print(f"pace, turn {turn + 1} of {ROUNDS}: {name} {ms:.1f} ms a step", file=sys.stderr, flush=True)
+    today = time.strftime("%Y-%m-%d")
+    for name, mark in marks.items():
+        known[name] = Pace(round(statistics.median(times[name]), 3), mark, machine, today)
+    lines = [f"  {json.dumps(name)}: {json.dumps(one._asdict())}" for name, one in known.items()]
+    replace(store.folder / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def pace(entry: Entry, values: Mapping[str, Any], threads: int, skipped: int, steps: int) -> tuple[float, str]:
+    """Milliseconds a step of a fresh fit, and the device.
+
+    Args:
+        entry: The method.
+        values: Settings that are changed in it.
+        threads: CPU threads.
+        skipped: Steps that are left out.
+        steps: Steps that are counted.
+    """
+    length = {"trainer.max_epochs": "-1", "trainer.max_steps": str(skipped + steps)}
+    settings = {**entry.method.settings, **values, **length, **plain(validate=False)}
+    recorder = LossRecorder()
+    with contextlib.redirect_stdout(io.StringIO()):  # the table of layers
+        cli = build(str(entry.method.config), 0, threads, settings)
+        cli.trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
+        cli.trainer.fit(cli.model, cli.datamodule)
+    begun = recorder.ends[skipped - 1] if skipped else 0.0
+    return 1000 * (recorder.ends[-1] - begun) / steps, here(cli.trainer)["device"]
+
+
+def plan(entries: Mapping[str, Entry], at_a_time: int) -> str:
+    """What would be run, and how long it takes: at the pace of finished runs, or of a few steps where there is none.
+
+    Args:
+        entries: The methods.
+        at_a_time: Runs at a time, 0 for what fits on this machine.
+    """
+    cores, total = len(os.sched_getaffinity(0)), 0.0
+    rows = [["method", "trials left", "final runs left", "steps of a run", "ms a step", "minutes at most"]]
+    for name, entry in entries.items():
+        trials, finals = entry.left()
+        ran = [line for line in [*entry.trials, *entry.finals.values()] if line["status"] == "done"]
+        if ran:
+            ms, steps = statistics.median(line["ms"] for line in ran), ran[0]["steps"]
+        else:
+            ms, _ = pace(entry, {}, entry.study.budget.threads, 2, 5)
+            steps = entry.steps()
+        seconds = (trials + finals) * steps * ms / 1000
+        total += seconds
+        rows.append([name, str(trials), str(finals), str(steps), f"{ms:.1f}", f"{seconds / 60:.1f}"])
+    slots = at_a_time or max(1, cores // next(iter(entries.values())).study.budget.threads)
+    told = f"{total / slots / 60:.0f} minutes at most with {slots} runs at a time"
+    return f"{markdown(rows)}\n\n{told}; trials that are stopped early take less."

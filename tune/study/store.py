@@ -1,0 +1,128 @@
+"""What a study has found: a line of JSON for each trial and each final run, and the loss curves of the latter."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TRIALS, FINALS = "trials.jsonl", "finals.jsonl"
+
+Line = dict[str, Any]
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """Twelve digits that tell settings apart.
+
+    Args:
+        settings: Settings by name.
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+class Store:
+    """The folder of a study.
+
+    Files are replaced as a whole, so that one which is read is complete whenever a process was killed.
+
+    Args:
+        folder: The folder.
+        order: The methods, in the order of the lines.
+    """
+
+    def __init__(self, folder: Path, order: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.order = list(order)
+
+    def trials(self, method: str, mark: str) -> list[Line]:
+        """The trials of a method from the first on, as far as none is missing.
+
+        Args:
+            method: Its name.
+            mark: Fingerprint of what makes its search; trials of another one do not count.
+        """
+        known = {
+            line["trial"]: line for line in self.lines(TRIALS) if line["method"] == method and line["mark"] == mark
+        }
+        count = next(index for index in range(len(known) + 1) if index not in known)
+        return [known[index] for index in range(count)]
+
+    def finals(self, method: str, mark: str) -> dict[int, Line]:
+        """The final runs of a method by seed.
+
+        Args:
+            method: Its name.
+            mark: Fingerprint of its settings; runs of others do not count.
+        """
+        lines = self.lines(FINALS)
+        return {line["seed"]: line for line in lines if line["method"] == method and line["mark"] == mark}
+
+    def lines(self, name: str) -> list[Line]:
+        """All lines of a file.
+
+        Args:
+            name: The file.
+        """
+        path = self.folder / name
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def add(self, name: str, line: Line) -> None:
+        """Adds a line in its place; one of the same trial or seed, and those with another mark, go.
+
+        Args:
+            name: The file.
+            line: The line, with ``method``, ``mark`` and ``trial`` or ``seed``.
+        """
+        part = "trial" if name == TRIALS else "seed"
+
+        def kept(other: Line) -> bool:
+            same = other["method"] == line["method"]
+            return not same or (other["mark"] == line["mark"] and other[part] != line[part])
+
+        lines = [other for other in self.lines(name) if kept(other)] + [line]
+        places = {method: place for place, method in enumerate(self.order)}
+        lines.sort(key=lambda one: (places.get(one["method"], len(places)), one["method"], one[part]))
+        replace(self.folder / name, "".join(json.dumps(one) + "\n" for one in lines))
+
+    def curve(self, method: str, seed: int) -> Path:
+        """The file with the losses of a final run.
+
+        Args:
+            method: Its method.
+            seed: Its seed.
+        """
+        return self.folder / "curves" / f"{method}-seed{seed}.csv"
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file that is never seen half.
+
+    Args:
+        path: The file.
+        text: What it holds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    passing = path.with_name(f"{path.name}.new")
+    passing.write_text(text)
+    passing.replace(path)
+
+
+def write_curve(path: Path, losses: Sequence[float]) -> None:
+    """Writes the loss of every step.
+
+    Args:
+        path: The file.
+        losses: Loss of every step [steps].
+    """
+    replace(path, "step,loss\n" + "".join(f"{step},{loss:.5g}\n" for step, loss in enumerate(losses)))
+
+
+def read_curve(path: Path) -> list[float]:
+    """The loss of every step [steps].
+
+    Args:
+        path: The file.
+    """
+    with path.open(newline="") as stream:
+        return [float(row["loss"]) for row in csv.DictReader(stream)]

@@ -1,0 +1,241 @@
+"""One run of a study: a trial or a final run, trained from its first step to its last, however often it is killed."""
+
+import contextlib
+import fcntl
+import io
+import json
+import math
+import platform
+import shutil
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from locoprop_lightning import LocoPropModule
+from locoprop_lightning.callbacks import LocalLossMonitor, StepTimer
+from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
+from locoprop_lightning.results.runs import smooth
+from locoprop_lightning.results.store import finite
+from tune.study.search import RUNGS
+from tune.study.spec import LOSS
+from tune.study.store import Line, replace, write_curve
+from tune.trial import build
+
+RECORD, CURVE = "record.json", "curve.csv"
+PAUSE = 60.0  # seconds between two checkpoints
+
+
+class Job(NamedTuple):
+    """A run.
+
+    Attributes:
+        line: What is known of it before: method, mark, trial or seed, values.
+        config: Path of its configuration.
+        settings: What is changed in it, by name.
+        seed: Its seed.
+        threads: CPU threads.
+        folder: Where it works; what it holds is of this job alone.
+        judge: Tag of the judged metric.
+        limits: Smoothed loss above which it is stopped at each rung; None for a final run, which never is.
+    """
+
+    line: Line
+    config: str
+    settings: dict[str, Any]
+    seed: int
+    threads: int
+    folder: str
+    judge: str
+    limits: list[float] | None
+
+
+class Referee(LossRecorder):
+    """Takes down losses, and ends the run where its smoothed loss is above a limit.
+
+    Args:
+        limits: The limit at each rung.
+    """
+
+    def __init__(self, limits: list[float]) -> None:
+        super().__init__()
+        self.limits = limits
+        self.rungs: list[float | None] = []
+        self.stopped = False
+        self._steps: list[int] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_train_start(trainer, pl_module)
+        length = int(trainer.estimated_stepping_batches)
+        self._steps = [max(1, round(fraction * length)) for fraction in RUNGS]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at the loss where a rung is reached.
+
+        Raises:
+            FitEnded: Where it is above the limit.
+        """
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if len(self.losses) in self._steps:
+            value = float(smooth(self.losses)[-1])
+            self.rungs = [*self.rungs, finite(value)][: len(RUNGS)]
+            self.stopped = value > self.limits[len(self.rungs) - 1]
+            if self.stopped:
+                raise FitEnded
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return super().state_dict() | {"rungs": list(self.rungs)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        super().load_state_dict(state_dict)
+        self.rungs = list(state_dict["rungs"])
+
+
+class Keeper(Checkpoint):
+    """Writes a checkpoint at the end of an epoch, if the last one was written a while ago.
+
+    Args:
+        path: The checkpoint.
+        pause: Seconds in between.
+    """
+
+    def __init__(self, path: Path, pause: float) -> None:
+        self.path = path
+        self.pause = pause
+        self._last = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if time.monotonic() - self._last >= self.pause:
+            passing = self.path.with_suffix(".new")
+            trainer.save_checkpoint(passing)
+            passing.replace(self.path)
+            self._last = time.monotonic()
+
+
+def run(job: Job, pause: float = PAUSE) -> Line:
+    """Runs a job, or goes on with it.
+
+    Args:
+        job: The job.
+        pause: Seconds between two checkpoints.
+
+    Returns:
+        Its line. A final run leaves its curve in the folder, too.
+    """
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the worker of a killed study may be at it still
+        stored = folder / RECORD
+        if not stored.is_file():
+            line, losses = _train(job, folder, pause)
+            write_curve(folder / CURVE, losses)
+            replace(stored, json.dumps(line))
+        line = json.loads(stored.read_text())
+        return dict(line)
+
+
+def discard(job: Job) -> None:
+    """Removes what a job left in its folder.
+
+    Args:
+        job: The job.
+    """
+    shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
+    """The line and the losses of a run."""
+    warnings.filterwarnings("ignore")
+    begun = time.monotonic()
+    limits = [math.inf] * len(RUNGS) if job.limits is None else job.limits
+    referee = Referee(limits)
+    checkpoint = folder / "last.ckpt"
+    on_loss = job.judge == LOSS
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the table of layers
+            cli = build(job.config, job.seed, job.threads, job.settings | plain(validate=not on_loss))
+            trainer, module, data = cli.trainer, cli.model, cli.datamodule
+            kept = [c for c in trainer.callbacks if not isinstance(c, LocalLossMonitor | StepTimer)]  # type: ignore[attr-defined]
+            trainer.callbacks = [*kept, referee, Keeper(checkpoint, pause)]  # type: ignore[attr-defined]
+            with contextlib.suppress(FitEnded):
+                trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+            metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
+            whole = referee.nonfinite_step is None and not referee.stopped
+            if job.limits is None and whole:
+                (tested,) = trainer.test(module, data, verbose=False)
+                metrics |= {name: finite(float(value)) for name, value in tested.items()}
+    except RuntimeError as error:
+        if not referee.losses or isinstance(error, torch.OutOfMemoryError):  # nothing that its settings alone tell
+            raise
+        return job.line | _failed(referee, error), referee.losses  # such as a factor that is singular
+    status = "done" if whole else "stopped" if referee.stopped else "non-finite"
+    smoothed = smooth(referee.losses)
+    judged = float(smoothed[-1]) if on_loss else metrics.get(job.judge)
+    paces = [1000 * (b - a) for a, b in zip([0.0, *referee.ends], referee.ends, strict=False)]
+    known = {name: value for name, value in metrics.items() if name.split("/")[0] in ("val", "test")}
+    line = job.line | {
+        "status": status,
+        "value": None if judged is None else finite(judged),
+        "first": finite(referee.losses[0]),
+        "loss": finite(float(smoothed[-1])),
+        "rungs": referee.rungs,
+        "steps": len(referee.losses),
+        **known,
+        "highest": highest(referee.losses),
+        "refused": module.engine.counts if isinstance(module, LocoPropModule) else {},
+        "ms": round(statistics.median(paces), 2),
+        "seconds": round(time.monotonic() - begun, 1),
+        **here(trainer),
+    }
+    return line, referee.losses
+
+
+def plain(validate: bool) -> dict[str, str]:
+    """Settings of a run that writes nothing of its own.
+
+    Args:
+        validate: Whether it looks at held-out data after each epoch.
+    """
+    settings = {"trainer.logger": "false", "trainer.num_sanity_val_steps": "0"}
+    return settings if validate else settings | {"trainer.limit_val_batches": "0"}
+
+
+def highest(losses: list[float], settled: int = 100) -> float | None:
+    """Highest raw loss once training has settled, None where it is not finite.
+
+    Args:
+        losses: Loss of every step [steps].
+        settled: Steps that do not count.
+    """
+    return finite(max(losses[settled + 1 :], default=losses[-1]))
+
+
+def here(trainer: Trainer) -> Line:
+    """What the last digits depend on beside the settings.
+
+    Args:
+        trainer: The trainer.
+    """
+    root = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(root) if root.type == "cuda" else platform.machine()
+    return {"device": name, "torch": torch.__version__}
+
+
+def _failed(referee: Referee, error: BaseException) -> Line:
+    return {
+        "status": "failed",
+        "value": None,
+        "first": finite(referee.losses[0]),
+        "loss": None,
+        "rungs": referee.rungs,
+        "steps": len(referee.losses),
+        "error": " ".join(str(error).split())[:300],
+    }
