@@ -53,7 +53,8 @@ class LocalEngine:
         self.local: dict[str, LocalLayer] = {}
         self.found: list[LayerInfo] | None = None
         self._known: list[LocalLayer] = []  # to the optimizers
-        settings.check(layer.name for layer in self.refresh(network))
+        self.refresh(network)
+        settings.check(layer.name for layer in self._known)
 
     def replace(self, solver: LocalSolver, oracle: Oracle) -> None:
         """Takes another solver or oracle from the next step on; what the one before has kept is forgotten.
@@ -70,8 +71,8 @@ class LocalEngine:
         self.solver = solver
         self.oracle = oracle
 
-    def refresh(self, network: nn.Module) -> list[LocalLayer]:
-        """Looks which layers may be local as the network is now, for optimizers that are being made.
+    def refresh(self, network: nn.Module) -> dict[str, nn.Parameter]:
+        """Looks which layers may be local as the network is now, and gives their parameters by name.
 
         Args:
             network: The network; some of its layers may have been frozen or replaced since.
@@ -81,7 +82,7 @@ class LocalEngine:
             if name not in self.layers or self.layers[name].module is not module:
                 self.layers[name] = LocalLayer(name, module, kind)
         self._known = [self.layers[name] for name in now]
-        return self._known
+        return {f"{x.name}.{name}": p for x in self._known for name, p in x.module.named_parameters()}
 
     def start(self) -> None:
         """Begins a fit: its layers are found anew with its first batch."""

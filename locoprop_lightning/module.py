@@ -21,7 +21,7 @@ from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings
 from locoprop_lightning.solvers import LocalSolver, Recording, Solution
-from locoprop_lightning.supervised import Batch, SupervisedModule, make_from
+from locoprop_lightning.supervised import Batch, SupervisedModule, optimizer_from
 from locoprop_lightning.tasks import Task
 
 
@@ -172,9 +172,8 @@ class LocoPropModule(SupervisedModule):
         Only the first batch tells which layers cannot be local, so the rest optimizer is given every parameter; torch's
         optimizers pass over those without a gradient.
         """
-        local = [p for layer in self.engine.refresh(self.network) for p in layer.module.parameters()]
-        outer = make_from("optimizer", self._optimizer, local)
-        rest = make_from("rest_optimizer", self._rest_optimizer, list(self.network.parameters()))
+        outer = optimizer_from("optimizer", self._optimizer, self.engine.refresh(self.network))
+        rest = optimizer_from("rest_optimizer", self._rest_optimizer, dict(self.network.named_parameters()))
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
             if isinstance(optimizer, LBFGS):
                 raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")

@@ -15,6 +15,7 @@ from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
 from locoprop_lightning.layers.discovery import call
 from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
+from locoprop_lightning.optimizers.split import NamesNeeded
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
 Batch = tuple[Any, Any]
@@ -217,13 +218,30 @@ class BackpropModule(SupervisedModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of all trainable parameters, and its schedule."""
-        optimizer = make_from("optimizer", self._optimizer, [p for p in self.network.parameters() if p.requires_grad])
+        trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        optimizer = optimizer_from("optimizer", self._optimizer, trainable)
         if self._lr_scheduler is None:
             return optimizer
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.schedule_of(self._lr_scheduler, optimizer), "interval": "step"},
         }
+
+
+def optimizer_from(setting: str, factory: OptimizerCallable, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    """Makes an optimizer; it is given the parameters' names where it asks for them.
+
+    Args:
+        setting: Name of the setting.
+        factory: What the user chose.
+        parameters: The parameters by name.
+    """
+    optimizer: Optimizer
+    try:
+        optimizer = make_from(setting, factory, list(parameters.values()))
+    except NamesNeeded:
+        optimizer = make_from(setting, factory, list(parameters.items()))
+    return optimizer
 
 
 def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:

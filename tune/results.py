@@ -15,6 +15,7 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.table import markdown, rank
 from tune.space import Space, shown
 from tune.sweep import TIME, folder_of
+from tune.trial import reached
 
 _STATUSES = ("done", "stopped early", "failed")  # the best first
 
@@ -30,8 +31,11 @@ class Outcome:
     """
 
     def __init__(self, result: Result, metric: str, folder: Path, epochs: int) -> None:
-        metrics = result.metrics or {}
         self.name = Path(result.path).name
+        metrics = dict(result.metrics or {})
+        own = reached(folder / self.name)
+        if own.get(TIME, 0) > metrics.get(TIME, 0):  # Tune may lose the last report of a trial of several workers
+            metrics |= own
         self.values: dict[str, Any] = dict(result.config or {})
         self.epoch = int(metrics.get(TIME, 0))
         self.value: float | None = metrics.get(metric)

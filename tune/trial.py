@@ -24,7 +24,7 @@ from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.cli import LocoPropCLI, settings_logger
 from locoprop_lightning.errors import UserError
 
-STATE = "trial.json"
+STATE, PROGRESS = "trial.json", "progress"
 
 
 def strategy_settings(strategy: Any) -> dict[str, Any]:
@@ -128,6 +128,16 @@ class Progress:
             path.unlink(missing_ok=True)
 
 
+def reached(trial: Path) -> dict[str, float]:
+    """The metrics that a trial has come to by what is in its folder, empty where it never ended an epoch.
+
+    Args:
+        trial: Folder of the trial.
+    """
+    path = trial / PROGRESS / STATE
+    return dict(json.loads(path.read_text())["said"]) if path.is_file() else {}
+
+
 class Reporter(Checkpoint):
     """Reports to Tune after each epoch.
 
@@ -221,7 +231,7 @@ def run_trial(values: dict[str, Any], work: Work) -> None:
     if work.workers > 1:
         run_workers(values, work, trial)
         return
-    progress = Progress(trial / "progress")
+    progress = Progress(trial / PROGRESS)
     with contextlib.ExitStack() as stack:
         checkpoint = tune.get_checkpoint() if work.hands_on else None
         if checkpoint is not None:
@@ -257,7 +267,7 @@ def run_workers(values: dict[str, Any], work: Work, trial: Path) -> None:
             group = get_current_placement_group()
             assert group is not None
             (trial / GROUP).write_text(group.id.hex())
-        run_seeds(values, work, trial, Progress(trial / "progress"))
+        run_seeds(values, work, trial, Progress(trial / PROGRESS))
 
     TorchTrainer(
         worker,

@@ -1,6 +1,7 @@
-"""Two optimizers as one: matrices to the one, everything else to the other."""
+"""Two optimizers as one: hidden matrices to the one, everything else to the other."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from locoprop_lightning.errors import UserError
 Group = dict[str, Any]
 
 
+class NamesNeeded(UserError):
+    """Parameters came without their names, which patterns are compared with."""
+
+
 class SplitOptimizer(Optimizer):
     """Trains parameters with 2 dimensions by one optimizer and all others by another, such as Muon and AdamW.
 
@@ -25,9 +30,14 @@ class SplitOptimizer(Optimizer):
         matrix: Makes the optimizer of the parameters with exactly 2 dimensions.
         other: Makes the optimizer of all others. Neither may need a closure.
         convolutions: Whether weights with more dimensions go with the matrices.
+        exclude: Patterns of parameters that go to ``other`` whatever their dimensions, such as the embeddings and the
+            output layer of "*.embedding.weight" and "head". A pattern is compared with the parameter's name and with
+            its layer's. The parameters must come with their names, as from ``network.named_parameters()``; the modules
+            of this package see to it.
 
     Raises:
-        UserError: For a group with an option that one of its two halves has and the other has not.
+        UserError: For a group with an option that one of its two halves has and the other has not, and for a pattern
+            that no parameter has.
 
     Example:
         >>> from torch.optim import SGD, AdamW
@@ -38,11 +48,19 @@ class SplitOptimizer(Optimizer):
     """
 
     def __init__(
-        self, params: ParamsT, matrix: OptimizerCallable, other: OptimizerCallable, convolutions: bool = False
+        self,
+        params: ParamsT,
+        matrix: OptimizerCallable,
+        other: OptimizerCallable,
+        convolutions: bool = False,
+        exclude: Sequence[str] = (),
     ) -> None:
         self._convolutions = convolutions
+        self._exclude = list(exclude)
         entries: list[Any] = list(params)
         groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        groups = [{**group, "params": _entries(group)} for group in groups]  # which may be generators
+        self._check_patterns(groups)
         halves = self._split(groups)
         children = _make(matrix, halves[0]), _make(other, halves[1])
         _check(halves, children)
@@ -60,20 +78,38 @@ class SplitOptimizer(Optimizer):
     def _link(self) -> None:
         """Gives the children the state and their groups."""
         for child, matrices in zip(self._children, (True, False), strict=True):
-            groups = [group for group in self.param_groups if self._is_matrix(group["params"][0]) is matrices]
+            groups = [group for group in self.param_groups if self._is_matrix(_first(group)) is matrices]
             child.__setstate__({"state": self.state, "param_groups": groups})
 
     def _is_matrix(self, entry: Tensor | tuple[str, Tensor]) -> bool:
         """Whether a parameter, alone or with its name, goes to the first optimizer."""
-        dimensions = (entry[1] if isinstance(entry, tuple) else entry).ndim
-        return dimensions == 2 or (self._convolutions and dimensions > 2)
+        name, parameter = entry if isinstance(entry, tuple) else ("", entry)
+        if any(_matches(name, pattern) for pattern in self._exclude):
+            return False
+        return parameter.ndim == 2 or (self._convolutions and parameter.ndim > 2)
+
+    def _check_patterns(self, groups: Iterable[Group]) -> None:
+        """Refuses patterns that no parameter has."""
+        entries = [entry for group in groups for entry in _entries(group)]
+        names = [entry[0] for entry in entries if isinstance(entry, tuple)]
+        if self._exclude and len(names) < len(entries):
+            raise NamesNeeded(
+                f"SplitOptimizer(exclude={self._exclude}): the parameters have no names; give "
+                "network.named_parameters()."
+            )
+        for pattern in self._exclude:
+            if not any(_matches(name, pattern) for name in names):
+                raise UserError(
+                    f"SplitOptimizer(exclude={self._exclude}): no parameter is named {pattern!r}; there are "
+                    f"{', '.join(names)}."
+                )
 
     def _split(self, groups: Iterable[Group]) -> tuple[list[Group], list[Group]]:
         """Groups of matrices and groups of the others; empty ones are left out."""
         matrix: list[Group] = []
         other: list[Group] = []
         for group in groups:
-            params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            params = _entries(group)
             for half, matrices in ((matrix, True), (other, False)):
                 own = [p for p in params if self._is_matrix(p) is matrices]
                 if own:
@@ -81,7 +117,8 @@ class SplitOptimizer(Optimizer):
         return matrix, other
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_children": self._children, "_convolutions": self._convolutions}
+        own = ("_children", "_convolutions", "_exclude")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -124,6 +161,21 @@ class SplitOptimizer(Optimizer):
             if child.param_groups:
                 child.step()
         return loss
+
+
+def _entries(group: Group) -> list[Any]:
+    """The parameters of a group, with their names where they have some."""
+    return [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+
+
+def _first(group: Group) -> Any:
+    """The first parameter of a group of an optimizer, with its name where it has one."""
+    names = group.get("param_names")
+    return (names[0], group["params"][0]) if names else group["params"][0]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
 def _make(rule: OptimizerCallable, groups: list[Group]) -> Optimizer:

@@ -311,3 +311,62 @@ def test_from_yaml_and_resumed(tmp_path, monkeypatch, capsys):
     main(["fit", "--config", "config.yaml", "--trainer.max_epochs", "2", "--ckpt_path", str(path)])
     resumed = [torch.load(p, weights_only=True) for p in tmp_path.rglob("*.ckpt")]
     assert max(c["global_step"] for c in resumed) == 6
+
+
+def test_excluded_matrices_go_to_the_other():
+    one, two = network(), network()
+    split = SplitOptimizer(one.named_parameters(), muon, adamw, exclude=["2"])
+    run(one, [split])
+    parts = [[two[0].weight], [two[0].bias, two[2].weight, two[2].bias]]
+    run(two, [rule(part) for rule, part in zip((muon, adamw), parts, strict=True)])
+    assert same(one, two)
+    assert [len(group["params"]) for group in split.param_groups] == [1, 3]
+
+
+@pytest.mark.parametrize("pattern", ["2.weight", "2", "2.*", "*.weight"])
+def test_patterns_are_of_parameters_or_their_layers(pattern):
+    split = SplitOptimizer(network().named_parameters(), muon, adamw, exclude=[pattern])
+    names = [name for child in split.children[:1] for group in child.param_groups for name in group["param_names"]]
+    assert names == ([] if pattern == "*.weight" else ["0.weight"])
+
+
+def test_exclusions_hold_after_a_resume_from_what_had_no_names():
+    one, two = network(), network()
+    split = SplitOptimizer(one.named_parameters(), muon, adamw, exclude=["2"])
+    run(one, [split], steps=2)
+    state = copy.deepcopy(split.state_dict())
+    for group in state["param_groups"]:
+        group.pop("param_names")
+    two.load_state_dict(one.state_dict())
+    again = SplitOptimizer(two.named_parameters(), muon, adamw, exclude=["2"])
+    again.load_state_dict(state)
+    for optimizer, net in ((split, one), (again, two)):
+        run(net, [optimizer], start=2, steps=2)
+    assert same(one, two)
+
+
+def test_what_exclusions_refuse():
+    with pytest.raises(UserError, match="have no names; give network.named_parameters"):
+        SplitOptimizer(network().parameters(), muon, adamw, exclude=["2"])
+    with pytest.raises(UserError, match="no parameter is named 'head'; there are 0.weight, 0.bias"):
+        SplitOptimizer(network().named_parameters(), muon, adamw, exclude=["head"])
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_modules_give_names_where_they_are_asked_for(local):
+    from locoprop_lightning import LocoPropModule
+    from locoprop_lightning.solvers import ClosedForm
+
+    net = MLP(in_features=64, hidden_features=8, hidden_layers=1)
+    names = [name for name, p in net.named_parameters() if p.ndim == 2]
+
+    def make(params):
+        return SplitOptimizer(params, sgd, adamw, exclude=[names[-1]])
+
+    if local:
+        module = LocoPropModule(net, Classification(), ClosedForm(), 1.0, 1.0, objective="squared", optimizer=make)
+        (split, _), _ = module.configure_optimizers()
+    else:
+        split = BackpropModule(net, Classification(), make).configure_optimizers()
+    first, other = ([n for g in child.param_groups for n in g["param_names"]] for child in split.children)
+    assert first == names[:-1] and names[-1] in other
