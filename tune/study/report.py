@@ -193,14 +193,14 @@ def way(methods: Methods, reference: str) -> str:
         for fraction in (*FRACTIONS, 1.0):
             seconds = fraction * whole
             columns[f"{seconds:.3g} s"] = ".4g", lambda c, seconds=seconds: c.smoothed.after(seconds)  # type: ignore[misc]
-    target = statistics.median(c.smoothed.last for c in rival)
+    target = statistics.median_high(c.smoothed.last for c in rival)  # which at least half of its runs come to
     table = method_table(methods, columns, counted="seeds", empty=False)
     heads, line, *body = table.splitlines()
     more = [f" steps to {target:.4g}, of {reference}'s | seconds to it, of {reference}'s |", "---:|---:|"]
     steps = {name: [steps_to(c, target) for c in curves] for name, curves in methods.items()}
-    own = statistics.median(steps[reference])
+    own = statistics.median_low(steps[reference])
     for name in methods:
-        reached = statistics.median(steps[name])
+        reached = statistics.median_low(steps[name])
         pace, base = (methods[one][0].run.ms_per_step for one in (name, reference))
         time = reached / own * (pace or math.nan) / (base or math.nan)
         more.append(f" {_ratio(reached / own)} | {_ratio(time)} |")

@@ -35,7 +35,7 @@ def suggest(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = int(hashlib.sha256(f"{name} {len(past)}".encode()).hexdigest()[:8], 16)
     study = optuna.create_study(
-        sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP, deterministic_objective=True),
+        sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP),
         direction="maximize" if rising else "minimize",
     )
     for one in past:

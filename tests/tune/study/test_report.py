@@ -1,0 +1,112 @@
+import json
+import math
+import re
+
+import pytest
+import yaml
+
+from tests.support import ROOT
+from tune.study import report
+from tune.study.paces import FILE
+from tune.study.report import best_so_far, steps_to
+from tune.study.spec import load
+from tune.study.store import FINALS, TRIALS, Store, write_curve
+
+LOSSES = {"adam": (1.0, 0.5, 0.4), "fast": (0.5, 0.25, 0.2), "broken": (1.0, 2.0, math.inf)}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of three methods, one of which is not finite, with three trials and two seeds."""
+    path = tmp_path / "s.yaml"
+    config = str(ROOT / "configs" / "digits" / "adam.yaml")
+    budget = {"trials": 3, "seeds": 2}
+    content = {"title": "T", "note": "N.", "budget": budget, "methods": dict.fromkeys(LOSSES, config)}
+    path.write_text(yaml.safe_dump(content))
+    store = Store(tmp_path / "out", list(LOSSES))
+    same = {"device": "x86_64", "torch": "2", "mark": "m", "local": False, "values": {"a.lr": 0.25}}
+    for name, scales in LOSSES.items():
+        for trial in range(3):
+            done = trial != 1
+            line = {"method": name, "trial": trial, "value": 0.9 - 0.1 * trial, "status": "done" if done else "stopped"}
+            store.add(TRIALS, same | line)
+        for seed in (1, 2):
+            losses = [scale * 0.9**seed * 0.99**step for step in range(100) for scale in scales[:1]]
+            losses = losses if math.isfinite(scales[2]) else [*losses[:50], math.inf]
+            fine = len(losses) == 100
+            line = {"method": name, "seed": seed, "steps": len(losses), "status": "done" if fine else "non-finite"}
+            line |= {"value": losses[-1] if fine else None, "highest": 1.0, "test/accuracy": 0.9 if fine else None}
+            store.add(FINALS, same | line)
+            write_curve(store.curve(name, seed), losses)
+    pace = {"mark": "m", "machine": "x86_64, 2 threads", "when": "2026-01-01"}
+    paces = {"adam": {"ms": 10.0} | pace, "fast": {"ms": 30.0} | pace}
+    (tmp_path / "out" / FILE).write_text(json.dumps(paces))
+    return load(path, []), store
+
+
+def row(text, name, place=0):
+    found = [line for line in text.splitlines() if re.match(rf"\| (\d+ )?{name} \|", line)][place]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_the_page(study):
+    told = report.write(*study)
+    page = (study[1].folder / "report.md").read_text()
+    assert told.endswith(f"report: {study[1].folder / 'report.md'}") and page.startswith("# T\n\nN.")
+    assert "Not finished" not in page and "A run has 100 steps" in page
+    ends = [line.split("|")[1].strip() for line in told.splitlines()[2:5]]
+    assert ends == ["fast", "adam", "broken"]  # the lowest loss first
+    assert row(page, "broken")[2] == "non-finite"
+    for name in re.findall(r"\(([\w.]+\.svg)\)", page):
+        assert (study[1].folder / name).read_text().startswith("<?xml")
+        assert (study[1].folder / name).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert len(re.findall(r"\.svg\)", page)) == 4
+
+
+def test_steps_and_seconds_to_the_rival(study):
+    """The same curve from half the height: it is there after the steps in which a loss halves, ln 2 / -ln 0.99 = 69."""
+    report.write(*study)
+    page = (study[1].folder / "report.md").read_text()
+    heads, adam, fast, broken = (row(page, name, 1) for name in ("method", *LOSSES))
+    assert heads[-2].startswith("steps to 0.34") and heads[-2].endswith("of adam's")
+    assert adam[-2:] == ["1.00", "1.00"] and broken[-2:] == ["-", "-"]
+    steps, seconds = map(float, fast[-2:])
+    assert steps == pytest.approx(0.31, abs=0.02) and seconds == pytest.approx(3 * steps, abs=0.02)
+    assert heads[6] == "0.25 s" and row(page, "fast", 1)[6] != "-"
+
+
+def test_which_differences_stand(study):
+    report.write(*study)
+    page = (study[1].folder / "report.md").read_text()
+    table = page[page.index("## Which differences stand") :]
+    assert row(table, "fast")[1:] == ["", "<", "<"] and row(table, "broken")[1:] == [">", ">", ""]
+    assert "3 of 3 pairs are decided" in table
+
+
+def test_how_easy_a_method_was_to_tune(study):
+    report.write(*study)
+    page = (study[1].folder / "report.md").read_text()
+    tuning = page[page.index("## Tuning") :]
+    assert row(tuning, "adam") == ["adam", "3", "0.9", "0.7", "0.8", "1", "0"]
+    assert row(tuning, "adam", 1) == ["adam", "a.lr=0.25"]
+    done = [{"status": "done", "value": value} for value in (0.5, None, 0.7, 0.2)]
+    assert best_so_far(done, rising=False) == [0.5, 0.5, 0.5, 0.2] and best_so_far(done, rising=True)[2] == 0.7
+    assert math.isnan(best_so_far([{"status": "stopped", "value": 0.1}], rising=False)[0])
+
+
+def test_a_study_under_way_says_what_is_missing(study):
+    loaded, store = study
+    budget = loaded.budget._replace(seeds=3)
+    report.write(loaded._replace(budget=budget), store)
+    assert "Not finished yet: adam, broken, fast." in (store.folder / "report.md").read_text()
+    (store.folder / FINALS).unlink()
+    assert "as shipped" in report.write(loaded, store)
+
+
+def test_steps_to_a_target():
+    from locoprop_lightning.results.runs import LOSS, Run
+    from locoprop_lightning.results.table import best_first
+
+    run = Run({LOSS: {step: (1.0 - step / 10, 0.0) for step in range(10)}}, ROOT)
+    ((curves,),) = best_first({"a": [run]}, LOSS, 0.0).values()
+    assert steps_to(curves, 0.75) == 4 and steps_to(curves, 1.0) == 1 and steps_to(curves, 0.05) == math.inf

@@ -1,0 +1,189 @@
+"""Studies with real Ray processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from locoprop_lightning.errors import UserError
+from tests.support import ROOT
+from tune.study.command import study as command
+from tune.study.driver import Resources, alone
+from tune.study.store import FINALS, TRIALS
+
+VOLATILE = ("ms", "seconds")
+METHODS = {"adam": "configs/digits/adam.yaml", "foof": "configs/digits/foof.yaml"}
+
+
+class Command:
+    """Runs `python -m tune study` on a study of its own in a folder."""
+
+    def __init__(self, folder, **content):
+        self.folder = folder
+        folder.mkdir()
+        budget = {"trials": 3, "seeds": 2, "threads": 1}
+        study = {"workload": {"trainer.max_epochs": 3}, "budget": budget, "methods": METHODS} | content
+        (folder / "s.yaml").write_text(yaml.safe_dump(study))
+        self.command = [sys.executable, "-m", "tune", "study", "s.yaml", "--quiet"]
+        self.options = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
+
+    @property
+    def out(self):
+        return self.folder / "results" / "s"
+
+    def run(self, *arguments):
+        return subprocess.run([*self.command, *arguments], **self.options, capture_output=True, text=True)
+
+    def start(self):
+        return subprocess.Popen(self.command, **self.options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def lines(self, name):
+        path = self.out / name
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def found(self):
+        """All that a study finds, but for how long it took."""
+        stored = {name: [_told(line) for line in self.lines(name)] for name in (TRIALS, FINALS)}
+        curves = {path.name: path.read_text() for path in (self.out / "curves").glob("*.csv")}
+        best = {path.name: path.read_text() for path in (self.out / "best").glob("*.yaml")}
+        return stored, curves, best
+
+    def report(self):
+        """The page, without measured paces."""
+        (self.out / "paces.json").unlink(missing_ok=True)
+        assert self.run("--report").returncode == 0
+        return (self.out / "report.md").read_text()
+
+
+def _told(line):
+    return {name: value for name, value in line.items() if name not in VOLATILE}
+
+
+def wait_for(condition, process, patience=120):
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
+    whole, killed = Command(tmp_path / "whole"), Command(tmp_path / "killed")
+    done = whole.run()
+    assert done.returncode == 0, done.stderr
+    assert "| adam | 2 |" in done.stdout and f"report: {whole.out / 'report.md'}" in done.stdout
+    for condition in (
+        lambda: list((killed.out / "work").glob("*trial0/lock")),
+        lambda: len(killed.lines(FINALS)) >= 1,
+    ):
+        process = killed.start()
+        wait_for(condition, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = killed.run()
+    assert done.returncode == 0, done.stderr
+    assert killed.found() == whole.found() and killed.report() == whole.report()
+    stored, curves, _ = whole.found()
+    assert len(stored[TRIALS]) == 6 and len(stored[FINALS]) == len(curves) == 4
+    assert not list((killed.out / "work").iterdir())
+    # a finished study has nothing to run
+    begun = time.monotonic()
+    before = (whole.out / FINALS).read_bytes()
+    assert whole.run("--report").returncode == 0 and (whole.out / FINALS).read_bytes() == before
+    assert time.monotonic() - begun < 60
+    # every line says how it is run again
+    (line,) = (line for line in stored[FINALS] if line["method"] == "foof" and line["seed"] == 1)
+    again = subprocess.run(
+        [sys.executable, "-m", "locoprop_lightning", *line["command"].split()[1:], "--trainer.log_every_n_steps=1"],
+        **whole.options,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr
+    told = re.search(r"train loss +([\d.]+)", again.stdout)
+    losses = [float(row.split(",")[1]) for row in curves["foof-seed1.csv"].splitlines()[1:]]
+    assert told and losses[-1] == pytest.approx(float(told[1]), rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_and_what_a_study_refuses(tmp_path):
+    study = Command(tmp_path / "s", budget={"trials": 1, "seeds": 2}, methods={"adam": METHODS["adam"]})
+    assert study.run().returncode == 0
+    before = study.found()
+    (study.folder / "mine.yaml").write_text("mine: {config: configs/digits/foof_rms.yaml}\n")
+    planned = study.run("--plan", "--add", "mine.yaml")
+    assert planned.returncode == 0 and re.search(r"\| mine \| 1 \| 2 \| 36 \|", planned.stdout), planned.stdout
+    assert re.search(r"\| adam \| 0 \| 0 \| 36 \|", planned.stdout)
+    added = study.run("--add", "mine.yaml", "--only", "mine")
+    assert added.returncode == 0, added.stderr
+    page = (study.out / "report.md").read_text()
+    assert "| mine | 2 |" in page and "| adam | 2 |" in page and "not decided with 2 seeds" in page
+    stored, _, _ = study.found()
+    assert [line for line in stored[TRIALS] if line["method"] == "adam"] == before[0][TRIALS]
+    # another setting of a method makes its runs anew, and nobody else's
+    (study.folder / "mine.yaml").write_text(
+        "mine: {config: configs/digits/foof_rms.yaml, set: {data.batch_size: 64}}\n"
+    )
+    assert study.run("--add", "mine.yaml").returncode == 0
+    again = study.found()[0][TRIALS]
+    assert [line["steps"] for line in again] == [36, 72] and again[0] == before[0][TRIALS][0]
+
+
+@pytest.mark.slow
+def test_a_method_that_fails_keeps_no_other_from_going_on(tmp_path):
+    broken = {
+        "config": METHODS["foof"],
+        "set": {"data.batch_size": 64},
+        "space": {"model.lambda_a": {"uniform": [1, 2]}},
+    }
+    (tmp_path / "broken.py").write_text(
+        "from locoprop_lightning.solvers import ClosedForm\n\n\nclass Broken(ClosedForm):\n"
+        "    def run(self, *args, **kwargs):\n        raise RuntimeError('no such matrix')\n"
+    )
+    broken["set"]["model.solver"] = "broken.Broken"
+    study = Command(
+        tmp_path / "s", budget={"trials": 1, "seeds": 2}, methods={"broken": broken, "adam": METHODS["adam"]}
+    )
+    study.options["env"]["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    done = study.run()
+    assert done.returncode == 1 and "broken failed: no such matrix" in done.stderr, done.stderr
+    assert "| adam | 2 |" in done.stdout and {line["method"] for line in study.lines(TRIALS)} == {"adam"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "sgd"], "--only sgd: is none of the methods adam, foof"),
+        (["--add", "no.yaml"], "--add no.yaml: there is no such file"),
+        (["--gpus-per-run", "-1"], "must be at least 0"),
+        (["--concurrent", "-1"], "must be at least 0"),
+    ],
+)
+def test_refusals(tmp_path, arguments, message):
+    study = Command(tmp_path / "s")
+    with pytest.raises(UserError, match=message):
+        command([str(study.folder / "s.yaml"), "--out", str(study.out), *arguments])
+
+
+def test_one_process_has_the_folder(tmp_path):
+    with alone(tmp_path), pytest.raises(UserError, match="another process runs the study there"), alone(tmp_path):
+        pass
+
+
+def test_a_report_of_nothing_says_so(tmp_path, capsys):
+    study = Command(tmp_path / "s")
+    assert command([str(study.folder / "s.yaml"), "--out", str(study.out), "--report"]) == 0
+    assert "nothing is stored yet" in capsys.readouterr().out
+
+
+def test_a_run_that_needs_more_than_there_is(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    assert Resources(1, 0, 0).slots == 4 and Resources(1, 0.5, 0).slots == 2 and Resources(1, 0, 3).slots == 3
+    with pytest.raises(UserError, match="a run with 8 threads .* does not fit"):
+        _ = Resources(8, 0, 0).slots

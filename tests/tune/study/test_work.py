@@ -1,0 +1,108 @@
+import json
+import math
+
+import pytest
+import torch
+
+from locoprop_lightning.errors import UserError
+from tests.support import ROOT
+from tune.study.store import read_curve
+from tune.study.work import CURVE, Job, Referee, highest, run
+
+DIGITS = ROOT / "configs" / "digits"
+LENGTH = {"trainer.max_epochs": 4}
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def job(folder, name="foof", limits=(math.inf, math.inf), judge="train/loss", **settings):
+    line = {"method": name, "trial": 0, "mark": "m", "values": {}}
+    config = str(DIGITS / f"{name}.yaml")
+    return Job(line, config, LENGTH | settings, 0, 1, str(folder), judge, None if limits is None else list(limits))
+
+
+def told(line):
+    return {name: value for name, value in line.items() if name not in ("ms", "seconds")}
+
+
+@pytest.mark.parametrize("name", ["foof_rms", "adam"])
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, name):
+    whole = run(job(tmp_path / "whole", name), pause=0)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self, trainer, *args):
+        original(self, trainer, *args)
+        if trainer.global_step == 30:  # in the third of four epochs
+            raise Killed
+
+    original = Referee.on_train_batch_end
+    with monkeypatch.context() as patched:
+        patched.setattr(Referee, "on_train_batch_end", kill)
+        with pytest.raises(Killed):
+            run(job(tmp_path / "killed", name), pause=0)
+    checkpoint = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 24
+    again = run(job(tmp_path / "killed", name), pause=0)
+    assert told(again) == told(whole) and whole["status"] == "done" and whole["steps"] == 48
+    assert read_curve(tmp_path / "killed" / CURVE) == read_curve(tmp_path / "whole" / CURVE)
+    assert len(whole["rungs"]) == 2 and whole["value"] == whole["loss"]
+
+
+def test_what_is_recorded_is_not_run_again(tmp_path, monkeypatch):
+    first = run(job(tmp_path))
+    monkeypatch.setattr("tune.study.work._train", None)
+    assert run(job(tmp_path)) == first
+
+
+@pytest.mark.parametrize(("limits", "steps"), [((0.0, math.inf), 12), ((math.inf, 0.0), 24)])
+def test_a_trial_above_its_limit_is_stopped(tmp_path, limits, steps):
+    line = run(job(tmp_path, limits=limits))
+    assert (line["status"], line["steps"]) == ("stopped", steps) and line["value"] == line["rungs"][-1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    line = run(job(tmp_path, "sgd", **{"model.optimizer.lr": 1e38}))
+    assert line["status"] == "non-finite" and line["value"] is None and line["steps"] < 48
+    json.dumps(line, allow_nan=False)
+
+
+def test_a_final_run_is_tested_once(tmp_path):
+    line = run(job(tmp_path, limits=None))
+    assert line["test/accuracy"] > 0.9 and line["test/loss"] < 0.5
+    assert "test/accuracy" not in run(job(tmp_path / "trial"))
+
+
+def test_held_out_data_can_judge(tmp_path):
+    line = run(job(tmp_path, judge="val/accuracy", **{"data.validation": 200}))
+    assert line["value"] == line["val/accuracy"] > 0.9
+
+
+def test_what_a_run_cannot_do_is_no_result(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="in_features"):
+        run(job(tmp_path / "a", **{"model.network.in_features": 65}))
+
+    def broken(self, *args):
+        if len(self.losses) > (1 if at_start is False else -1):
+            raise RuntimeError("linalg.cholesky: not positive definite")
+        original(self, *args)
+
+    original = Referee.on_train_batch_end
+    monkeypatch.setattr(Referee, "on_train_batch_end", broken)
+    at_start = False
+    line = run(job(tmp_path / "b"))
+    assert (line["status"], line["value"], line["steps"]) == ("failed", None, 2) and "cholesky" in line["error"]
+    at_start = True
+    with pytest.raises(RuntimeError, match="cholesky"):
+        run(job(tmp_path / "c"))
+
+
+def test_highest_loss():
+    assert highest([9.0] * 101 + [1.0, 2.0, 1.5]) == 2.0 and highest([3.0, 1.0]) == 1.0
+    assert highest([1.0] * 101 + [math.inf]) is None
