@@ -240,7 +240,8 @@ class LocalEngine:
         states = {name: self.local[name].solver_state for name in problems}
         run_all, agree = batch.processes.run, batch.processes.sum
         with torch.autocast(batch.device.type, enabled=False):
-            solutions = self.solver.solve_all(problems, states, Recording(batch.wish), run_all, agree)
+            recording, guard = Recording(batch.wish), self.settings.guard
+            solutions = self.solver.solve_all(problems, states, recording, run_all, agree, retries=guard)
         for name, solution in solutions.items():
             if solution.status is not Status.SOLVED:
                 self.local[name].count(solution.status)

@@ -46,7 +46,8 @@ class LocoPropModule(SupervisedModule):
         skip: Patterns of layers that ``rest_optimizer`` trains.
         damping: "absolute" takes lambda_r as it is, "relative" times the mean eigenvalue of C.
         overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
-        guard: Whether a diverged local solution leaves its layer untouched for the step. A non-finite one always does.
+        guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
+            untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
         rest_optimizer: Trains all other parameters.
         lr_scheduler: Makes a schedule of the outer rate, stepped once a batch; ``rest_optimizer`` follows.

@@ -186,6 +186,24 @@ def test_a_diverged_layer_is_said_once(make_problem, caplog, guard):
 
 
 @pytest.mark.parametrize("guard", [True, False])
+def test_without_a_guard_a_stale_inverse_is_what_it_is(make_problem, guard):
+    """As in the papers, which invert at some steps and take what comes at the others."""
+    engine = parallel(ClosedForm(refresh_every=50), guard=guard)
+    first = make_problem(lambda_r=0.5, scale=0.1)
+    for _ in range(60):  # the first ones all have a new inverse
+        assert step(engine, first)["layer"].status is Status.SOLVED
+    grown = make_problem(lambda_r=0.5, scale=30.0, seed=1)
+    solution = step(engine, grown)["layer"]
+    exact = ClosedForm().solve(grown).displacement
+    if guard:
+        assert solution.status is Status.RETRIED
+        torch.testing.assert_close(solution.displacement, exact, rtol=1e-9, atol=0)
+    else:
+        assert solution.status is Status.DIVERGED and torch.equal(written(engine), solution.displacement)
+        assert (solution.displacement - exact).norm() > 10 * exact.norm()
+
+
+@pytest.mark.parametrize("guard", [True, False])
 def test_what_is_applied(guard):
     engine = parallel(ClosedForm(), guard=guard)
     applied = {status for status in Status if engine.applies(status)}

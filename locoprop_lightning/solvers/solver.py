@@ -122,6 +122,7 @@ class LocalSolver(Callback, ABC):
         recording: Recording = Recording.NOTHING,
         run_all: Callable[[Tasks], dict[str, Any]] = in_turn,
         agree: Callable[[Tensor], Tensor] = as_it_is,
+        retries: bool = True,
     ) -> dict[str, Solution]:
         """Solves the problems of all layers, and those again that failed where the solver knows another way.
 
@@ -133,6 +134,7 @@ class LocalSolver(Callback, ABC):
             recording: Which local losses to compute.
             run_all: Runs a function a layer.
             agree: See ``judge``.
+            retries: Whether failed ones are solved again.
         """
         with _full_precision():
             outcomes = run_all({name: partial(self.run, p, states[name], recording) for name, p in problems.items()})
@@ -140,11 +142,9 @@ class LocalSolver(Callback, ABC):
                 if not isinstance(outcome, Outcome):
                     raise UserError(f"{type(self).__name__}.run: must return an Outcome, not {type(outcome).__name__}.")
             statuses = judge(outcomes, agree)
-            failed = {name: status for name, status in statuses.items() if status is not Status.SOLVED}
-            retries = {
-                n: partial(self.retry, problems[n], states[n], status, recording) for n, status in failed.items()
-            }
-            again = {name: outcome for name, outcome in run_all(retries).items() if outcome is not None}
+            failed = {name: status for name, status in statuses.items() if retries and status is not Status.SOLVED}
+            tasks = {n: partial(self.retry, problems[n], states[n], status, recording) for n, status in failed.items()}
+            again = {name: outcome for name, outcome in run_all(tasks).items() if outcome is not None}
             for name, status in judge(again, agree).items():
                 outcomes[name] = again[name]
                 statuses[name] = Status.RETRIED if status is Status.SOLVED else status
