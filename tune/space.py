@@ -142,6 +142,22 @@ class Space:
                 values[key] = value
         return values
 
+    def at_end(self, key: str, value: Any) -> bool:
+        """Whether a value lies at an end of its range, within two hundredths of it.
+
+        Args:
+            key: Name of the setting.
+            value: The value.
+        """
+        distribution = self.dimensions[key].distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return False
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        low, high, place = float(distribution.low), float(distribution.high), float(value)
+        if distribution.log:
+            low, high, place = math.log(low), math.log(high), math.log(place)
+        return not 0.02 <= (place - low) / (high - low) <= 0.98
+
     def corners(self) -> list[dict[str, Any]]:
         """Values that a configuration must accept: each setting's first and last, and every choice.
 

@@ -55,6 +55,22 @@ def test_conditions_hold_in_every_trial(space):
     assert seen == {"x", "y", 3, True}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("a", 1.1, True),
+        ("a", 2.0, False),
+        ("a", 9e5, True),
+        ("b", 0.5, False),
+        ("b", 1, True),
+        ("d", 99, True),
+        ("e", "x", False),
+    ],
+)
+def test_ends_of_a_range(space, key, value, expected):
+    assert space.at_end(key, value) is expected
+
+
 def test_corners_meet_the_conditions(space):
     corners = space.corners()
     assert {"a": 1.0} in corners and {"a": 1e6} in corners and {"c": 8} in corners

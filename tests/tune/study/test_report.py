@@ -8,9 +8,9 @@ import yaml
 from tests.support import ROOT
 from tune.study import report
 from tune.study.paces import FILE
-from tune.study.report import best_so_far, steps_to
 from tune.study.spec import load
 from tune.study.store import FINALS, TRIALS, Store, write_curve
+from tune.study.tables import best_so_far, steps_to
 
 LOSSES = {"adam": (1.0, 0.5, 0.4), "fast": (0.5, 0.25, 0.2), "broken": (1.0, 2.0, math.inf)}
 
