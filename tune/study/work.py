@@ -29,6 +29,7 @@ from tune.trial import build
 
 RECORD, CURVE = "record.json", "curve.csv"
 PAUSE = 60.0  # seconds between two checkpoints
+LEARNT = 0.99  # of the first loss: a trial that stands above it at a rung learns nothing
 
 
 class Job(NamedTuple):
@@ -56,15 +57,16 @@ class Job(NamedTuple):
 
 
 class Referee(LossRecorder):
-    """Takes down losses, and ends the run where its smoothed loss is above a limit.
+    """Takes down losses, and ends a trial where its smoothed loss is above a limit, or has not fallen at all.
 
     Args:
-        limits: The limit at each rung.
+        limits: The limit at each rung, None for a run that is never stopped.
     """
 
-    def __init__(self, limits: list[float]) -> None:
+    def __init__(self, limits: list[float] | None) -> None:
         super().__init__()
-        self.limits = limits
+        self.may_stop = limits is not None
+        self.limits = limits or [math.inf] * len(RUNGS)
         self.rungs: list[float | None] = []
         self.stopped = False
         self._steps: list[int] = []
@@ -86,7 +88,8 @@ class Referee(LossRecorder):
         if len(self.losses) in self._steps:
             value = float(smooth(self.losses)[-1])
             self.rungs = [*self.rungs, finite(value)][: len(RUNGS)]
-            self.stopped = value > self.limits[len(self.rungs) - 1]
+            limit = min(self.limits[len(self.rungs) - 1], LEARNT * self.losses[0])
+            self.stopped = self.may_stop and value > limit
             if self.stopped:
                 raise FitEnded
 
@@ -155,8 +158,7 @@ def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
     """The line and the losses of a run."""
     warnings.filterwarnings("ignore")
     begun = time.monotonic()
-    limits = [math.inf] * len(RUNGS) if job.limits is None else job.limits
-    referee = Referee(limits)
+    referee = Referee(job.limits)
     checkpoint = folder / "last.ckpt"
     on_loss = job.judge == LOSS
     try:

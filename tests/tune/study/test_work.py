@@ -67,6 +67,13 @@ def test_a_trial_above_its_limit_is_stopped(tmp_path, limits, steps):
     assert (line["status"], line["steps"]) == ("stopped", steps) and line["value"] == line["rungs"][-1]
 
 
+def test_a_trial_that_learns_nothing_is_stopped_and_a_final_run_is_not(tmp_path):
+    idle = {"model.optimizer.lr": 1e-9}
+    line = run(job(tmp_path / "trial", "sgd", **idle))
+    assert (line["status"], line["steps"]) == ("stopped", 12)
+    assert run(job(tmp_path / "final", "sgd", limits=None, **idle))["status"] == "done"
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     line = run(job(tmp_path, "sgd", **{"model.optimizer.lr": 1e38}))
     assert line["status"] == "non-finite" and line["value"] is None and line["steps"] < 48
