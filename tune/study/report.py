@@ -135,7 +135,8 @@ def setting(
         *filter(None, [study.note]),
         f"Every method has {budget.trials} trials with seed 0, the first with the configuration as shipped, the others "
         "by Bayesian search; each as long as the final runs, and stopped after a quarter or a half if its loss is in "
-        f"the last third of the method's trials there, or has not fallen. The settings of the best trial by `{study.judge}`"
+        "the last third of the method's trials there, or has not fallen. The settings of the best trial by "
+        f"`{study.judge}`"
         + (", smoothed, at the last step," if study.judge == LOSS else "")
         + f" are then trained with the seeds 1 to {budget.seeds}, which are what the tables show: the median, and the "
         "range.",
