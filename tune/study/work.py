@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import math
+import pickle
 import platform
 import shutil
 import statistics
@@ -168,7 +169,7 @@ def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
             kept = [c for c in trainer.callbacks if not isinstance(c, LocalLossMonitor | StepTimer)]  # type: ignore[attr-defined]
             trainer.callbacks = [*kept, referee, Keeper(checkpoint, pause)]  # type: ignore[attr-defined]
             with contextlib.suppress(FitEnded):
-                trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+                trainer.fit(module, data, ckpt_path=checkpoint if _can_be_read(checkpoint) else None, weights_only=True)
             metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
             whole = referee.nonfinite_step is None and not referee.stopped
             if job.limits is None and whole:
@@ -198,6 +199,17 @@ def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
         **here(trainer),
     }
     return line, referee.losses
+
+
+def _can_be_read(checkpoint: Path) -> bool:
+    """Whether there is a checkpoint to go on from; some optimizers keep objects that torch refuses to read back."""
+    if not checkpoint.is_file():
+        return False
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 def plain(validate: bool) -> dict[str, str]:

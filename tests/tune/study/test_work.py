@@ -55,6 +55,12 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, name):
     assert len(whole["rungs"]) == 2 and whole["value"] == whole["loss"]
 
 
+def test_a_checkpoint_that_cannot_be_read_back_is_none(tmp_path):
+    """As those of Shampoo, whose state holds objects."""
+    torch.save({"optimizer": Job}, tmp_path / "last.ckpt")
+    assert told(run(job(tmp_path))) == told(run(job(tmp_path / "whole")))
+
+
 def test_what_is_recorded_is_not_run_again(tmp_path, monkeypatch):
     first = run(job(tmp_path))
     monkeypatch.setattr("tune.study.work._train", None)
