@@ -49,7 +49,15 @@ class Entry:
         self.running: set[str] = set()
         self.error = ""
         if not self.trials:
-            check(method.config, method.space, study.judge, method.settings, 1)
+            try:
+                check(method.config, method.space, study.judge, method.settings, 1)
+            except UserError as error:
+                raise UserError(f"{method.name}: {error}") from error
+        if study.judge != LOSS and not float(self.settings.get("data.validation") or 0) > 0:
+            raise UserError(
+                f"judge {study.judge}: {method.name} would be judged by the test data; set data.validation in the "
+                "workload, or judge by train/loss."
+            )
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import statistics
 import sys
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from locoprop_lightning.callbacks.recorder import LossRecorder
+from torch.linalg import LinAlgError
+
+from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.results.table import markdown
 from tune.study.driver import Entry
 from tune.study.store import Store, replace
@@ -99,7 +102,10 @@ def pace(entry: Entry, values: Mapping[str, Any], threads: int, skipped: int, st
     with contextlib.redirect_stdout(io.StringIO()):  # the table of layers
         cli = build(str(entry.method.config), 0, threads, settings)
         cli.trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
-        cli.trainer.fit(cli.model, cli.datamodule)
+        with contextlib.suppress(FitEnded, LinAlgError):
+            cli.trainer.fit(cli.model, cli.datamodule)
+    if len(recorder.ends) < skipped + steps:  # its loss was not finite by then
+        return math.nan, here(cli.trainer)["device"]
     begun = recorder.ends[skipped - 1] if skipped else 0.0
     return 1000 * (recorder.ends[-1] - begun) / steps, here(cli.trainer)["device"]
 

@@ -91,6 +91,8 @@ def load_runs(
     for name, lines in finals.items():
         for line in lines:
             losses = read_curve(store.curve(name, line["seed"]))
+            if line["status"] != "done":  # where it came to is no result
+                losses = [*losses[:-1], math.inf]
             pace = known[name].ms if name in known and known[name].mark == line["mark"] else math.nan
             points = {step: (loss, pace * (step + 1) / 1000) for step, loss in enumerate(losses)}
             run = Run(

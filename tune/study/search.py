@@ -49,14 +49,15 @@ def suggest(
     return dict(trial.params)
 
 
-def score(value: float | None, first: float, loss: bool) -> float:
+def score(value: float | None, first: float | None, loss: bool) -> float:
     """What the search is told of a trial: the logarithm of its loss, and never worse than where training began.
 
     Args:
         value: The judged metric, None where there is none or it is not finite.
-        first: Loss of the first step, or for another metric the worst there is.
+        first: Loss of the first step, None where it was not finite, or for another metric the worst there is.
         loss: Whether it is the loss.
     """
+    first = math.inf if first is None else first
     bounded = first if value is None or not math.isfinite(value) else value
     return math.log(max(min(bounded, first), 1e-12)) if loss else bounded
 

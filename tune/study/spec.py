@@ -172,5 +172,5 @@ def _find(name: Any, file: Path, what: str) -> Path:
     for folder in (file.parent, Path.cwd(), ROOT):
         path = folder / str(name)
         if path.is_file():
-            return path
+            return path.resolve()
     raise UserError(f"{what}: there is no file {name}, neither beside {file} nor in {Path.cwd()}.")

@@ -59,6 +59,8 @@ def way(methods: Methods, reference: str) -> str:
             columns[f"{seconds:.3g} s"] = ".4g", lambda c, seconds=seconds: c.smoothed.after(seconds)  # type: ignore[misc]
     target = statistics.median_high(c.smoothed.last for c in rival)  # which at least half of its runs come to
     table = method_table(methods, columns, counted="seeds", empty=False)
+    if not math.isfinite(target):
+        return f"{table}\n\nMost runs of {reference} ended without a finite loss, so that there is none to reach."
     heads, line, *body = table.splitlines()
     more = [f" steps to {target:.4g}, of {reference}'s | seconds to it, of {reference}'s |", "---:|---:|"]
     steps = {name: [steps_to(c, target) for c in curves] for name, curves in methods.items()}

@@ -22,7 +22,6 @@ from locoprop_lightning import LocoPropModule
 from locoprop_lightning.callbacks import LocalLossMonitor, StepTimer
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.results.runs import smooth
-from locoprop_lightning.results.store import finite
 from tune.study.search import RUNGS
 from tune.study.spec import LOSS
 from tune.study.store import Line, replace, write_curve
@@ -69,6 +68,7 @@ class Referee(LossRecorder):
         self.may_stop = limits is not None
         self.limits = limits or [math.inf] * len(RUNGS)
         self.rungs: list[float | None] = []
+        self.metrics: dict[str, float | None] = {}
         self.stopped = False
         self._steps: list[int] = []
 
@@ -95,11 +95,16 @@ class Referee(LossRecorder):
                 raise FitEnded
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return super().state_dict() | {"rungs": list(self.rungs)}
+        return super().state_dict() | {"rungs": list(self.rungs), "metrics": dict(self.metrics)}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes down the metrics, which a resume of a fit that is at its end would not have."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self.metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state_dict)
-        self.rungs = list(state_dict["rungs"])
+        self.rungs, self.metrics = list(state_dict["rungs"]), dict(state_dict.get("metrics", {}))
 
 
 class Keeper(Checkpoint):
@@ -170,13 +175,13 @@ def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
             trainer.callbacks = [*kept, referee, Keeper(checkpoint, pause)]  # type: ignore[attr-defined]
             with contextlib.suppress(FitEnded):
                 trainer.fit(module, data, ckpt_path=checkpoint if _can_be_read(checkpoint) else None, weights_only=True)
-            metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
+            metrics = dict(referee.metrics)
             whole = referee.nonfinite_step is None and not referee.stopped
             if job.limits is None and whole:
                 (tested,) = trainer.test(module, data, verbose=False)
                 metrics |= {name: finite(float(value)) for name, value in tested.items()}
-    except RuntimeError as error:
-        if not referee.losses or isinstance(error, torch.OutOfMemoryError):  # nothing that its settings alone tell
+    except torch.linalg.LinAlgError as error:
+        if not referee.losses:
             raise
         return job.line | _failed(referee, error), referee.losses  # such as a factor that is singular
     status = "done" if whole else "stopped" if referee.stopped else "non-finite"
@@ -201,6 +206,15 @@ def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
     return line, referee.losses
 
 
+def finite(value: float) -> float | None:
+    """What JSON can hold: the value in 6 digits, None if it is not finite.
+
+    Args:
+        value: The value.
+    """
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
 def _can_be_read(checkpoint: Path) -> bool:
     """Whether there is a checkpoint to go on from; some optimizers keep objects that torch refuses to read back."""
     if not checkpoint.is_file():
@@ -218,7 +232,7 @@ def plain(validate: bool) -> dict[str, str]:
     Args:
         validate: Whether it looks at held-out data after each epoch.
     """
-    settings = {"trainer.logger": "false", "trainer.num_sanity_val_steps": "0"}
+    settings = {"trainer.logger": "false", "trainer.num_sanity_val_steps": "0", "trainer.devices": "1"}
     return settings if validate else settings | {"trainer.limit_val_batches": "0"}
 
 

@@ -103,6 +103,23 @@ def test_a_study_under_way_says_what_is_missing(study):
     assert "as shipped" in report.write(loaded, store)
 
 
+def test_a_run_that_broke_down_has_no_last_loss(study):
+    """Wherever it had come to: a low loss at the crash is no result."""
+    loaded, store = study
+    for line in store.lines(FINALS):
+        if line["method"] == "fast":
+            store.add(FINALS, line | {"status": "failed", "value": None})
+    page = report.write(loaded, store)
+    assert row(page, "fast")[2] == "non-finite" and row(page, "adam")[2] != "non-finite"
+
+
+def test_a_reference_that_breaks_down_is_no_target(study):
+    loaded, store = study
+    report.write(loaded._replace(reference="broken"), store)
+    page = (store.folder / "report.md").read_text()
+    assert "Most runs of broken ended without a finite loss" in page and "steps to inf" not in page
+
+
 def test_steps_to_a_target():
     from locoprop_lightning.results.runs import LOSS, Run
     from locoprop_lightning.results.table import best_first

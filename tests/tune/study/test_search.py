@@ -48,6 +48,7 @@ def test_no_loss_is_told_as_worse_than_that_of_the_start(value):
 
 def test_scores():
     assert score(0.5, 2.3, loss=True) == math.log(0.5) and score(0.0, 2.3, loss=True) == math.log(1e-12)
+    assert score(None, None, loss=True) == math.inf  # not even the first loss was finite
     assert score(0.9, -math.inf, loss=False) == 0.9 and score(None, -math.inf, loss=False) == -math.inf
 
 

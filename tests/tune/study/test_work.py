@@ -97,23 +97,37 @@ def test_held_out_data_can_judge(tmp_path):
     assert line["value"] == line["val/accuracy"] > 0.9
 
 
+def test_a_run_that_was_killed_at_its_very_end_has_its_metrics(tmp_path, monkeypatch):
+    settings = {"judge": "val/accuracy", "data.validation": 200}
+    whole = run(job(tmp_path / "whole", **settings), pause=0)
+    with monkeypatch.context() as patched:
+        patched.setattr("tune.study.work.highest", None)  # what comes after the fit
+        with pytest.raises(TypeError):
+            run(job(tmp_path / "killed", **settings), pause=0)
+    assert (tmp_path / "killed" / "last.ckpt").is_file()
+    assert run(job(tmp_path / "killed", **settings))["value"] == whole["value"] > 0.9
+
+
 def test_what_a_run_cannot_do_is_no_result(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="in_features"):
         run(job(tmp_path / "a", **{"model.network.in_features": 65}))
 
     def broken(self, *args):
         if len(self.losses) > (1 if at_start is False else -1):
-            raise RuntimeError("linalg.cholesky: not positive definite")
+            raise kind("linalg.cholesky: not positive definite")
         original(self, *args)
 
     original = Referee.on_train_batch_end
     monkeypatch.setattr(Referee, "on_train_batch_end", broken)
-    at_start = False
+    at_start, kind = False, torch.linalg.LinAlgError
     line = run(job(tmp_path / "b"))
     assert (line["status"], line["value"], line["steps"]) == ("failed", None, 2) and "cholesky" in line["error"]
     at_start = True
     with pytest.raises(RuntimeError, match="cholesky"):
         run(job(tmp_path / "c"))
+    at_start, kind = False, RuntimeError  # such as a disk that is full: not a matter of the settings
+    with pytest.raises(RuntimeError, match="cholesky"):
+        run(job(tmp_path / "d"))
 
 
 def test_highest_loss():
