@@ -21,14 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.cli import LocoPropCLI, one_sentence
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.results.figure import AXES, draw, fold
+from locoprop_lightning.results.figure import AXES, draw, fold_whole
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import LOSS, smooth
 from locoprop_lightning.results.settings import pairs
@@ -100,13 +99,12 @@ def train(config: Path, seed: int, options: argparse.Namespace) -> tuple[Recorde
     if tests and not options.no_test and recorder.nonfinite_step is None:
         (tested,) = trainer.test(module, data, verbose=False)
         metrics |= {name.replace("/", "_"): [finite(value)] for name, value in tested.items()}
-    paces = [1000 * (b - a) for a, b in zip([0.0, *recorder.ends], recorder.ends, strict=False)]
     return recorder, {
         "settings": settings(options),
         "steps": len(recorder.losses),
         "nonfinite_step": recorder.nonfinite_step,
         **metrics,
-        "ms_per_step": round(statistics.mean(paces), 3),
+        "ms_per_step": round(statistics.mean(recorder.step_ms), 3),
         "status": module.engine.counts if isinstance(module, LocoPropModule) else {},
         "threads": torch.get_num_threads(),
         "device": trainer.strategy.root_device.type,
@@ -160,17 +158,11 @@ def table(options: argparse.Namespace) -> None:
 def figure(options: argparse.Namespace) -> None:
     curves = {}
     for method, members in load(options.out, options.ms).items():
-        whole = [len(c.raw.steps) for c in members if not c.run.stopped]
-        length = min(whole, default=max(len(c.raw.steps) for c in members))
-        losses = np.array([[c.smoothed.at(step) for step in range(length)] for c in members], dtype=float)
-        x = np.arange(length, dtype=float)
-        if options.x == "seconds":
-            clocks = [c.raw.seconds[:length] for c in members if len(c.raw.steps) >= length]
-            if not np.isfinite(clocks).all():
-                print(f"{method}: left out, its pace is not in --ms", file=sys.stderr)
-                continue
-            x = np.median(clocks, axis=0)
-        curves[method] = fold(x, losses)
+        curve = fold_whole(members, "step" if options.x == "step" else "time")
+        if curve is None:
+            print(f"{method}: left out, its pace is not in --ms", file=sys.stderr)
+        else:
+            curves[method] = curve
     draw(curves, options.file, AXES["step" if options.x == "step" else "time"][0], f"train loss, smoothed by {DECAY:g}")
 
 
@@ -185,8 +177,7 @@ def measure(options: argparse.Namespace) -> None:
                 cli = LocoPropCLI.build(config, changed)
                 cli.trainer.callbacks.append(recorder)
                 cli.trainer.fit(cli.model, cli.datamodule)
-            begun = recorder.ends[options.skip - 1] if options.skip else 0.0
-            mean = 1000 * (recorder.ends[-1] - begun) / options.steps
+            mean = statistics.mean(recorder.step_ms[options.skip :])
             times[config.stem].append(mean)
             print(f"round {turn + 1}, {config.stem}: {mean:.1f} ms a step", file=sys.stderr, flush=True)
     paces = {stem: statistics.median(values) for stem, values in times.items()}

@@ -13,7 +13,6 @@ from pathlib import Path
 from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.results.settings import pairs
-from tune.study.command import study
 
 BEGUN = "tuner.pkl"  # what Tune writes when a sweep begins
 
@@ -78,7 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     with one_sentence("tune"):
-        return study(arguments[1:]) if arguments[:1] == ["study"] else sweep(make_parser().parse_args(arguments))
+        if arguments[:1] == ["study"]:
+            from tune.study.command import study
+
+            return study(arguments[1:])
+        return sweep(make_parser().parse_args(arguments))
 
 
 def sweep(options: argparse.Namespace) -> int:

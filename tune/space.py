@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -26,38 +25,10 @@ from optuna.distributions import (
 )
 
 from locoprop_lightning.errors import UserError
+from tune.files import load_yaml
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 KINDS = ("uniform", "loguniform", "integers", "choice")
-
-
-class _Once(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise UserError(f"{twice[0]}: stands there twice; keep one.")
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml(path: Path, name: str) -> Any:
-    """What a YAML file holds.
-
-    Args:
-        path: The file.
-        name: What it is, which a refusal begins with.
-
-    Raises:
-        UserError: If it is no YAML, or has a key twice.
-    """
-    try:
-        return yaml.load(path.read_text(), _Once)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
 
 
 class Dimension(NamedTuple):

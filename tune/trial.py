@@ -23,6 +23,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.cli import LocoPropCLI, settings_logger
 from locoprop_lightning.errors import UserError
+from tune.files import replace
 
 STATE, PROGRESS = "trial.json", "progress"
 
@@ -119,11 +120,8 @@ class Progress:
             trainer.save_checkpoint(self.weights)
         if not trainer.is_global_zero:
             return
-        passing = self.folder / f"{STATE}.new"
-        passing.write_text(
-            json.dumps({"done": self.done, "said": self.metrics, "weights": self.weights and self.weights.name})
-        )
-        passing.replace(self.folder / STATE)
+        state = {"done": self.done, "said": self.metrics, "weights": self.weights and self.weights.name}
+        replace(self.folder / STATE, json.dumps(state))
         for path in old - {self.weights}:
             path.unlink(missing_ok=True)
 

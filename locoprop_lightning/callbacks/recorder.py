@@ -1,6 +1,7 @@
 """The loss of every step, taken down for a comparison of methods."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -28,6 +29,11 @@ class LossRecorder(Stopwatch):
     def nonfinite_step(self) -> int | None:
         """The step whose loss was not finite, counted from 0; None where there was none."""
         return next((step for step, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
+
+    @property
+    def step_ms(self) -> list[float]:
+        """Milliseconds of every step [steps]."""
+        return [1000 * (end - start) for start, end in pairwise([0.0, *self.ends])]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.runs import Run
+from locoprop_lightning.results.table import Curves
 
 # Okabe and Ito's colours without yellow, which is faint on white; 7 colours and 5 dashes make 35 pairs.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -72,6 +73,60 @@ def fold_runs(runs: Sequence[Run], metric: str, decay: float, axis: str) -> Curv
     return fold(np.nanmedian(places, axis=0), values)
 
 
+def fold_whole(members: Sequence[Curves], axis: str) -> Curve | None:
+    """Median and range of the smoothed losses of a method's runs, step by step, as far as all whole runs come.
+
+    Args:
+        members: The runs; those that stopped early are whole where no other is there.
+        axis: "step", or "time" for seconds, the median over the runs; None where they are not known.
+    """
+    whole = [len(c.raw.steps) for c in members if not c.run.stopped]
+    length = min(whole, default=max(len(c.raw.steps) for c in members))
+    x = np.arange(length, dtype=float)
+    if axis == "time":
+        clocks = [c.raw.seconds[:length] for c in members if len(c.raw.steps) >= length]
+        if not np.isfinite(clocks).all():
+            return None
+        x = np.median(clocks, axis=0)
+    return fold(x, np.array([[c.smoothed.at(step) for step in range(length)] for c in members], dtype=float))
+
+
+def style(index: int) -> dict[str, Any]:
+    """Colour and dashes of a line.
+
+    Args:
+        index: Its place in the legend.
+    """
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.4}
+
+
+def logarithmic(axis: Any) -> None:
+    """Plain numbers at 1, 2, 3 and 5 of each decade of an axis whose scale is logarithmic.
+
+    Args:
+        axis: Matplotlib's axis.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure, whose SVG is the same whenever it is drawn.
+
+    Args:
+        figure: Matplotlib's figure.
+        path: File to write; its ending names the format.
+    """
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "learning_curves"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+
+
 def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bool = True) -> None:
     """Writes a figure: a line a method, and a band for the range of several runs.
 
@@ -88,39 +143,33 @@ def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bo
     Raises:
         UserError: For an ending that names no format.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     if not curves:
         raise UserError(f"{path}: there is no curve to draw.")
     if path.suffix[1:] not in FigureCanvasAgg.get_supported_filetypes():
         raise UserError(f"{path}: no format of a figure; take .svg, .png or .pdf.")
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "learning_curves"}):
-        figure = Figure(figsize=(9, 5), layout="constrained")
-        axes = figure.add_subplot()
-        for index, (name, curve) in enumerate(curves.items()):
-            colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-            label = name if np.isfinite(curve.middle[-1]) else f"{name} (non-finite)"
-            axes.plot(curve.x, curve.middle, label=label, linewidth=1.4, color=colour, linestyle=dashes)
-            if curve.runs > 1:
-                axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
-        if log:
-            ends = [curve.middle[-1] for curve in curves.values()]
-            most = max(*(curve.high[0] for curve in curves.values()), float(np.median(ends)))
-            axes.set_yscale("log")
-            if np.isfinite(most):
-                axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * most))
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", handlelength=4, fontsize="small")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, curve) in enumerate(curves.items()):
+        look = style(index)
+        label = name if np.isfinite(curve.middle[-1]) else f"{name} (non-finite)"
+        axes.plot(curve.x, curve.middle, label=label, **look)
+        if curve.runs > 1:
+            axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.15, linewidth=0)
+    if log:
+        ends = [curve.middle[-1] for curve in curves.values()]
+        most = max(*(curve.high[0] for curve in curves.values()), float(np.median(ends)))
+        axes.set_yscale("log")
+        if np.isfinite(most):
+            axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * most))
+        logarithmic(axes.yaxis)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", handlelength=4, fontsize="small")
+    save(figure, path)
 
 
 def draw_text(curves: dict[str, Curve], xlabel: str, ylabel: str, log: bool = True, colour: bool = False) -> str:

@@ -21,12 +21,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def finite(value: float) -> float | None:
-    """What JSON can hold: the value in 6 digits after the point, None if it is not finite.
+    """What JSON can hold: the value in 6 significant digits, None if it is not finite.
 
     Args:
         value: The value.
     """
-    return round(value, 6) if math.isfinite(value) else None
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def save_run(path: Path, record: Mapping[str, Any], losses: Sequence[float], ends: Sequence[float]) -> None:

@@ -15,11 +15,12 @@ import yaml
 from locoprop_lightning.cli import LocoPropCLI
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
-from locoprop_lightning.results.table import rank
+from locoprop_lightning.results.table import cell
+from tune.files import replace
 from tune.study.live import LiveMethods
-from tune.study.search import RUNGS, limits, score, suggest
+from tune.study.search import RUNGS, best_trial, limits, score, suggest
 from tune.study.spec import LOSS, Method, Study
-from tune.study.store import FINALS, TRIALS, Line, Store, fingerprint, replace
+from tune.study.store import FINALS, TRIALS, Line, Store, fingerprint
 from tune.study.work import CURVE, Job, discard, run
 from tune.sweep import check
 from tune.trial import build, save
@@ -41,8 +42,8 @@ class Entry:
         self.study = study
         self.store = store
         # As the files have it: what a later version of the package adds by default makes no other method.
-        written = flatten(yaml.safe_load(method.config.read_text()))
-        own = {name: value for name, value in (written | method.settings).items() if not NEUTRAL.match(name)}
+        stands = flatten(yaml.safe_load(method.config.read_text()))
+        own = {name: value for name, value in (stands | method.settings).items() if not NEUTRAL.match(name)}
         self.local = "LocoProp" in str(own.get("model"))
         self._common = {"settings": own, "threads": study.budget.threads, "judge": study.judge}
         self.mark = fingerprint(self._common | {"search": method.searched, "rungs": RUNGS})
@@ -81,8 +82,7 @@ class Entry:
     @property
     def best(self) -> Line | None:
         """The best trial that came to its end, None where none did."""
-        done = [line for line in self.trials if line["status"] == "done" and line["value"] is not None]
-        return min(done, key=lambda line: rank(line["value"], self.study.rising), default=None)
+        return best_trial(self.trials, self.study.rising)
 
     @property
     def tuned(self) -> bool:
@@ -277,7 +277,7 @@ def drive(entries: Mapping[str, Entry], resources: Resources, table: LiveMethods
             entry.take(job, line)
             if entry.tuned and job.limits is not None:
                 entry.write_best()
-            table.say(entry, f"{part} {line['status']}, {entry.study.judge} {table.number(line['value'])}")
+            table.say(entry, f"{part} {line['status']}, {entry.study.judge} {cell([line['value']], '.4g')}")
 
 
 def _choose(entries: Mapping[str, Entry]) -> tuple[Job | None, Any]:

@@ -6,18 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locoprop_lightning.results.figure import COLOURS, DASHES
+from locoprop_lightning.results.figure import logarithmic, save, style
 
 OURS, RIVALS = "#D55E00", "#0072B2"
 
 
 def _save(figure: Any, path: Path) -> None:
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
-        for ending in (".svg", ".png"):
-            metadata = {"Date": None} if ending == ".svg" else None
-            figure.savefig(path.with_suffix(ending), metadata=metadata, dpi=150, facecolor="white")
+    for ending in (".svg", ".png"):
+        save(figure, path.with_suffix(ending))
 
 
 def draw_ends(values: Mapping[str, Sequence[float]], local: set[str], path: Path) -> None:
@@ -29,7 +25,6 @@ def draw_ends(values: Mapping[str, Sequence[float]], local: set[str], path: Path
         path: File to write; its PNG is written beside it.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(8, 1.0 + 0.3 * len(values)), layout="constrained")
     axes = figure.add_subplot()
@@ -46,9 +41,7 @@ def draw_ends(values: Mapping[str, Sequence[float]], local: set[str], path: Path
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    logarithmic(axes.xaxis)
     axes.set_xlabel("train loss at the last step (less is better)")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="best", fontsize="small")
@@ -63,19 +56,16 @@ def draw_tuning(values: Mapping[str, Sequence[float]], path: Path) -> None:
         path: File to write; its PNG is written beside it.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for index, (name, best) in enumerate(values.items()):
-        colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
         places = range(1, len(best) + 1)
-        axes.plot(places, best, label=name, color=colour, linestyle=dashes, linewidth=1.4, drawstyle="steps-post")
+        axes.plot(places, best, label=name, drawstyle="steps-post", **style(index))
     if all(value > 0 for best in values.values() for value in best if math.isfinite(value)):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trials")
     axes.set_ylabel("best so far")

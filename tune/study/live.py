@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from locoprop_lightning.results.table import cell
+
 if TYPE_CHECKING:
     from tune.study.driver import Entry
 
@@ -70,18 +72,9 @@ class LiveMethods(AbstractContextManager["LiveMethods"]):
             table.add_row(
                 name,
                 f"{len(entry.trials)}/{budget.trials}",
-                self.number(best["value"] if best else None),
+                cell([best["value"] if best else None], ".4g"),
                 f"{len(finals)}/{budget.seeds}",
-                self.number(statistics.median(values) if values else None),
+                cell([statistics.median(values)] if values else [], ".4g"),
                 entry.error or ", ".join(sorted(entry.running)) or ("finished" if entry.finished else "waits"),
             )
         return table
-
-    @staticmethod
-    def number(value: float | None) -> str:
-        """A metric for people.
-
-        Args:
-            value: The metric, None where there is none.
-        """
-        return "-" if value is None else f"{value:.4g}"

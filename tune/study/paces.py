@@ -16,8 +16,9 @@ from torch.linalg import LinAlgError
 
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.results.table import markdown
+from tune.files import replace
 from tune.study.driver import Entry
-from tune.study.store import Store, replace
+from tune.study.store import Store
 from tune.study.work import here, plain
 from tune.trial import build
 
@@ -106,8 +107,7 @@ def pace(entry: Entry, values: Mapping[str, Any], threads: int, skipped: int, st
             cli.trainer.fit(cli.model, cli.datamodule)
     if len(recorder.ends) < skipped + steps:  # its loss was not finite by then
         return math.nan, here(cli.trainer)["device"]
-    begun = recorder.ends[skipped - 1] if skipped else 0.0
-    return 1000 * (recorder.ends[-1] - begun) / steps, here(cli.trainer)["device"]
+    return statistics.mean(recorder.step_ms[skipped:]), here(cli.trainer)["device"]
 
 
 def plan(entries: Mapping[str, Entry], at_a_time: int) -> str:

@@ -4,15 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from locoprop_lightning.results.figure import AXES, Curve, draw, fold
+from locoprop_lightning.results.figure import AXES, draw, fold_whole
 from locoprop_lightning.results.runs import LOSS, Run
 from locoprop_lightning.results.table import best_first
+from tune.files import replace
 from tune.study import paces
 from tune.study.figures import draw_ends, draw_tuning
 from tune.study.spec import Study
-from tune.study.store import FINALS, TRIALS, Line, Store, read_curve, replace
+from tune.study.store import FINALS, TRIALS, Line, Store, read_curve
 from tune.study.tables import Methods, best_so_far, chosen, ends, pairs, tuning, way
 
 DECAY = 0.7  # of the old value in the smoothing
@@ -32,7 +31,7 @@ def write(study: Study, store: Store) -> str:
     known = paces.load(store.folder)
     methods = best_first(load_runs(finals, store, known), LOSS, DECAY)
     lines = {name: finals[name] for name in methods}
-    parts = [f"# {study.title}", setting(study, store, trials, finals, known)]
+    parts = [f"# {study.title}", setting(study, trials, finals, known)]
     if methods:
         reference = study.reference if study.reference in methods else next(iter(methods))
         draw_ends(
@@ -109,7 +108,6 @@ def load_runs(
 
 def setting(
     study: Study,
-    store: Store,
     trials: Mapping[str, Sequence[Line]],
     finals: Mapping[str, Sequence[Line]],
     known: Mapping[str, paces.Pace],
@@ -118,7 +116,6 @@ def setting(
 
     Args:
         study: The study.
-        store: What it has found.
         trials: Lines of the trials by method.
         finals: Lines of the final runs by method.
         known: The measured paces.
@@ -159,22 +156,11 @@ def figures(methods: Methods, folder: Path) -> None:
         methods: Curves of the final runs.
         folder: Where the figures go.
     """
-    for axis in ("step", "time"):
-        path = folder / ("steps.svg" if axis == "step" else "seconds.svg")
-        lines: dict[str, Curve] = {}
-        for name, curves in methods.items():
-            whole = [len(c.raw.steps) for c in curves if not c.run.stopped]
-            length = min(whole, default=max(len(c.raw.steps) for c in curves))
-            losses = np.array([[c.smoothed.at(step) for step in range(length)] for c in curves], dtype=float)
-            pace = curves[0].run.ms_per_step
-            x = (
-                np.arange(length, dtype=float)
-                if axis == "step"
-                else np.arange(1, length + 1) * (pace or math.nan) / 1000
-            )
-            if np.isfinite(x).all():
-                lines[name] = fold(x, losses)
-        path.unlink(missing_ok=True)
-        if lines:
-            for ending in (".svg", ".png"):
-                draw(lines, path.with_suffix(ending), AXES[axis][0], f"train loss, smoothed by {DECAY:g}")
+    for axis, stem in (("step", "steps"), ("time", "seconds")):
+        folded = {name: fold_whole(curves, axis) for name, curves in methods.items()}
+        lines = {name: curve for name, curve in folded.items() if curve is not None}
+        for ending in (".svg", ".png"):
+            path = folder / f"{stem}{ending}"
+            path.unlink(missing_ok=True)
+            if lines:
+                draw(lines, path, AXES[axis][0], f"train loss, smoothed by {DECAY:g}")

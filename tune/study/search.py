@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import optuna
 
+from locoprop_lightning.results.table import rank
 from tune.space import Space
+from tune.study.store import Line
 
 STARTUP = 4  # trials before the Gaussian process takes over, the shipped configuration included
 RUNGS = (0.25, 0.5)  # fractions of a run after which a trial may be stopped
@@ -60,6 +62,17 @@ def score(value: float | None, first: float | None, loss: bool) -> float:
     first = math.inf if first is None else first
     bounded = first if value is None or not math.isfinite(value) else value
     return math.log(max(min(bounded, first), 1e-12)) if loss else bounded
+
+
+def best_trial(lines: Sequence[Line], rising: bool) -> Line | None:
+    """The best trial that came to its end, the first of several; None where none did.
+
+    Args:
+        lines: Lines of a method's trials, in order.
+        rising: Whether more is better.
+    """
+    done = [line for line in lines if line["status"] == "done" and line["value"] is not None]
+    return min(done, key=lambda line: rank(line["value"], rising), default=None)
 
 
 def limits(past: Sequence[Mapping[str, Any]]) -> list[float]:

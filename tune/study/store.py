@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tune.files import replace
+
 TRIALS, FINALS = "trials.jsonl", "finals.jsonl"
 
 Line = dict[str, Any]
@@ -34,6 +36,7 @@ class Store:
     def __init__(self, folder: Path, order: Sequence[str] = ()) -> None:
         self.folder = folder
         self.order = list(order)
+        self._read: dict[str, tuple[tuple[int, int], list[Line]]] = {}  # files as they were, and their lines
 
     def trials(self, method: str, mark: str) -> list[Line]:
         """The trials of a method from the first on, as far as none is missing.
@@ -65,7 +68,12 @@ class Store:
             name: The file.
         """
         path = self.folder / name
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        if not path.is_file():
+            return []
+        now = path.stat().st_ino, path.stat().st_mtime_ns
+        if name not in self._read or self._read[name][0] != now:
+            self._read[name] = now, [json.loads(line) for line in path.read_text().splitlines()]
+        return self._read[name][1]
 
     def add(self, name: str, line: Line) -> None:
         """Adds a line in its place; one of the same trial or seed, and those with another mark, go.
@@ -93,19 +101,6 @@ class Store:
             seed: Its seed.
         """
         return self.folder / "curves" / f"{method}-seed{seed}.csv"
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a file that is never seen half.
-
-    Args:
-        path: The file.
-        text: What it holds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    passing = path.with_name(f"{path.name}.new")
-    passing.write_text(text)
-    passing.replace(path)
 
 
 def write_curve(path: Path, losses: Sequence[float]) -> None:

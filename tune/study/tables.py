@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from locoprop_lightning.results.table import Curves, cell, markdown, method_table, rank
+from locoprop_lightning.results.table import Curves, cell, markdown, method_table
 from tune.space import shown
 from tune.study.pairs import LEVEL, better
+from tune.study.search import best_trial
 from tune.study.spec import Study
 from tune.study.store import Line
 
@@ -95,12 +96,7 @@ def pairs(methods: Methods) -> str:
         methods: Curves of the final runs.
     """
     names = list(methods)
-    results = {
-        name: {
-            c.run.seed: math.log(max(c.smoothed.last, 1e-300)) if math.isfinite(c.smoothed.last) else None for c in cs
-        }
-        for name, cs in methods.items()
-    }
+    results = {name: {c.run.seed: _logarithm(c.smoothed.last) for c in curves} for name, curves in methods.items()}
     rows = [["", *map(str, range(1, len(names) + 1))]]
     open_pairs = total = 0
     for place, name in enumerate(names, 1):
@@ -134,13 +130,8 @@ def best_so_far(lines: Sequence[Line], rising: bool) -> list[float]:
         lines: Lines of a method's trials, in order.
         rising: Whether more is better.
     """
-    best, found = math.nan, []
-    for line in lines:
-        value = line["value"] if line["status"] == "done" else None
-        if value is not None and (math.isnan(best) or rank(value, rising) < rank(best, rising)):
-            best = value
-        found.append(best)
-    return found
+    bests = (best_trial(lines[: count + 1], rising) for count in range(len(lines)))
+    return [math.nan if best is None else best["value"] for best in bests]
 
 
 def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> str:
@@ -175,8 +166,7 @@ def chosen(study: Study, trials: Mapping[str, Sequence[Line]]) -> str:
     """
     rows = [["method", "settings"]]
     for name, lines in trials.items():
-        done = [line for line in lines if line["status"] == "done" and line["value"] is not None]
-        best = min(done, key=lambda line: rank(line["value"], study.rising), default=None)
+        best = best_trial(lines, study.rising)
         method, told = study.methods.get(name), []
         for key, value in ({} if best is None else best["values"]).items():
             edge = method is not None and key in method.space.dimensions and method.space.at_end(key, value)

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import io
 import json
-import math
 import pickle
 import platform
 import shutil
@@ -22,9 +21,11 @@ from locoprop_lightning import LocoPropModule
 from locoprop_lightning.callbacks import LocalLossMonitor, StepTimer
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.results.runs import smooth
+from locoprop_lightning.results.store import finite
+from tune.files import replace
 from tune.study.search import RUNGS
 from tune.study.spec import LOSS
-from tune.study.store import Line, replace, write_curve
+from tune.study.store import Line, write_curve
 from tune.trial import build
 
 RECORD, CURVE = "record.json", "curve.csv"
@@ -65,8 +66,7 @@ class Referee(LossRecorder):
 
     def __init__(self, limits: list[float] | None) -> None:
         super().__init__()
-        self.may_stop = limits is not None
-        self.limits = limits or [math.inf] * len(RUNGS)
+        self.limits = limits
         self.rungs: list[float | None] = []
         self.metrics: dict[str, float | None] = {}
         self.stopped = False
@@ -88,9 +88,9 @@ class Referee(LossRecorder):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if len(self.losses) in self._steps:
             value = float(smooth(self.losses)[-1])
-            self.rungs = [*self.rungs, finite(value)][: len(RUNGS)]
-            limit = min(self.limits[len(self.rungs) - 1], LEARNT * self.losses[0])
-            self.stopped = self.may_stop and value > limit
+            self.rungs.append(finite(value))
+            if self.limits is not None:
+                self.stopped = value > min(self.limits[len(self.rungs) - 1], LEARNT * self.losses[0])
             if self.stopped:
                 raise FitEnded
 
@@ -104,7 +104,7 @@ class Referee(LossRecorder):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         super().load_state_dict(state_dict)
-        self.rungs, self.metrics = list(state_dict["rungs"]), dict(state_dict.get("metrics", {}))
+        self.rungs, self.metrics = list(state_dict["rungs"]), dict(state_dict["metrics"])
 
 
 class Keeper(Checkpoint):
@@ -187,7 +187,6 @@ def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
     status = "done" if whole else "stopped" if referee.stopped else "non-finite"
     smoothed = smooth(referee.losses)
     judged = float(smoothed[-1]) if on_loss else metrics.get(job.judge)
-    paces = [1000 * (b - a) for a, b in zip([0.0, *referee.ends], referee.ends, strict=False)]
     known = {name: value for name, value in metrics.items() if name.split("/")[0] in ("val", "test")}
     line = job.line | {
         "status": status,
@@ -199,20 +198,11 @@ def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
         **known,
         "highest": highest(referee.losses),
         "refused": module.engine.counts if isinstance(module, LocoPropModule) else {},
-        "ms": round(statistics.median(paces), 2),
+        "ms": round(statistics.median(referee.step_ms), 2),
         "seconds": round(time.monotonic() - begun, 1),
         **here(trainer),
     }
     return line, referee.losses
-
-
-def finite(value: float) -> float | None:
-    """What JSON can hold: the value in 6 digits, None if it is not finite.
-
-    Args:
-        value: The value.
-    """
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _can_be_read(checkpoint: Path) -> bool:
