@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from locoprop_lightning.checkpoints import LOCAL_LAYERS, local_layers
 from locoprop_lightning.distributed import Communicator, SharedBatch
-from locoprop_lightning.errors import UserError, check_object
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import LayerInfo, Record, Tape, discover
 from locoprop_lightning.layers.discovery import candidates
 from locoprop_lightning.layers.tape import Content
@@ -20,7 +20,6 @@ from locoprop_lightning.oracles import Oracle
 from locoprop_lightning.settings import LocalSettings
 from locoprop_lightning.solvers import (
     ClosedForm,
-    IterativeSolver,
     LocalSolver,
     Majorization,
     Recording,
@@ -45,7 +44,7 @@ class LocalEngine:
     """
 
     def __init__(self, network: nn.Module, solver: LocalSolver, oracle: Oracle, settings: LocalSettings) -> None:
-        _check(solver, oracle, settings.objective)
+        settings.check_parts(solver, oracle)
         self.solver = solver
         self.oracle = oracle
         self.settings = settings
@@ -62,7 +61,7 @@ class LocalEngine:
         Raises:
             UserError: For what is none, or does not fit the objective.
         """
-        _check(solver, oracle, self.settings.objective)
+        self.settings.check_parts(solver, oracle)
         for layer in self.layers.values():
             if solver is not self.solver:
                 layer.solver_state, layer.counts = {}, {}
@@ -137,19 +136,22 @@ class LocalEngine:
         return Tape(layers, moving, 1 / processes.size)  # undoes SharedBatch.weigh
 
     @torch.no_grad()
-    def problems(self, tape: Tape, sampled: list[dict[str, Tensor]], batch: SharedBatch) -> dict[str, LocalProblem]:
+    def problems(
+        self, tape: Tape, sampled: list[dict[str, Tensor]], batch: SharedBatch, rate: float = 1.0
+    ) -> dict[str, LocalProblem]:
         """The local problems of a step: targets T = f(A) - lambda_a D.
 
         Args:
             tape: The tape, after the backward pass.
             sampled: What ``sampled_gradients`` returned.
             batch: The batch.
+            rate: What multiplies the rates of inner steps.
         """
         tasks = {}
         with torch.autocast(batch.device.type, enabled=False):
             for name, (rows, rounded) in self._with_rows(tape, batch).items():
-                draws = [draw.get(name) for draw in sampled]
-                tasks[name] = partial(self._problem, self.local[name], tape.records[name], draws, batch, rows, rounded)
+                layer, record, draws = self.local[name], tape.records[name], [draw.get(name) for draw in sampled]
+                tasks[name] = partial(self._problem, layer, record, draws, batch, rows, rounded, rate)
             return batch.processes.run(tasks)
 
     def _with_rows(self, tape: Tape, batch: SharedBatch) -> dict[str, tuple[Rows, bool]]:
@@ -180,6 +182,7 @@ class LocalEngine:
         batch: SharedBatch,
         rows: Rows,
         rounded: bool,
+        rate: float,
     ) -> LocalProblem:
         """The problem of one layer, after the oracle has seen its gradients."""
         if record.content != Content.SOLVABLE:  # other processes alone have rows
@@ -206,6 +209,7 @@ class LocalEngine:
             transfer=layer.transfer,
             lambda_a=layer.lambda_a,
             lambda_r=lambda_r,
+            rate=rate,
             weight_direction=weight_direction,
             name=layer.name,
         )
@@ -303,16 +307,3 @@ def _path(part: LocalSolver | Oracle) -> str:
 def _weight_direction(oracle: Oracle, gradients: list[Tensor], terms: int, state: State) -> Tensor | None:
     """D^T Y from the back-propagated G^T Y, where the oracle can."""
     return oracle.weight_direction(torch.cat(gradients, 1), terms, state)  # cat makes a copy, to be written over
-
-
-def _check(solver: LocalSolver, oracle: Oracle, objective: str) -> None:
-    check_object(Oracle, oracle=oracle)
-    check_object(LocalSolver, solver=solver)
-    name = type(solver).__name__
-    if isinstance(solver, IterativeSolver) and not hasattr(solver, "iterations"):
-        raise UserError(f"solver={name}: its __init__ must call super().__init__().")
-    if solver.squared_only and objective == "matching":
-        raise UserError(
-            f"solver={name} solves the squared loss only: set objective to 'squared', or take another solver, such as "
-            "Majorization."
-        )

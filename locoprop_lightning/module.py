@@ -8,7 +8,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from locoprop_lightning.distributed import SharedBatch, share_batch
 from locoprop_lightning.engine import LocalEngine
@@ -16,7 +15,7 @@ from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, observers
-from locoprop_lightning.optimizers.schedule import follow
+from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings
@@ -50,7 +49,8 @@ class LocoPropModule(SupervisedModule):
             untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
         rest_optimizer: Trains all other parameters.
-        lr_scheduler: Makes a schedule of the outer rate, stepped once a batch; ``rest_optimizer`` follows.
+        lr_scheduler: Makes a schedule, stepped once a batch; ``rest_optimizer`` follows.
+        scheduled: What it multiplies: the "outer" rate, or the rate of the solver's "inner" steps.
 
     Attributes:
         engine: The local layers and all that evolves with them.
@@ -74,6 +74,7 @@ class LocoPropModule(SupervisedModule):
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
         rest_optimizer: OptimizerCallable = lambda p: AdamW(p),
         lr_scheduler: LRSchedulerCallable | None = None,
+        scheduled: Literal["outer", "inner"] = "outer",
     ) -> None:
         super().__init__(network, task)
         self.automatic_optimization = False
@@ -88,11 +89,11 @@ class LocoPropModule(SupervisedModule):
             damping=damping,
             overrides=overrides or {},
             guard=guard,
+            scheduled=scheduled,
         )
         self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
-        self._optimizer = optimizer
-        self._rest_optimizer = rest_optimizer
-        self._lr_scheduler = lr_scheduler
+        self._optimizer, self._rest_optimizer = optimizer, rest_optimizer
+        self._lr_scheduler, self._scheduled = lr_scheduler, scheduled
 
     @property
     def solver(self) -> LocalSolver:
@@ -124,17 +125,18 @@ class LocoPropModule(SupervisedModule):
         loss = shared.weigh(self.task.loss(output, target))
         sampled = sampled_gradients(engine, tape, self.task, output, shared, self.global_step)
         self.manual_backward(loss)
-        problems = engine.problems(tape, sampled, shared)  # T = f(A) - lambda_a D
+        outer_rate, inner_rate = rates(self.trainer.optimizers, self._scheduled)
+        problems = engine.problems(tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D
         if starting:
             self._announce(problems, shared)
         self._step_rest(problems)
         solutions = engine.solve(problems, shared)
         engine.write(solutions)  # W0 - W+ where gradients are
         self._observe(problems, solutions, shared)
-        rate, logs = outer.param_groups[0]["lr"], self.logs_this_step
+        logs = self.logs_this_step
         outer.step()
         self._step_schedule()
-        return {"loss": self.log_training(loss, output, target, rate, logs)}
+        return {"loss": self.log_training(loss, output, target, outer_rate * inner_rate, logs)}
 
     def _announce(self, problems: Mapping[str, LocalProblem], batch: SharedBatch) -> None:
         """Prints who trains what, with the first batch."""
@@ -145,7 +147,7 @@ class LocoPropModule(SupervisedModule):
         """Steps the rest, whose gradients are then gone, so that the outer optimizer finds displacements only."""
         for name in problems:  # without a gradient the rest optimizer passes over them
             self.engine.local[name].clear_gradients()
-        if any(p.grad is not None for p in self.network.parameters()):
+        if self._scheduled == "inner" or any(p.grad is not None for p in self.network.parameters()):
             self.trainer.optimizers[1].step()  # not the wrapper's, which would count a second global step
         self.network.zero_grad(set_to_none=True)
 
@@ -161,7 +163,7 @@ class LocoPropModule(SupervisedModule):
     def _step_schedule(self) -> None:
         if (schedule := self.lr_schedulers()) is not None:
             schedule.step()  # type: ignore[union-attr]
-            follow(*self.trainer.optimizers)
+            follow(self.trainer.optimizers, self._scheduled)
 
     def configure_callbacks(self) -> list[Callback]:
         """Hands the solver to the trainer, whose hooks it may use."""
@@ -178,11 +180,10 @@ class LocoPropModule(SupervisedModule):
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
             if isinstance(optimizer, LBFGS):
                 raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
-        schedules = [] if self._lr_scheduler is None else [self.schedule_of(self._lr_scheduler, outer)]
-        if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
-            raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
+        scheduled = outer if self._scheduled == "outer" else rest
+        schedules = [] if self._lr_scheduler is None else [self.schedule_of(self._lr_scheduler, scheduled)]
         if schedules:  # one may begin below the first rate
-            follow(outer, rest)
+            follow((outer, rest), self._scheduled)
         return [outer, rest], schedules
 
     def on_fit_start(self) -> None:
@@ -205,9 +206,7 @@ class LocoPropModule(SupervisedModule):
     def on_train_start(self) -> None:
         """Sets the rest optimizer's rate after a resume too."""
         if self.lr_schedulers() is not None:
-            for group in self.trainer.optimizers[0].param_groups:
-                group.setdefault("initial_lr", group["lr"])  # the run had no schedule before
-            follow(*self.trainer.optimizers)
+            follow(self.trainer.optimizers, self._scheduled)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what solver and oracle have learnt of each layer."""

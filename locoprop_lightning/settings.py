@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from locoprop_lightning.errors import UserError, check_choice, check_positive
+from locoprop_lightning.errors import UserError, check_choice, check_object, check_positive
 from locoprop_lightning.layers.discovery import check_names, check_patterns
 from locoprop_lightning.local import Transfer, resolve_transfer
+from locoprop_lightning.oracles import Oracle
+from locoprop_lightning.solvers import IterativeSolver, LocalSolver
 
 
 @dataclass
@@ -26,10 +28,12 @@ class LocalSettings:
     damping: str
     overrides: Mapping[str, Mapping[str, float]]
     guard: bool
+    scheduled: str = "outer"
 
     def __post_init__(self) -> None:
         check_choice("", ("matching", "squared"), objective=self.objective)
         check_choice("", ("absolute", "relative"), damping=self.damping)
+        check_choice("", ("outer", "inner"), scheduled=self.scheduled)
         check_positive("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
         for pattern, values in self.overrides.items():
@@ -49,6 +53,28 @@ class LocalSettings:
             raise UserError("LocoPropModule: the network has no layer to train locally; use BackpropModule.")
         check_names("transfers", self.transfers, names)
         check_patterns("overrides", self.overrides, names)
+
+    def check_parts(self, solver: LocalSolver, oracle: Oracle) -> None:
+        """Refuses a solver and an oracle that are none, or do not fit these settings.
+
+        Raises:
+            UserError: Names the part and what could stand there.
+        """
+        check_object(Oracle, oracle=oracle)
+        check_object(LocalSolver, solver=solver)
+        name = type(solver).__name__
+        if isinstance(solver, IterativeSolver) and not hasattr(solver, "iterations"):
+            raise UserError(f"solver={name}: its __init__ must call super().__init__().")
+        if solver.squared_only and self.objective == "matching":
+            raise UserError(
+                f"solver={name} solves the squared loss only: set objective to 'squared', or take another solver, such "
+                "as Majorization."
+            )
+        if self.scheduled == "inner" and not solver.has_rate:
+            raise UserError(
+                f"scheduled='inner': solver={name} has no rate of inner steps; take 'outer', or InnerOptimizer or "
+                "GradientDescent."
+            )
 
     def lambdas(self, name: str) -> dict[str, float]:
         """The lambdas of a layer; a later pattern wins."""

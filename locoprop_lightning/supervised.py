@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
 from locoprop_lightning.distributed import Communicator, connect
@@ -101,14 +102,19 @@ class SupervisedModule(LightningModule):
         """Makes a schedule, and tells it the length of the run if it asks.
 
         Raises:
-            UserError: Where the run has no length.
+            UserError: Where the run has no length, or the schedule needs a metric.
         """
         schedule = make_from("lr_scheduler", make, optimizer)
-        if isinstance(schedule, LinearDecay) and schedule.total_steps is None:
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
+        if isinstance(schedule, LinearDecay):
             total = self.trainer.estimated_stepping_batches
-            if total == float("inf"):
-                raise UserError("lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps.")
-            schedule.total_steps = int(total)
+            if schedule.total_steps is None:
+                if total == float("inf"):
+                    text = "lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps."
+                    raise UserError(text)
+                schedule.total_steps = int(total)
+            schedule.steps_per_epoch = max(1, int(self.trainer.num_training_batches))
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -96,6 +96,7 @@ def replaced(problem, **parts):
         "transfer": problem.transfer,
         "lambda_a": problem.lambda_a,
         "lambda_r": problem.lambda_r,
+        "rate": problem.rate,
         "name": problem.name,
     }
     return LocalProblem(**known | parts)

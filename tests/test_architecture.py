@@ -67,7 +67,7 @@ ALLOWED = {
     "networks": set(),
     "optimizers": set(),
     "checkpoints": set(),
-    "settings": {"layers", "local"},
+    "settings": {"layers", "local", "oracles", "solvers"},
     "local_layer": {"layers", "local", "solvers"},
     "observer": {"local", "local_layer", "solvers"},
     "layer_table": {"layers"},

@@ -22,6 +22,7 @@ from locoprop_lightning.solvers import (
     ClosedForm,
     ConjugateGradient,
     FixedPointIteration,
+    GradientDescent,
     InnerOptimizer,
     Majorization,
     Recording,
@@ -353,6 +354,28 @@ def test_a_schedule_that_begins_at_zero_holds_the_rest_too(tmp_path):
     start = weights(module)
     trainer(tmp_path, max_steps=1).fit(module, digits())
     assert all(torch.equal(start[name], after) for name, after in weights(module).items())
+
+
+def test_a_schedule_of_the_inner_rate(tmp_path):
+    """It leaves the outer rate as it is, moves the rest, and reaches solvers that have such a rate alone."""
+
+    def exponential(optimizer):
+        return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    module = locoprop(GradientDescent(2), skip=["3"], lr_scheduler=exponential, scheduled="inner")
+    watch = Look(lambda problem: seen.append(problem.rate))
+    seen = []
+    fit = trainer(tmp_path, [watch])
+    fit.fit(module, digits())
+    assert seen == pytest.approx([0.5**step for step in range(STEPS)])
+    outer, rest = (o.param_groups[0]["lr"] for o in fit.optimizers)
+    assert outer == 1.0 and rest == pytest.approx(1e-3 * 0.5**STEPS)
+    with pytest.raises(UserError, match="scheduled='inner': solver=FixedPointIteration has no rate of inner steps"):
+        locoprop(scheduled="inner")
+    with pytest.raises(UserError, match="scheduled='both': take one of outer, inner"):
+        locoprop(scheduled="both")
+    with pytest.raises(UserError, match="solver=FixedPointIteration has no rate"):
+        module.solver = FixedPointIteration(2)
 
 
 def test_an_outer_rate_of_zero(tmp_path):

@@ -48,20 +48,29 @@ class PreconditionerState(TypedDict, total=False):
 class Preconditioner:
     """(n M + damping I)^-1, or its root, of a moving second moment M: when it is gathered, averaged and inverted.
 
-    The moment is a mean over rows, so that batches of different size agree; it is gathered and inverted at refreshes
-    only. What evolves lives in a state that the caller keeps and saves. A factorisation that fails, as it can where the
-    damping is below the rounding of the moment, is done again in float64 with the negative eigenvalues that rounding
-    left set to zero.
+    The moment is a mean over rows, so that batches of different size agree; it is gathered and inverted at refreshes,
+    and may be gathered in between. What evolves lives in a state that the caller keeps and saves. A factorisation that
+    fails, as it can where the damping is below the rounding of the moment, is done again in float64 with the negative
+    eigenvalues that rounding left set to zero.
 
     Args:
-        average: Decay of the moving average of the moment, bias-corrected, in [0, 1); 0 takes the current batch alone.
+        average: Decay of the moving average of the moment, in [0, 1); 0 takes the current batch alone.
         refresh_every: Steps between refreshes, at least 1.
         warmup: Steps at the start of training in which every step refreshes, at least 0: moments change fast there.
         owner: Name of the class whose settings these are, for messages.
         root: Whether to keep the inverse square root instead of the inverse.
+        bias_correction: Whether the average is bias-corrected; else its first value has the weight 1.
     """
 
-    def __init__(self, average: float, refresh_every: int, warmup: int, owner: str, root: bool = False) -> None:
+    def __init__(
+        self,
+        average: float,
+        refresh_every: int,
+        warmup: int,
+        owner: str,
+        root: bool = False,
+        bias_correction: bool = True,
+    ) -> None:
         check_fraction(owner, average=average)
         check_counts(owner, 1, refresh_every=refresh_every)
         check_counts(owner, 0, warmup=warmup)
@@ -69,6 +78,7 @@ class Preconditioner:
         self.refresh_every = refresh_every
         self.warmup = warmup
         self.root = root
+        self.bias_correction = bias_correction
 
     @property
     def current(self) -> bool:
@@ -93,6 +103,18 @@ class Preconditioner:
         state.pop("inverse", None)
         state["steps"] -= 1
 
+    def gather(self, state: PreconditionerState, moment: Tensor) -> AverageState:
+        """Takes in a moment, and gives the average.
+
+        Args:
+            state: What evolves.
+            moment: M of this batch, a mean over rows [d, d], or one for each group of units [groups, d, d]. Not taken
+                in where it is not finite.
+        """
+        average = state.setdefault("average", {})
+        update_average(average, moment, self.average if self.bias_correction or "value" in average else 0.0)
+        return average
+
     def refresh(
         self,
         state: PreconditionerState,
@@ -105,15 +127,12 @@ class Preconditioner:
 
         Args:
             state: What evolves.
-            moment: M of this batch, a mean over rows [d, d], or one for each group of units [groups, d, d]. Not taken
-                in where it is not finite.
+            moment: As in ``gather``.
             n: What the average is multiplied with; number of rows where the inverse is of a sum over rows.
             damping: Added to the diagonal.
             relative: Whether the damping is relative to the mean eigenvalue of what is inverted.
         """
-        average = state.setdefault("average", {})
-        update_average(average, moment, self.average)
-        scaled = average_of(average) * n
+        scaled = average_of(self.gather(state, moment)) * n
         size = scaled.diagonal(dim1=-2, dim2=-1).mean()
         if relative:
             damping = torch.where(size > 0, damping * size, 1.0)

@@ -30,6 +30,7 @@ class LocalProblem:
         transfer: f.
         lambda_a: Length of the oracle's step.
         lambda_r: Strength of the proximal term, above 0.
+        rate: What a schedule of the run multiplies the rates of inner steps by, in solvers that have such rates.
         weight_direction: A function that makes D^T Y [d_out, width] by a shorter way than from Y and D, as a tensor
             that may be written over, or None where there is none.
         name: Name of the layer.
@@ -45,6 +46,7 @@ class LocalProblem:
         transfer: Transfer,
         lambda_a: float,
         lambda_r: Scalar,
+        rate: float = 1.0,
         weight_direction: Callable[[], Tensor | None] | None = None,
         name: str = "",
     ) -> None:
@@ -56,6 +58,7 @@ class LocalProblem:
         self.transfer = transfer  # f
         self.lambda_a = lambda_a
         self.lambda_r = lambda_r
+        self.rate = rate
         self._direction = direction  # D
         self._weight_direction = weight_direction  # D^T Y
         self._first_gradient: Tensor | None = None
@@ -231,6 +234,7 @@ class LocalProblem:
             self.transfer,
             self.lambda_a,
             self.lambda_r,
+            self.rate,
             self._weight_direction,
             self.name,
         )
@@ -264,6 +268,7 @@ class LocalProblem:
             self.transfer,
             self.lambda_a,
             self.lambda_r,
+            self.rate,
             name=self.name,
         )
         basis = (vectors * inverse_root).to(dtype)

@@ -1,5 +1,6 @@
 """A schedule that knows how long the run is."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from locoprop_lightning.errors import UserError, check_counts, check_fraction
 
-_SETTINGS = ("base_lrs", "end_factor", "total_steps", "warmup")
+_SETTINGS = ("base_lrs", "end_factor", "total_steps", "warmup", "by_epoch", "steps_per_epoch")
 
 
 class LinearDecay(LRScheduler):
@@ -20,13 +21,22 @@ class LinearDecay(LRScheduler):
         total_steps: Steps of the run, at least 1; if not given, the modules of this package take them from the trainer.
         warmup: Fraction of the run in which rates rise linearly from zero before they fall, in [0, 1); the very first
             step then does nothing.
+        by_epoch: Whether the rate of an epoch is that of its first step, as Amid et al. (2022) have it.
+
+    Attributes:
+        steps_per_epoch: Steps with one rate where ``by_epoch``, which the modules take from the trainer.
 
     Raises:
         UserError: If an argument is out of range.
     """
 
     def __init__(
-        self, optimizer: Optimizer, end_factor: float = 0.02, total_steps: int | None = None, warmup: float = 0.0
+        self,
+        optimizer: Optimizer,
+        end_factor: float = 0.02,
+        total_steps: int | None = None,
+        warmup: float = 0.0,
+        by_epoch: bool = False,
     ) -> None:
         check_fraction("LinearDecay", warmup=warmup)
         if not 0 <= end_factor <= 1:
@@ -36,6 +46,8 @@ class LinearDecay(LRScheduler):
         self.end_factor = end_factor
         self.warmup = warmup
         self.total_steps = total_steps
+        self.by_epoch = by_epoch
+        self.steps_per_epoch = 1
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
@@ -44,7 +56,8 @@ class LinearDecay(LRScheduler):
             return list(self.base_lrs) if self.warmup == 0 else [0.0 * rate for rate in self.base_lrs]
         if self.total_steps is None:
             raise RuntimeError("LinearDecay: set total_steps, which a module of this package takes from its trainer.")
-        done = min(self.last_epoch / self.total_steps, 1.0)
+        step = self.last_epoch - self.last_epoch % self.steps_per_epoch if self.by_epoch else self.last_epoch
+        done = min(step / self.total_steps, 1.0)
         if done < self.warmup:
             factor = done / self.warmup
         else:
@@ -63,15 +76,34 @@ class LinearDecay(LRScheduler):
             group["initial_lr"], group["lr"] = start, rate
 
 
-def follow(outer: Optimizer, rest: Optimizer) -> None:
-    """Gives one optimizer the part of its first rates that another one has of its own, after a schedule has set that.
+def rates(optimizers: Sequence[Optimizer], scheduled: str) -> tuple[float, float]:
+    """The outer rate, and what multiplies the rates of inner steps.
 
     Args:
-        outer: The optimizer with the schedule.
-        rest: The one that follows.
+        optimizers: The outer optimizer, which has the schedule where ``scheduled`` is "outer", and the rest optimizer,
+            which has it where that is "inner".
+        scheduled: What the schedule multiplies.
     """
-    group = outer.param_groups[0]
-    part = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
-    for other in rest.param_groups:
-        start = other.setdefault("initial_lr", other["lr"])
-        other["lr"] = start * part
+    outer, rest = optimizers
+    return outer.param_groups[0]["lr"], _part_left(rest) if scheduled == "inner" else 1.0
+
+
+def follow(optimizers: Sequence[Optimizer], scheduled: str) -> None:
+    """Gives the rest the part of its first rates that the outer optimizer has, after a schedule of the outer rate.
+
+    Args:
+        optimizers: The outer optimizer and the rest optimizer.
+        scheduled: What the schedule multiplies; where that is the inner rate, the rest has it itself.
+    """
+    outer, rest = optimizers
+    for group in [*outer.param_groups, *rest.param_groups]:
+        group.setdefault("initial_lr", group["lr"])  # where no schedule has, as in a resumed run that had none before
+    for group in rest.param_groups if scheduled == "outer" else []:
+        group["lr"] = group["initial_lr"] * _part_left(outer)
+
+
+def _part_left(optimizer: Optimizer) -> float:
+    """The part that is left of an optimizer's first rate; 1 where that was 0, or where there is no schedule."""
+    group = optimizer.param_groups[0]
+    start = group.get("initial_lr", group["lr"])
+    return float(group["lr"] / start) if start else 1.0

@@ -23,9 +23,10 @@ class AndersonAcceleration(IterativeSolver):
     Args:
         iterations: T, at least 1.
         memory: Number of iterates mixed, at least 1.
-        ridge: Added to the diagonal of the residuals' Gram matrix, relative to its mean diagonal entry.
+        ridge: Added to the diagonal of the residuals' Gram matrix.
         beta: Mixing, above 0.
         safeguard: Whether to refuse; False is the review's.
+        relative_ridge: Whether the ridge is relative to the Gram matrix's mean diagonal entry; False is the review's.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class AndersonAcceleration(IterativeSolver):
         ridge: float = 1e-5,
         beta: float = 1.0,
         safeguard: bool = True,
+        relative_ridge: bool = True,
     ) -> None:
         super().__init__(iterations)
         check_counts("AndersonAcceleration", 1, memory=memory)
@@ -43,6 +45,7 @@ class AndersonAcceleration(IterativeSolver):
         self.ridge = ridge
         self.beta = beta
         self.safeguard = safeguard
+        self.relative_ridge = relative_ridge
 
     def init(self, problem: LocalProblem, state: State) -> "_History":  # noqa: D102
         v = problem.zeros()
@@ -55,9 +58,9 @@ class AndersonAcceleration(IterativeSolver):
         residual = (gradient / -problem.lambda_r).reshape(carry.best.shape)
         carry.push(iterate, residual, k)
         if not self.safeguard:
-            return Step(carry.mix(self.ridge).reshape(v.shape), carry)
+            return Step(carry.mix(self.ridge, self.relative_ridge).reshape(v.shape), carry)
         accepted = carry.accept(iterate, residual)
-        mixed = carry.mix(self.ridge)
+        mixed = carry.mix(self.ridge, self.relative_ridge)
         if 0 < k == self.iterations - 1:
             mixed = torch.where(accepted[:, None], mixed, carry.best)
         return Step(mixed.reshape(v.shape), carry, torch.linalg.vector_norm(carry.norm))
@@ -103,12 +106,14 @@ class _History:
         self.norm = torch.where(accepted, norm, self.norm)
         return accepted
 
-    def mix(self, ridge: float) -> Tensor:
+    def mix(self, ridge: float, relative: bool) -> Tensor:
         """sum_i alpha_i (V_i + beta r_i) [rows, size]."""
         c = self.filled
         gram = self.gram[:, :c, :c].double()
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)
-        gram = gram / scale[:, None, None] + ridge * torch.eye(c, dtype=gram.dtype, device=gram.device)
+        if relative:
+            scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)
+            gram = gram / scale[:, None, None]
+        gram = gram + ridge * torch.eye(c, dtype=gram.dtype, device=gram.device)
         ones = gram.new_ones(len(gram), c, 1)
         alpha = torch.cholesky_solve(ones, torch.linalg.cholesky_ex(gram).L)
         alpha = (alpha / alpha.sum(1, keepdim=True)).to(self.iterates.dtype).mT

@@ -4,7 +4,7 @@ import torch
 
 from locoprop_lightning.local import LocalProblem, State
 from locoprop_lightning.local.preconditioner import factorize
-from locoprop_lightning.solvers.right_preconditioner import RightPreconditioner
+from locoprop_lightning.solvers.right_preconditioner import Gather, RightPreconditioner
 from locoprop_lightning.solvers.solution import Outcome, Recording, Status
 from locoprop_lightning.solvers.solver import LocalSolver
 
@@ -17,15 +17,25 @@ class ClosedForm(LocalSolver):
     ``WhitenedOracle`` this is K-FAC.
 
     Args:
-        average: Decay of the moving average of C/n, bias-corrected, in [0, 1); 0 takes the current batch alone.
+        average: Decay of the moving average of C/n, in [0, 1); 0 takes the current batch alone.
         refresh_every: Steps between refreshes, at least 1.
         warmup: Steps at the start of training in which every step refreshes, at least 0.
+        gather: When the average takes in C/n: at "refreshes", or at all "steps", which costs a product a step.
+        bias_correction: Whether the average is bias-corrected; else its first value has the weight 1.
     """
 
     squared_only = True
 
-    def __init__(self, average: float = 0.0, refresh_every: int = 1, warmup: int = 40) -> None:
-        self.preconditioner = RightPreconditioner(average, refresh_every, warmup, type(self).__name__)
+    def __init__(
+        self,
+        average: float = 0.0,
+        refresh_every: int = 1,
+        warmup: int = 40,
+        gather: Gather = "refreshes",
+        bias_correction: bool = True,
+    ) -> None:
+        name = type(self).__name__
+        self.preconditioner = RightPreconditioner(average, refresh_every, warmup, name, gather, bias_correction)
 
     def describe(self, problem: LocalProblem) -> str:  # noqa: D102
         return self.preconditioner.describe(problem)

@@ -15,6 +15,8 @@ Schedule = Literal["constant", "published"]
 class GradientDescent(IterativeSolver):
     """W <- W - eta_k grad, T times (review, Algorithms 1 and 2).
 
+    A schedule of the run may multiply eta (``LocoPropModule``'s ``scheduled``).
+
     Args:
         iterations: T, at least 1.
         rate: eta; 1/lambda_r if not given.
@@ -22,6 +24,8 @@ class GradientDescent(IterativeSolver):
             lambda_r matters through the default rate alone; True is the review's corrected one (Algorithm 2).
         schedule: "constant", or "published" to multiply the rate by max(1 - k/T, 0.25) in iteration k.
     """
+
+    has_rate = True
 
     def __init__(
         self,
@@ -47,7 +51,7 @@ class GradientDescent(IterativeSolver):
         return rate, 1 - rate * problem.lambda_r if self.proximal else 1.0
 
     def _rate(self, problem: LocalProblem) -> Scalar:
-        return 1 / problem.lambda_r if self.rate is None else self.rate
+        return (1 / problem.lambda_r if self.rate is None else self.rate) * problem.rate
 
 
 def check_schedule(schedule: Schedule, owner: str) -> Schedule:

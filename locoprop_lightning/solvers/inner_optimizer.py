@@ -21,7 +21,8 @@ class InnerOptimizer(IterativeSolver):
     of weights therefore pulls to W0. With ``persistent`` its state (momenta, second moments) goes on from batch to
     batch, and is saved with the checkpoint; a solve that ends non-finite leaves it as it was. For the published numbers
     take ``locoprop_lightning.optimizers.TensorFlowRMSprop``: torch's RMSprop has its epsilon outside the root, starts
-    its mean square at zero and multiplies the rate after the momentum.
+    its mean square at zero and multiplies the rate after the momentum. Their schedule multiplies this optimizer's rate
+    (``LocoPropModule(scheduled="inner")``).
 
     Args:
         optimizer: Makes the optimizer from the displacement.
@@ -30,6 +31,8 @@ class InnerOptimizer(IterativeSolver):
         persistent: Whether the optimizer's state is kept across batches.
         schedule: "constant", or "published" to multiply the rate by max(1 - k/T, 0.25) in iteration k.
     """
+
+    has_rate = True
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class InnerOptimizer(IterativeSolver):
         made = self.optimizer([parameter])
         if isinstance(made, LBFGS):
             raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
-        rates = [group["lr"] for group in made.param_groups]
+        rates = [group["lr"] * problem.rate for group in made.param_groups]
         if self.persistent and state.get("kind") == _kind(made, parameter):
             # A copy, so that the state stays what it was. Rates and the like are those of the configuration.
             made.load_state_dict({**made.state_dict(), "state": deepcopy(state["optimizer"])})

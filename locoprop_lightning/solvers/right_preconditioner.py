@@ -1,16 +1,18 @@
 """(L C + lambda_r I)^-1, which solvers multiply gradients with from the right: exact, or kept and protected."""
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from locoprop_lightning.errors import check_choice
 from locoprop_lightning.local import LocalProblem, Preconditioner, State
 from locoprop_lightning.local.operator import times
 from locoprop_lightning.local.preconditioner import PreconditionerState, invert
 from locoprop_lightning.solvers.solution import Status
 
+Gather = Literal["refreshes", "steps"]
 _STALE_ROWS = 32  # rows on which a step from a kept inverse is checked
 _KEY = "preconditioner"  # of what is kept, in the state of a layer
 
@@ -30,23 +32,35 @@ class Inverse(NamedTuple):
 class RightPreconditioner:
     """(L C + lambda_r I)^-1 of the current batch, or with C as n times a moving average of C/n.
 
-    The average is gathered and inverted at refreshes. A step from such a C is checked: where J rises, its divergence
-    estimated on at most 32 rows, or where the kept inverse is not finite, the inverse is made anew from the current
-    batch alone, which the average restarts from, and the layer is solved again in the same step.
+    The average is gathered and inverted at refreshes, or gathered at every step. A step from such a C is checked: where
+    J rises, its divergence estimated on at most 32 rows, or where the kept inverse is not finite, the inverse is made
+    anew from the current batch alone, which the average restarts from, and the layer is solved again in the same step.
 
     Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
     Y Y^T [n, n] of the current batch. A grouped convolution has one C for each group.
 
     Args:
-        average: Decay of the moving average of C/n, bias-corrected, in [0, 1); 0 takes the current batch alone.
+        average: Decay of the moving average of C/n, in [0, 1); 0 takes the current batch alone.
         refresh_every: Steps between refreshes, at least 1.
         warmup: Steps at the start of training in which every step refreshes, at least 0.
         owner: Name of the class whose settings these are, for messages.
+        gather: "refreshes" or "steps".
+        bias_correction: Whether the average is bias-corrected; else its first value has the weight 1.
     """
 
-    def __init__(self, average: float, refresh_every: int, warmup: int, owner: str) -> None:
+    def __init__(
+        self,
+        average: float,
+        refresh_every: int,
+        warmup: int,
+        owner: str,
+        gather: Gather = "refreshes",
+        bias_correction: bool = True,
+    ) -> None:
+        check_choice(owner, ("refreshes", "steps"), gather=gather)
         self.owner = owner
-        self.kept = Preconditioner(average, refresh_every, warmup, owner)
+        self.gather = gather
+        self.kept = Preconditioner(average, refresh_every, warmup, owner, bias_correction=bias_correction)
 
     def uses_kernel(self, problem: LocalProblem) -> bool:
         """Whether the layer is solved through Y Y^T."""
@@ -81,9 +95,12 @@ class RightPreconditioner:
         refreshes = self.kept.due(kept) or kept.get("settings", settings) != settings
         kept["settings"] = settings
         alone = self.kept.average == 0 or "average" not in kept  # whether C will be this batch's own
-        if refreshes:
+        if refreshes or self.gather == "steps":
             moment = problem.gram() * (bound / problem.n)
-            self.kept.refresh(kept, moment, problem.n, problem.lambda_r)
+            if refreshes:
+                self.kept.refresh(kept, moment, problem.n, problem.lambda_r)
+            else:
+                self.kept.gather(kept, moment)
         self.kept.tick(kept)
         return Inverse(lambda x: self.kept.solve(kept, x, problem.n), refreshes and alone)
 

@@ -43,6 +43,7 @@ class LocalSolver(Callback, ABC):
     """
 
     squared_only = False  # whether the solver takes the squared loss alone
+    has_rate = False  # whether its inner steps have a rate, multiplied by that of the problem
 
     @abstractmethod
     def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:

@@ -46,6 +46,18 @@ def test_warmup_equals_torch_schedules_in_sequence():
         LinearDecay(ours, total_steps=0)
 
 
+def test_a_rate_an_epoch():
+    """As Amid et al. (2022): of 100 epochs, five rise from 0, and the others fall to 0."""
+    schedule = LinearDecay(optimizer(), 0.0, total_steps=300, warmup=0.05, by_epoch=True)
+    schedule.steps_per_epoch = 3
+    for step in range(300):
+        epoch = step // 3
+        factor = epoch / 5 if epoch < 5 else (100 - epoch) / 95
+        assert schedule.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * factor, rel=1e-12, abs=1e-15)
+        schedule.optimizer.step()
+        schedule.step()
+
+
 def test_an_edited_length_holds_on_resume():
     schedule = LinearDecay(optimizer(), total_steps=10)
     schedule.optimizer.step()

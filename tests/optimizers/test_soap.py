@@ -77,5 +77,5 @@ def test_soap_is_its_authors(shape, every):
         optimizer.step()
         reference.step(gradient)
         # theirs factorises in float32, whatever the weights are
-        torch.testing.assert_close(weight.detach(), reference.weight, rtol=0, atol=1e-7)
+        torch.testing.assert_close(weight.detach(), reference.weight, rtol=0, atol=1e-6)
     assert (weight.detach() - start).norm() > 0.05

@@ -26,6 +26,41 @@ def test_units_are_independent(make_problem):
     close(AndersonAcceleration(6).solve(one).weight, whole.weight[:1], 1e-12)
 
 
+def by_the_reviews_code(problem, evaluations, memory=5, ridge=1e-4):
+    """Its iteration: each unit has a bordered system, the ridge is absolute, and the last evaluation goes unused."""
+    v = torch.zeros(problem.shape, dtype=torch.float64)
+
+    def plain(v):
+        return v - problem.gradient(v) / problem.lambda_r
+
+    points, images = [v], [plain(v)]
+    points.append(images[0])
+    images.append(plain(points[1]))
+    for _ in range(2, evaluations):
+        x, f = torch.stack(points[-memory:], 1), torch.stack(images[-memory:], 1)  # [units, kept, width]
+        r = f - x
+        kept = r.shape[1]
+        bordered = torch.zeros(len(v), kept + 1, kept + 1, dtype=torch.float64)
+        bordered[:, 0, 1:] = bordered[:, 1:, 0] = 1.0
+        bordered[:, 1:, 1:] = r @ r.mT + ridge * torch.eye(kept, dtype=torch.float64)
+        ones = torch.zeros(len(v), kept + 1, 1, dtype=torch.float64)
+        ones[:, 0] = 1.0
+        alpha = torch.linalg.solve(bordered, ones)[:, 1:]
+        points.append((alpha.mT @ f)[:, 0])
+        images.append(plain(points[-1]))
+    return points[-1]
+
+
+@pytest.mark.parametrize("transfer", ["identity", "tanh"])
+def test_the_iteration_of_the_reviews_code(make_problem, transfer):
+    problem = make_problem(transfer, lambda_r=30.0, lambda_a=3.0)
+    solver = AndersonAcceleration(9, 5, ridge=1e-4, safeguard=False, relative_ridge=False)
+    expected = by_the_reviews_code(problem, 10)
+    close(joined(solver.solve(problem), problem), expected, 1e-12)
+    ours = joined(AndersonAcceleration(9, 5, ridge=1e-4, safeguard=False).solve(problem), problem)
+    assert (ours - expected).abs().max() > 1e-6 * expected.abs().max()
+
+
 @pytest.mark.parametrize("safeguard", [True, False])
 def test_the_history_is_freed(make_problem, safeguard):
     """It is as large as ``memory`` solutions; neither the outcome nor the state holds it."""

@@ -47,6 +47,24 @@ def test_average_agrees_over_batch_sizes(make_problem):
     close(average["value"] / average["weight"], problem.operator.gram() / problem.n, 1e-12)
 
 
+def test_the_average_of_the_reviews_code(make_problem):
+    """Taken in at every step, from the first C with weight 1, and inverted at every third."""
+    solver = Stateful(ClosedForm(average=0.9, refresh_every=3, warmup=0, gather="steps", bias_correction=False))
+    average = inverse = None
+    for batch in range(8):
+        problem = make_problem(seed=batch)
+        y = augmented(problem)
+        average = y.T @ y if average is None else 0.9 * average + 0.1 * y.T @ y
+        if batch % 3 == 0:
+            inverse = torch.linalg.inv(average + problem.lambda_r * torch.eye(len(average), dtype=average.dtype))
+        solution = solver.solver.solve_all(
+            {"layer": problem}, {"layer": solver.states.setdefault("layer", {})}, retries=False
+        )["layer"]
+        close(joined(solution, problem), -problem.lambda_a * problem.direction.T @ y @ inverse, 1e-10)
+    with pytest.raises(UserError, match=r"ClosedForm\(gather='never'\): must be"):
+        ClosedForm(gather="never")
+
+
 def test_average_takes_in_nothing_nonfinite(make_problem):
     problem = make_problem()
     rows = problem.operator.rows.clone()

@@ -46,8 +46,10 @@ def study(arguments: Sequence[str]) -> int:
     """
     options = make_parser().parse_args(arguments)
     check_counts("", 0, concurrent=options.concurrent)
-    if options.gpus_per_run < 0:
-        raise UserError(f"--gpus-per-run {options.gpus_per_run:g}: must be at least 0.")
+    if not 0 <= options.gpus_per_run <= 1:
+        raise UserError(f"--gpus-per-run {options.gpus_per_run:g}: a run has one device; take a number from 0 to 1.")
+    if options.paces and options.only:
+        raise UserError("--paces: measures all methods in turn, which --only forbids; leave one of them out.")
     if not options.address:  # then Ray, which reads this when it is imported, has the loopback address alone
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     loaded = spec.load(options.study, options.add)
@@ -69,16 +71,18 @@ def _run(loaded: spec.Study, store: Store, options: argparse.Namespace) -> int:
 
     with driver.alone(store.folder):
         chosen = {name: method for name, method in loaded.methods.items() if name in options.only or not options.only}
-        entries = {name: driver.Entry(method, loaded, store) for name, method in chosen.items()}
+        entries = {name: driver.Entry(method, loaded, store, options.gpus_per_run) for name, method in chosen.items()}
         if options.plan:
             print(paces.plan(entries, options.concurrent))
             return 0
         resources = driver.Resources(loaded.budget.threads, options.gpus_per_run, options.concurrent)
         try:
-            if not all(entry.finished for entry in entries.values()):
-                with sweep.cluster(options.address), LiveMethods(options.quiet) as table:
-                    driver.drive(entries, resources, table)
-            paces.measure(entries, store, options.paces)
+            if options.paces or not all(one.finished for one in entries.values()) or paces.lacking(entries, store):
+                with sweep.cluster(options.address):
+                    with LiveMethods(options.quiet) as table:
+                        driver.drive(entries, resources, table)
+                    if options.paces or (not options.only and paces.lacking(entries, store)):
+                        paces.measure(entries, store)
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on.", file=sys.stderr)
             return 130

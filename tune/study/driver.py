@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-import yaml
 
 from locoprop_lightning.cli import LocoPropCLI
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.results.settings import NEUTRAL, flatten, written
+from locoprop_lightning.results.settings import written
 from locoprop_lightning.results.table import cell
 from tune.files import replace
 from tune.study.live import LiveMethods
-from tune.study.search import RUNGS, best_trial, limits, score, suggest
+from tune.study.search import limits, score, suggest
 from tune.study.spec import LOSS, Method, Study
-from tune.study.store import FINALS, TRIALS, Line, Store, fingerprint
+from tune.study.standing import Standing
+from tune.study.store import FINALS, TRIALS, Line, Store
 from tune.study.work import CURVE, Job, discard, run
 from tune.sweep import check
 from tune.trial import build, save
@@ -28,25 +28,19 @@ from tune.trial import build, save
 RETRIES = 2  # of a run whose worker dies
 
 
-class Entry:
+class Entry(Standing):
     """A method in a study under way.
 
     Args:
         method: The method.
         study: The study.
         store: What is known.
+        gpus: GPUs of a run.
     """
 
-    def __init__(self, method: Method, study: Study, store: Store) -> None:
-        self.method = method
-        self.study = study
-        self.store = store
-        # As the files have it: what a later version of the package adds by default makes no other method.
-        stands = flatten(yaml.safe_load(method.config.read_text()))
-        own = {name: value for name, value in (stands | method.settings).items() if not NEUTRAL.match(name)}
-        self.local = "LocoProp" in str(own.get("model"))
-        self._common = {"settings": own, "threads": study.budget.threads, "judge": study.judge}
-        self.mark = fingerprint(self._common | {"search": method.searched, "rungs": RUNGS})
+    def __init__(self, method: Method, study: Study, store: Store, gpus: float = 0) -> None:
+        super().__init__(method, study, store)
+        self.gpus = gpus
         self.running: set[str] = set()
         self.error = ""
         if not self.trials:
@@ -73,47 +67,6 @@ class Entry:
             values: Settings that are changed.
         """
         return build(str(self.method.config), 0, self.study.budget.threads, {**self.method.settings, **values})
-
-    @property
-    def trials(self) -> list[Line]:
-        """The finished trials, in order."""
-        return self.store.trials(self.method.name, self.mark)[: self.study.budget.trials]
-
-    @property
-    def best(self) -> Line | None:
-        """The best trial that came to its end, None where none did."""
-        return best_trial(self.trials, self.study.rising)
-
-    @property
-    def tuned(self) -> bool:
-        """Whether all trials are done."""
-        return len(self.trials) >= self.study.budget.trials
-
-    @property
-    def finals(self) -> dict[int, Line]:
-        """The finished final runs of the best trial's settings, by seed."""
-        best = self.best
-        if best is None or not self.tuned:
-            return {}
-        known = self.store.finals(self.method.name, self.final_mark(best))
-        return {seed: line for seed, line in known.items() if seed <= self.study.budget.seeds}
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to run."""
-        return self.tuned and (self.best is None or len(self.finals) == self.study.budget.seeds)
-
-    def final_mark(self, best: Line) -> str:
-        """Fingerprint of the settings that the final runs have.
-
-        Args:
-            best: The best trial.
-        """
-        return fingerprint(self._common | {"values": best["values"]})
-
-    def left(self) -> tuple[int, int]:
-        """How many trials and final runs are left."""
-        return self.study.budget.trials - len(self.trials), self.study.budget.seeds - len(self.finals)
 
     def steps(self) -> int:
         """Steps of a run."""
@@ -162,7 +115,8 @@ class Entry:
         line = {"method": name, "local": self.local, **part, "mark": mark, "values": values}
         folder = self.store.folder / "work" / f"{name}-{mark}-{kind}{index}"
         threads = self.study.budget.threads
-        return Job(line, str(self.method.config), settings, seed, threads, str(folder), self.study.judge, limits)
+        config, judge = str(self.method.config), self.study.judge
+        return Job(line, config, settings, seed, threads, self.gpus, str(folder), judge, limits)
 
     def take(self, job: Job, line: Line) -> None:
         """Stores what a run has found.

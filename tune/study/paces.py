@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray
 from torch.linalg import LinAlgError
 
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
@@ -52,8 +53,24 @@ def load(folder: Path) -> dict[str, Pace]:
     return {name: Pace(**entry) for name, entry in json.loads(path.read_text()).items()} if path.is_file() else {}
 
 
-def measure(entries: Mapping[str, Entry], store: Store, again: bool) -> None:
-    """Measures the methods that are finished, if one of them lacks its pace.
+def lacking(entries: Mapping[str, Entry], store: Store) -> bool:
+    """Whether a method is finished and has no pace.
+
+    Args:
+        entries: The methods.
+        store: Where paces are kept.
+    """
+    known, marks = load(store.folder), _marks(entries)
+    return any(name not in known or known[name].mark != mark for name, mark in marks.items())
+
+
+def _marks(entries: Mapping[str, Entry]) -> dict[str, str]:
+    """What the final runs of the finished methods are known by."""
+    return {name: entry.final_mark(best) for name, entry in entries.items() if entry.finished and (best := entry.best)}
+
+
+def measure(entries: Mapping[str, Entry], store: Store) -> None:
+    """Measures the methods that are finished, on the cluster where they ran, which must be idle.
 
     A turn of a method is a fresh fit whose first steps are left out. Of the next 40 the mean is taken: some methods
     refresh their factors at every tenth step, and a median would miss the refreshes. The pace is the median over the
@@ -62,23 +79,18 @@ def measure(entries: Mapping[str, Entry], store: Store, again: bool) -> None:
     Args:
         entries: The methods.
         store: Where they are kept.
-        again: Whether to measure in any case.
     """
-    marks = {name: entry.final_mark(best) for name, entry in entries.items() if entry.finished and (best := entry.best)}
-    known = load(store.folder)
-    if not again and all(name in known and known[name].mark == mark for name, mark in marks.items()):
-        return
-    threads = len(os.sched_getaffinity(0))
+    known, marks = load(store.folder), _marks(entries)
     times: dict[str, list[float]] = {name: [] for name in marks}
     machine = ""
     for turn in range(ROUNDS):
         for name in marks:
             entry = entries[name]
-            best = entry.best
-            assert best is not None
-            ms, device = pace(entry, best["values"], threads, SKIPPED, STEPS)
+            assert entry.best is not None
+            task = ray.remote(pace).options(num_gpus=entry.gpus, max_retries=0)
+            settings = {**entry.method.settings, **entry.best["values"]}
+            ms, machine = ray.get(task.remote(str(entry.method.config), settings, None, entry.gpus, SKIPPED, STEPS))
             times[name].append(ms)
-            machine = f"{device}, {threads} threads"
             print(f"pace, turn {turn + 1} of {ROUNDS}: {name} {ms:.1f} ms a step", file=sys.stderr, flush=True)
     today = time.strftime("%Y-%m-%d")
     for name, mark in marks.items():
@@ -87,27 +99,31 @@ def measure(entries: Mapping[str, Entry], store: Store, again: bool) -> None:
     replace(store.folder / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def pace(entry: Entry, values: Mapping[str, Any], threads: int, skipped: int, steps: int) -> tuple[float, str]:
-    """Milliseconds a step of a fresh fit, and the device.
+def pace(
+    config: str, settings: Mapping[str, Any], threads: int | None, gpus: float, skipped: int, steps: int
+) -> tuple[float, str]:
+    """Milliseconds a step of a fresh fit, and the machine.
 
     Args:
-        entry: The method.
-        values: Settings that are changed in it.
-        threads: CPU threads.
+        config: Path of the configuration.
+        settings: What is changed in it, by name.
+        threads: CPU threads, None for as many as there are processors.
+        gpus: GPUs of a run.
         skipped: Steps that are left out.
         steps: Steps that are counted.
     """
+    threads = threads or len(os.sched_getaffinity(0))
     length = {"trainer.max_epochs": "-1", "trainer.max_steps": str(skipped + steps)}
-    settings = {**entry.method.settings, **values, **length, **plain(validate=False)}
     recorder = LossRecorder()
     with contextlib.redirect_stdout(io.StringIO()):  # the table of layers
-        cli = build(str(entry.method.config), 0, threads, settings)
+        cli = build(config, 0, threads, {**settings, **length, **plain(gpus, validate=False)})
         cli.trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
         with contextlib.suppress(FitEnded, LinAlgError):
             cli.trainer.fit(cli.model, cli.datamodule)
+    machine = f"{here(cli.trainer)['device']}, {threads} thread{'s' if threads > 1 else ''}"
     if len(recorder.ends) < skipped + steps:  # its loss was not finite by then
-        return math.nan, here(cli.trainer)["device"]
-    return statistics.mean(recorder.step_ms[skipped:]), here(cli.trainer)["device"]
+        return math.nan, machine
+    return statistics.mean(recorder.step_ms[skipped:]), machine
 
 
 def plan(entries: Mapping[str, Entry], at_a_time: int) -> str:
@@ -125,7 +141,7 @@ def plan(entries: Mapping[str, Entry], at_a_time: int) -> str:
         if ran:
             ms, steps = statistics.median(line["ms"] for line in ran), ran[0]["steps"]
         else:
-            ms, _ = pace(entry, {}, entry.study.budget.threads, 2, 5)
+            ms, _ = pace(str(entry.method.config), entry.method.settings, entry.study.budget.threads, entry.gpus, 2, 5)
             steps = entry.steps()
         seconds = (trials + finals) * steps * ms / 1000
         total += seconds

@@ -11,6 +11,7 @@ from tune.files import replace
 from tune.study import paces
 from tune.study.figures import draw_ends, draw_tuning
 from tune.study.spec import Study
+from tune.study.standing import Standing
 from tune.study.store import FINALS, TRIALS, Line, Store, read_curve
 from tune.study.tables import Methods, best_so_far, chosen, ends, pairs, tuning, way
 
@@ -25,13 +26,15 @@ def write(study: Study, store: Store) -> str:
         study: The study.
         store: What it has found.
     """
-    trials, finals = by_method(store.lines(TRIALS)), by_method(store.lines(FINALS))
+    standing = {name: Standing(method, study, store) for name, method in study.methods.items()}
+    trials = {name: own for name, one in standing.items() if (own := one.trials)}
+    finals = {name: list(runs.values()) for name, one in standing.items() if (runs := one.finals)}
     if not trials:
-        return f"{store.folder}: nothing is stored yet."
+        return f"{store.folder}: nothing of this study is stored yet."
     known = paces.load(store.folder)
     methods = best_first(load_runs(finals, store, known), LOSS, DECAY)
     lines = {name: finals[name] for name in methods}
-    parts = [f"# {study.title}", setting(study, trials, finals, known)]
+    parts = [f"# {study.title}", setting(study, trials, finals, known), *_unfinished(standing, store)]
     if methods:
         reference = study.reference if study.reference in methods else next(iter(methods))
         draw_ends(
@@ -62,18 +65,6 @@ def write(study: Study, store: Store) -> str:
     replace(store.folder / PAGE, "\n\n".join(parts) + "\n")
     table = ends(methods, lines) if methods else tuning(trials, study.rising)
     return f"{table}\n\nreport: {store.folder / PAGE}"
-
-
-def by_method(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """Lines by method, in the order in which they stand.
-
-    Args:
-        lines: The lines.
-    """
-    found: dict[str, list[Line]] = {}
-    for line in lines:
-        found.setdefault(line["method"], []).append(line)
-    return found
 
 
 def load_runs(
@@ -124,11 +115,6 @@ def setting(
     every = [*(line for own in trials.values() for line in own), *(line for own in finals.values() for line in own)]
     machines = sorted({f"{line['device']}, torch {line['torch']}" for line in every if "device" in line})
     measured = sorted({f"{pace.machine} ({pace.when})" for pace in known.values()})
-    missing = [
-        name
-        for name in study.methods
-        if len(trials.get(name, [])) < budget.trials or len(finals.get(name, [])) < budget.seeds
-    ]
     steps = sorted({line["steps"] for own in finals.values() for line in own if line["status"] == "done"})
     told = [
         *filter(None, [study.note]),
@@ -144,9 +130,29 @@ def setting(
         f"Runs had {budget.threads} thread{'s' if budget.threads > 1 else ''} on {'; '.join(machines)}."
         + (f" Paces were measured alone, all methods in turn, on {'; '.join(measured)}." if measured else ""),
     ]
-    if missing:
-        told.append(f"Not finished yet: {', '.join(missing)}.")
     return "\n\n".join(told)
+
+
+def _unfinished(standing: Mapping[str, Standing], store: Store) -> list[str]:
+    """What is still to run, and what is stored but is not the study's as it stands."""
+    missing = [name for name, one in standing.items() if not one.finished]
+    told = [f"Not finished yet: {', '.join(missing)}."] if missing else []
+    other = {line["method"] for name in (TRIALS, FINALS) for line in store.lines(name) if _strange(line, standing)}
+    if other:
+        told.append(
+            f"Stored, but not shown, since the study names no such method, or has it with other settings: "
+            f"{', '.join(sorted(other))}."
+        )
+    return told
+
+
+def _strange(line: Line, standing: Mapping[str, Standing]) -> bool:
+    """Whether a line is of none of the methods, or of another version of one."""
+    own = standing.get(line["method"])
+    if own is None:
+        return True
+    best = own.best
+    return line["mark"] not in (own.mark, best and own.final_mark(best))
 
 
 def figures(methods: Methods, folder: Path) -> None:

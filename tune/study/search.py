@@ -20,6 +20,8 @@ STARTUP = 4  # trials before the Gaussian process takes over, the shipped config
 RUNGS = (0.25, 0.5)  # fractions of a run after which a trial may be stopped
 KEPT = 2 / 3  # of the earlier trials, whose losses at a rung a trial must reach
 LEAST = 3  # earlier trials that must have come to a rung
+LEARNT = 0.99  # of the first loss: a trial that stands above it at a rung learns nothing
+RULES = (STARTUP, *RUNGS, KEPT, LEAST, LEARNT)  # which a stored trial was chosen and judged by
 
 
 def suggest(

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,13 +31,19 @@ def ends(methods: Methods, lines: Mapping[str, Sequence[Line]]) -> str:
     rows[0].append("ms a step")
     for name, curves in methods.items():
         own = lines[name]
-        values = [cell((line.get(key) for line in own), ".4f" if "accuracy" in key else ".4g") for key in tests]
+        values = [_tested([line.get(key) for line in own], ".4f" if "accuracy" in key else ".4g") for key in tests]
         spikes = [math.inf if line["status"] != "done" else line["highest"] for line in own]
         pace = curves[0].run.ms_per_step
         told = "-" if pace is None or math.isnan(pace) else f"{pace:.1f}"
         losses = cell((c.smoothed.last for c in curves), ".4g")
         rows.append([name, str(len(own)), losses, *values, cell(spikes, ".3g"), told])
     return markdown(rows)
+
+
+def _tested(values: Sequence[float | None], form: str) -> str:
+    """A metric of the runs that came to their end, with their number where it is not all of them."""
+    known = sum(value is not None for value in values)
+    return cell(values, form) + (f" in {known} of {len(values)}" if 0 < known < len(values) else "")
 
 
 def way(methods: Methods, reference: str) -> str:
@@ -144,7 +151,7 @@ def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> str:
     most = max(map(len, trials.values()))
     counts = [count for count in (1, 3, 6, 12, 24, 48) if count < most] + [most]
     heads = ["as shipped" if count == 1 else f"best of {count}" for count in counts]
-    rows = [["method", "trials", *heads, "median", "stopped early", "not finite"]]
+    rows = [["method", "trials", *heads, "median of those that ended", "stopped early", "not finite"]]
     for name, lines in trials.items():
         best = best_so_far(lines, rising)
         told = [best[count - 1] if count <= len(best) else math.nan for count in counts]
@@ -158,18 +165,25 @@ def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> str:
 
 
 def chosen(study: Study, trials: Mapping[str, Sequence[Line]]) -> str:
-    """The table of the best settings, with a word where one lies at the end of its range.
+    """The table of the best settings and of what was searched, with a word where one lies at the end of its range.
 
     Args:
         study: The study.
         trials: Lines of the trials by method.
     """
-    rows = [["method", "settings"]]
+    rows = [["method", "settings", "searched in"]]
     for name, lines in trials.items():
-        best = best_trial(lines, study.rising)
-        method, told = study.methods.get(name), []
+        best, method, told = best_trial(lines, study.rising), study.methods[name], []
         for key, value in ({} if best is None else best["values"]).items():
-            edge = method is not None and key in method.space.dimensions and method.space.at_end(key, value)
-            told.append(f"{key}={shown(value)}{' (end of its range)' if edge else ''}")
-        rows.append([name, ", ".join(told) or "no trial ended"])
+            told.append(f"{key}={shown(value)}{' (end of its range)' if method.space.at_end(key, value) else ''}")
+        ranges = "; ".join(f"{key} {_range(entry)}" for key, entry in method.searched.items())
+        rows.append([name, ", ".join(told) or "no trial ended", ranges])
     return markdown(rows)
+
+
+def _range(entry: Mapping[str, Any]) -> str:
+    """What a space holds of a setting, such as 'loguniform 0.01, 1'."""
+    shown = {
+        kind: ", ".join(map(str, values)) if isinstance(values, list) else values for kind, values in entry.items()
+    }
+    return " ".join(f"{kind} {values}" for kind, values in shown.items())

@@ -23,14 +23,13 @@ from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.results.runs import smooth
 from locoprop_lightning.results.store import finite
 from tune.files import replace
-from tune.study.search import RUNGS
+from tune.study.search import LEARNT, RUNGS
 from tune.study.spec import LOSS
 from tune.study.store import Line, write_curve
 from tune.trial import build
 
 RECORD, CURVE = "record.json", "curve.csv"
 PAUSE = 60.0  # seconds between two checkpoints
-LEARNT = 0.99  # of the first loss: a trial that stands above it at a rung learns nothing
 
 
 class Job(NamedTuple):
@@ -42,6 +41,7 @@ class Job(NamedTuple):
         settings: What is changed in it, by name.
         seed: Its seed.
         threads: CPU threads.
+        gpus: GPUs that it has; with 0 it stays on the processor, whatever the machine has.
         folder: Where it works; what it holds is of this job alone.
         judge: Tag of the judged metric.
         limits: Smoothed loss above which it is stopped at each rung; None for a final run, which never is.
@@ -52,6 +52,7 @@ class Job(NamedTuple):
     settings: dict[str, Any]
     seed: int
     threads: int
+    gpus: float
     folder: str
     judge: str
     limits: list[float] | None
@@ -169,7 +170,7 @@ def _train(job: Job, folder: Path, pause: float) -> tuple[Line, list[float]]:
     on_loss = job.judge == LOSS
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the table of layers
-            cli = build(job.config, job.seed, job.threads, job.settings | plain(validate=not on_loss))
+            cli = build(job.config, job.seed, job.threads, job.settings | plain(job.gpus, validate=not on_loss))
             trainer, module, data = cli.trainer, cli.model, cli.datamodule
             kept = [c for c in trainer.callbacks if not isinstance(c, LocalLossMonitor | StepTimer)]  # type: ignore[attr-defined]
             trainer.callbacks = [*kept, referee, Keeper(checkpoint, pause)]  # type: ignore[attr-defined]
@@ -216,13 +217,16 @@ def _can_be_read(checkpoint: Path) -> bool:
     return True
 
 
-def plain(validate: bool) -> dict[str, str]:
-    """Settings of a run that writes nothing of its own.
+def plain(gpus: float, validate: bool) -> dict[str, str]:
+    """Settings of a run that writes nothing of its own, on one device.
 
     Args:
+        gpus: GPUs that it has.
         validate: Whether it looks at held-out data after each epoch.
     """
     settings = {"trainer.logger": "false", "trainer.num_sanity_val_steps": "0", "trainer.devices": "1"}
+    if gpus == 0:
+        settings["trainer.accelerator"] = "cpu"
     return settings if validate else settings | {"trainer.limit_val_batches": "0"}
 
 

@@ -9,9 +9,11 @@ from tests.support import ROOT
 from tune.study import report
 from tune.study.paces import FILE
 from tune.study.spec import load
+from tune.study.standing import Standing
 from tune.study.store import FINALS, TRIALS, Store, write_curve
 from tune.study.tables import best_so_far, steps_to
 
+LR = "model.optimizer.lr"
 LOSSES = {"adam": (1.0, 0.5, 0.4), "fast": (0.5, 0.25, 0.2), "broken": (1.0, 2.0, math.inf)}
 
 
@@ -24,7 +26,10 @@ def study(tmp_path):
     content = {"title": "T", "note": "N.", "budget": budget, "methods": dict.fromkeys(LOSSES, config)}
     path.write_text(yaml.safe_dump(content))
     store = Store(tmp_path / "out", list(LOSSES))
-    same = {"device": "x86_64", "torch": "2", "mark": "m", "local": False, "values": {"a.lr": 0.25}}
+    loaded = load(path, [])
+    standing = Standing(loaded.methods["adam"], loaded, store)  # the others have the same settings
+    same = {"device": "x86_64", "torch": "2", "mark": standing.mark, "local": False, "values": {LR: 0.002}}
+    final = standing.final_mark(same)
     for name, scales in LOSSES.items():
         for trial in range(3):
             done = trial != 1
@@ -36,12 +41,12 @@ def study(tmp_path):
             fine = len(losses) == 100
             line = {"method": name, "seed": seed, "steps": len(losses), "status": "done" if fine else "non-finite"}
             line |= {"value": losses[-1] if fine else None, "highest": 1.0, "test/accuracy": 0.9 if fine else None}
-            store.add(FINALS, same | line)
+            store.add(FINALS, same | {"mark": final} | line)
             write_curve(store.curve(name, seed), losses)
-    pace = {"mark": "m", "machine": "x86_64, 2 threads", "when": "2026-01-01"}
+    pace = {"mark": final, "machine": "x86_64, 2 threads", "when": "2026-01-01"}
     paces = {"adam": {"ms": 10.0} | pace, "fast": {"ms": 30.0} | pace}
     (tmp_path / "out" / FILE).write_text(json.dumps(paces))
-    return load(path, []), store
+    return loaded, store
 
 
 def row(text, name, place=0):
@@ -88,7 +93,7 @@ def test_how_easy_a_method_was_to_tune(study):
     page = (study[1].folder / "report.md").read_text()
     tuning = page[page.index("## Tuning") :]
     assert row(tuning, "adam") == ["adam", "3", "0.9", "0.7", "0.8", "1", "0"]
-    assert row(tuning, "adam", 1) == ["adam", "a.lr=0.25"]
+    assert row(tuning, "adam", 1) == ["adam", f"{LR}=0.002", f"{LR} loguniform 1e-06, 0.05"]
     done = [{"status": "done", "value": value} for value in (0.5, None, 0.7, 0.2)]
     assert best_so_far(done, rising=False) == [0.5, 0.5, 0.5, 0.2] and best_so_far(done, rising=True)[2] == 0.7
     assert math.isnan(best_so_far([{"status": "stopped", "value": 0.1}], rising=False)[0])
@@ -103,6 +108,31 @@ def test_a_study_under_way_says_what_is_missing(study):
     assert "as shipped" in report.write(loaded, store)
 
 
+def test_lines_of_other_settings_are_not_shown(study):
+    """A method that the study no longer names, and one whose settings were edited since."""
+    loaded, store = study
+    methods = dict(loaded.methods)
+    del methods["fast"]
+    methods["broken"] = methods["broken"]._replace(settings={"data.batch_size": 7})
+    report.write(loaded._replace(methods=methods), store)
+    page = (store.folder / "report.md").read_text()
+    assert "with other settings: broken, fast." in page and "Not finished yet: broken." in page
+    with pytest.raises(IndexError):
+        row(page, "fast")
+
+
+def test_tuned_values_in_the_configuration_make_no_other_method(study):
+    loaded, store = study
+    adam = loaded.methods["adam"]
+    edited = store.folder / "adam.yaml"
+    edited.write_text(re.sub(r"lr: \S+?}", "lr: 0.5}", adam.config.read_text()))
+    assert edited.read_text() != adam.config.read_text()
+    old, new = Standing(adam, loaded, store), Standing(adam._replace(config=edited), loaded, store)
+    assert new.mark == old.mark and len(new.finals) == 3
+    edited.write_text(adam.config.read_text().replace("batch_size: ", "batch_size: 1"))
+    assert Standing(adam._replace(config=edited), loaded, store).mark != old.mark
+
+
 def test_a_run_that_broke_down_has_no_last_loss(study):
     """Wherever it had come to: a low loss at the crash is no result."""
     loaded, store = study
@@ -111,6 +141,13 @@ def test_a_run_that_broke_down_has_no_last_loss(study):
             store.add(FINALS, line | {"status": "failed", "value": None})
     page = report.write(loaded, store)
     assert row(page, "fast")[2] == "non-finite" and row(page, "adam")[2] != "non-finite"
+
+
+def test_a_test_metric_says_of_how_many_runs(study):
+    loaded, store = study
+    store.add(FINALS, store.lines(FINALS)[0] | {"status": "failed", "test/accuracy": None})
+    page = report.write(loaded, store)
+    assert row(page, "adam")[3] == "0.9000 in 2 of 3" and row(page, "fast")[3] == "0.9000"
 
 
 def test_a_reference_that_breaks_down_is_no_target(study):

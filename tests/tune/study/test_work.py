@@ -23,7 +23,7 @@ def threads():
 def job(folder, name="foof", limits=(math.inf, math.inf), judge="train/loss", **settings):
     line = {"method": name, "trial": 0, "mark": "m", "values": {}}
     config = str(DIGITS / f"{name}.yaml")
-    return Job(line, config, LENGTH | settings, 0, 1, str(folder), judge, None if limits is None else list(limits))
+    return Job(line, config, LENGTH | settings, 0, 1, 0, str(folder), judge, None if limits is None else list(limits))
 
 
 def told(line):
