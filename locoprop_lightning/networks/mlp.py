@@ -1,5 +1,7 @@
 """The review's fully connected network."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -23,8 +25,8 @@ class MLP(nn.Sequential):
 
     Args:
         in_features: Values in a sample.
-        hidden_features: Units in a hidden layer.
-        hidden_layers: Number of hidden layers, at least 0.
+        hidden_features: Units in every hidden layer, or a list of the units of each.
+        hidden_layers: Number of hidden layers, at least 0, where ``hidden_features`` is a number.
         out_features: Number of outputs.
         activation: What follows each hidden layer.
         bias: Whether the layers have biases.
@@ -32,26 +34,28 @@ class MLP(nn.Sequential):
     Example:
         >>> sum(p.numel() for p in MLP().parameters())
         1720330
+        >>> [tuple(p.shape) for p in MLP(hidden_features=[1000, 500], bias=False).parameters()]
+        [(1000, 784), (500, 1000), (10, 500)]
     """
 
     def __init__(
         self,
         in_features: int = 784,
-        hidden_features: int = 512,
+        hidden_features: int | Sequence[int] = 512,
         hidden_layers: int = 6,
         out_features: int = 10,
         activation: Literal["tanh", "relu", "leaky_relu", "sigmoid", "softplus", "identity"] = "tanh",
         bias: bool = True,
     ) -> None:
         check_counts("MLP", 0, hidden_layers=hidden_layers)
-        check_counts("MLP", 1, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
+        widths = [hidden_features] * hidden_layers if isinstance(hidden_features, int) else list(hidden_features)
+        for width in widths or [1]:
+            check_counts("MLP", 1, in_features=in_features, hidden_features=width, out_features=out_features)
         check_choice("MLP", _ACTIVATIONS, activation=activation)
         modules: list[nn.Module] = [nn.Flatten()]
-        width = in_features
-        for _ in range(hidden_layers):
-            modules += [nn.Linear(width, hidden_features, bias=bias), _ACTIVATIONS[activation]()]
-            width = hidden_features
-        super().__init__(*modules, nn.Linear(width, out_features, bias=bias))
+        for before, width in pairwise([in_features, *widths]):
+            modules += [nn.Linear(before, width, bias=bias), _ACTIVATIONS[activation]()]
+        super().__init__(*modules, nn.Linear([in_features, *widths][-1], out_features, bias=bias))
         self.in_features = in_features
 
     def forward(self, x: Tensor) -> Tensor:
