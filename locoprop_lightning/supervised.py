@@ -108,13 +108,17 @@ class SupervisedModule(LightningModule):
         if isinstance(schedule, ReduceLROnPlateau):
             raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
         if isinstance(schedule, LinearDecay):
-            total = self.trainer.estimated_stepping_batches
             if schedule.total_steps is None:
+                total = self.trainer.estimated_stepping_batches
                 if total == float("inf"):
-                    text = "lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps."
-                    raise UserError(text)
+                    message = "lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps."
+                    raise UserError(message)
                 schedule.total_steps = int(total)
-            schedule.steps_per_epoch = max(1, int(self.trainer.num_training_batches))
+            if schedule.by_epoch:
+                self.trainer.fit_loop.setup_data()
+                if self.trainer.num_training_batches == float("inf"):
+                    raise UserError("lr_scheduler=LinearDecay(by_epoch=True) needs data of a known length.")
+                schedule.steps_per_epoch = int(self.trainer.num_training_batches)
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, SequentialLR
 
@@ -85,6 +85,26 @@ def test_modules_tell_it_the_length_of_the_run(local, tmp_path):
     trainer.fit(module, Digits(batch_size=256))
     start = 1.0 if local else 0.1
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.02 * start)
+
+
+def test_modules_tell_it_the_length_of_an_epoch(tmp_path):
+    """Also where the run is as long as its steps: 1,500 digits by 300, in epochs of 5 steps."""
+    seen = []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    module = BackpropModule(
+        MLP(in_features=64, hidden_features=8, hidden_layers=1),
+        Classification(),
+        lambda p: SGD(p, lr=1.0),
+        lr_scheduler=lambda o: LinearDecay(o, 0.0, by_epoch=True),
+    )
+    options = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(max_steps=10, enable_model_summary=False, callbacks=[Rates()], **options)
+    trainer.fit(module, Digits(batch_size=300))
+    assert seen == pytest.approx([1.0] * 5 + [0.5] * 5)
     endless = Trainer(max_epochs=-1, enable_model_summary=False, default_root_dir=tmp_path, **options)
     with pytest.raises(UserError, match="max_epochs"):
         endless.fit(module, Digits(batch_size=256))

@@ -164,7 +164,7 @@ def test_a_method_that_fails_keeps_no_other_from_going_on(tmp_path):
     [
         (["--only", "sgd"], "--only sgd: is none of the methods adam, foof"),
         (["--add", "no.yaml"], "--add no.yaml: there is no such file"),
-        (["--gpus-per-run", "-1"], "must be at least 0"),
+        (["--gpus-per-run", "-1"], "-1: a run has one device; take a number from 0 to 1"),
         (["--concurrent", "-1"], "must be at least 0"),
     ],
 )
@@ -182,7 +182,7 @@ def test_one_process_has_the_folder(tmp_path):
 def test_a_report_of_nothing_says_so(tmp_path, capsys):
     study = Command(tmp_path / "s")
     assert command([str(study.folder / "s.yaml"), "--out", str(study.out), "--report"]) == 0
-    assert "nothing is stored yet" in capsys.readouterr().out
+    assert "nothing of this study is stored yet" in capsys.readouterr().out
 
 
 def test_a_run_that_needs_more_than_there_is(monkeypatch):
