@@ -14,7 +14,7 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import LayerInfo, Record, Tape, discover
 from locoprop_lightning.layers.discovery import candidates
 from locoprop_lightning.layers.tape import Content
-from locoprop_lightning.local import LocalProblem, Rows, State
+from locoprop_lightning.local import LocalProblem, Rows
 from locoprop_lightning.local_layer import LocalLayer, Report
 from locoprop_lightning.oracles import Oracle
 from locoprop_lightning.settings import LocalSettings
@@ -192,9 +192,15 @@ class LocalEngine:
         oracle.observe(g, [g if draw is None else draw for draw in draws], terms, state, **shard)
         operator = batch.processes.operator(record.operator(), rows)
         weight, bias = layer.matrices()
-        gradients, weight_direction = layer.gradients(), None
-        if gradients is not None and gradients[0].dtype == g.dtype and not rounded:
-            weight_direction = partial(_weight_direction, oracle, gradients, terms, state)
+        gradients, weight_direction, prepare = layer.gradients(), None, None
+        reused = gradients if gradients is not None and gradients[0].dtype == g.dtype and not rounded else None
+        if reused is not None:
+            plain = partial(torch.cat, reused, 1)  # G^T Y as a copy, which the oracle may write over
+            weight_direction = lambda: oracle.weight_direction(plain(), terms, state)  # noqa: E731
+        else:
+            plain = partial(operator.adjoint, g)
+        if oracle.asks_inverse:
+            prepare = lambda inverse: oracle.prepare(plain(), inverse, operator.groups, state)  # noqa: E731
         lambda_r: float | Tensor = layer.lambda_r
         if self.settings.damping == "relative":
             mean = operator.trace() / operator.width
@@ -211,6 +217,8 @@ class LocalEngine:
             lambda_r=lambda_r,
             rate=rate,
             weight_direction=weight_direction,
+            prepare=prepare,
+            length=layer.lambda_a if self.settings.step_length == "activations" else None,
             name=layer.name,
         )
 
@@ -302,8 +310,3 @@ class LocalEngine:
 def _path(part: LocalSolver | Oracle) -> str:
     """The class of a solver or an oracle by its path."""
     return f"{type(part).__module__}.{type(part).__qualname__}"
-
-
-def _weight_direction(oracle: Oracle, gradients: list[Tensor], terms: int, state: State) -> Tensor | None:
-    """D^T Y from the back-propagated G^T Y, where the oracle can."""
-    return oracle.weight_direction(torch.cat(gradients, 1), terms, state)  # cat makes a copy, to be written over

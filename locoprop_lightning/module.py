@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW
 
@@ -18,7 +17,7 @@ from locoprop_lightning.observer import asked, observers
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
-from locoprop_lightning.settings import LocalSettings
+from locoprop_lightning.settings import LocalSettings, check_trainer
 from locoprop_lightning.solvers import LocalSolver, Recording, Solution
 from locoprop_lightning.supervised import Batch, SupervisedModule, optimizer_from
 from locoprop_lightning.tasks import Task
@@ -45,6 +44,8 @@ class LocoPropModule(SupervisedModule):
         skip: Patterns of layers that ``rest_optimizer`` trains.
         damping: "absolute" takes lambda_r as it is, "relative" times the mean eigenvalue of C.
         overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
+        step_length: lambda_a is the length of the oracle's step in "targets", or that of a layer's step in
+            "activations": the root mean square by which its outputs move, measured on 256 rows.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
@@ -70,6 +71,7 @@ class LocoPropModule(SupervisedModule):
         skip: Sequence[str] = (),
         damping: Literal["absolute", "relative"] = "absolute",
         overrides: dict[str, dict[str, float]] | None = None,
+        step_length: Literal["targets", "activations"] = "targets",
         guard: bool = True,
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
         rest_optimizer: OptimizerCallable = lambda p: AdamW(p),
@@ -90,6 +92,7 @@ class LocoPropModule(SupervisedModule):
             overrides=overrides or {},
             guard=guard,
             scheduled=scheduled,
+            step_length=step_length,
         )
         self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
         self._optimizer, self._rest_optimizer = optimizer, rest_optimizer
@@ -190,16 +193,9 @@ class LocoPropModule(SupervisedModule):
         """Refuses what local solves cannot do.
 
         Raises:
-            UserError: For several processes that split the weights, for a precision that scales the loss, and for other
-                optimizers on resume.
+            UserError: Where ``check_trainer`` refuses the trainer, and for other optimizers on resume.
         """
-        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, DDPStrategy):
-            raise UserError(
-                f"trainer.strategy: local problems are summed over the processes of 'ddp' alone, not over those of "
-                f"{type(self.trainer.strategy).__name__}, and there are {self.trainer.world_size}."
-            )
-        if self.trainer.precision == "16-mixed":
-            raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
+        check_trainer(self.trainer)
         super().on_fit_start()
         self.engine.start()
 

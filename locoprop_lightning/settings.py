@@ -1,8 +1,11 @@
-"""The settings of local training that hold for layers, checked against the network's layers."""
+"""The settings of local training, checked against the network's layers, solver, oracle and trainer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from locoprop_lightning.errors import UserError, check_choice, check_object, check_positive
 from locoprop_lightning.layers.discovery import check_names, check_patterns
@@ -29,11 +32,13 @@ class LocalSettings:
     overrides: Mapping[str, Mapping[str, float]]
     guard: bool
     scheduled: str = "outer"
+    step_length: str = "targets"
 
     def __post_init__(self) -> None:
         check_choice("", ("matching", "squared"), objective=self.objective)
         check_choice("", ("absolute", "relative"), damping=self.damping)
         check_choice("", ("outer", "inner"), scheduled=self.scheduled)
+        check_choice("", ("targets", "activations"), step_length=self.step_length)
         check_positive("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
         for pattern, values in self.overrides.items():
@@ -70,6 +75,11 @@ class LocalSettings:
                 f"solver={name} solves the squared loss only: set objective to 'squared', or take another solver, such "
                 "as Majorization."
             )
+        if oracle.asks_inverse and not solver.offers_inverse:
+            raise UserError(
+                f"oracle={type(oracle).__name__} asks the solver for (C + lambda_r I)^-1, which {name} does not have; "
+                "take ClosedForm or Majorization."
+            )
         if self.scheduled == "inner" and not solver.has_rate:
             raise UserError(
                 f"scheduled='inner': solver={name} has no rate of inner steps; take 'outer', or InnerOptimizer or "
@@ -83,6 +93,21 @@ class LocalSettings:
             if fnmatchcase(name, pattern):
                 lambdas |= values
         return lambdas
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuses a trainer with which there are no local solves.
+
+    Raises:
+        UserError: For several processes that split the weights, and for a precision that scales the loss.
+    """
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        raise UserError(
+            f"trainer.strategy: local problems are summed over the processes of 'ddp' alone, not over those of "
+            f"{type(trainer.strategy).__name__}, and there are {trainer.world_size}."
+        )
+    if trainer.precision == "16-mixed":
+        raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
 
 
 def _transfer(name: str, transfer: str | Transfer) -> Transfer:

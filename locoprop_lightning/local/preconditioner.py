@@ -146,14 +146,18 @@ class Preconditioner:
 
         Args:
             state: What evolves.
-            x: X [k, d], or [d, k] where ``left``.
+            x: X [k, d], or [d, k] where ``left``; with an inverse for each group of units, d are the units of all.
             n: As in ``refresh``. Where it differs from the refresh's n', the damping stands for damping n/n'.
             left: Whether the inverse stands on the left.
         """
         inverse = state["inverse"] = state["inverse"].to(x.device)  # a checkpoint's lies on the host
         wide = x.to(inverse.dtype)
-        out = (inverse @ wide if left else times(wide, inverse)).to(x.dtype)
+        out = (_from_left(inverse, wide) if left else times(wide, inverse)).to(x.dtype)
         return out if n == state["n"] else out.mul_(state["n"] / n)
+
+
+def _from_left(c: Tensor, x: Tensor) -> Tensor:
+    return c @ x if c.dim() == 2 else torch.bmm(c, x.unflatten(0, (len(c), -1))).flatten(0, 1)
 
 
 def update_average(state: AverageState, value: Tensor, decay: float) -> None:
@@ -178,10 +182,10 @@ def average_of(state: AverageState) -> Tensor:
 
 
 def inverse_root(c: Tensor, damping: "float | Tensor") -> Tensor:
-    """(c + damping I)^-1/2 [d, d], symmetric; NaN where ``c`` is not finite."""
+    """(c + damping I)^-1/2 [..., d, d], symmetric; NaN where ``c`` is not finite."""
     finite = c.sum().isfinite()
     values, vectors = torch.linalg.eigh(torch.where(finite, c, torch.zeros_like(c)))
-    root = (vectors * (values.clamp_min(0) + damping).rsqrt()) @ vectors.mT
+    root = (vectors * (values.clamp_min(0) + damping).rsqrt()[..., None, :]) @ vectors.mT
     return torch.where(finite, root, torch.nan)
 
 

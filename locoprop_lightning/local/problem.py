@@ -13,6 +13,8 @@ from locoprop_lightning.local.operator import LinearOperator, MatrixOperator, gr
 from locoprop_lightning.local.transfer import Transfer
 
 Scalar = float | Tensor
+Inverse = Callable[[Tensor], Tensor]
+_STRETCH_ROWS = 256  # on which a step in activations is measured
 
 
 class LocalProblem:
@@ -33,7 +35,13 @@ class LocalProblem:
         rate: What a schedule of the run multiplies the rates of inner steps by, in solvers that have such rates.
         weight_direction: A function that makes D^T Y [d_out, width] by a shorter way than from Y and D, as a tensor
             that may be written over, or None where there is none.
+        prepare: A function that must be given X -> X (C + lambda_r I)^-1 before D is made of it.
+        length: Root mean square by which a solution shall move the outputs, on at most 256 rows (a trust region in
+            activations); None where D and lambda_a say how far it goes. The targets of M are then as far away.
         name: Name of the layer.
+
+    Attributes:
+        lambda_a: As given; where M has a ``length``, that relative to D's root mean square.
     """
 
     def __init__(
@@ -44,10 +52,12 @@ class LocalProblem:
         weight: Tensor,
         bias: Tensor | None,
         transfer: Transfer,
-        lambda_a: float,
+        lambda_a: Scalar,
         lambda_r: Scalar,
         rate: float = 1.0,
         weight_direction: Callable[[], Tensor | None] | None = None,
+        prepare: Callable[[Inverse], None] | None = None,
+        length: float | None = None,
         name: str = "",
     ) -> None:
         self.name = name
@@ -56,16 +66,20 @@ class LocalProblem:
         self.weight = weight  # W0
         self.bias = bias
         self.transfer = transfer  # f
-        self.lambda_a = lambda_a
+        self._lambda_a: Scalar | None = lambda_a
+        self.length = length
         self.lambda_r = lambda_r
         self.rate = rate
         self._direction = direction  # D
         self._weight_direction = weight_direction  # D^T Y
+        self._prepare = prepare
         self._first_gradient: Tensor | None = None
         self._start: Tensor | None = None  # f(A)
         self._gram: Tensor | None = None  # C
         self._first_loss: Tensor | None = None
         self.uses_gram = False
+        if length is not None and not self.squared:
+            self._lambda_a = None
 
     @property
     def n(self) -> int:
@@ -90,13 +104,39 @@ class LocalProblem:
         return self._pre_activation
 
     @property
+    def lambda_a(self) -> Scalar:
+        """Length of the oracle's step; made of D where M has a ``length``."""
+        if self._lambda_a is None:
+            size = (self.operator.total(self.direction.square()) / (self.n * self.shape[0])).sqrt()
+            self._lambda_a = _ratio(self.length, size)
+        return self._lambda_a
+
+    def offer(self, inverse: Inverse) -> None:
+        """Gives an oracle that asks for it (C + lambda_r I)^-1; what it makes of the first one that comes holds.
+
+        Args:
+            inverse: X -> X (C + lambda_r I)^-1 [d_out, width].
+        """
+        if self._prepare is not None:
+            self._prepare(inverse)
+            self._prepare = None
+
+    def _check_offer(self) -> None:
+        if self._prepare is not None:
+            raise UserError(
+                f"layer {self.name!r}: the oracle asks for (C + lambda_r I)^-1, which the solver does not offer; take "
+                "ClosedForm or Majorization."
+            )
+
+    @property
     def direction(self) -> Tensor:
         """D, of the rows at hand [n, d_out].
 
         Raises:
-            UserError: Where the oracle's has another shape.
+            UserError: Where the oracle's has another shape, or lacks what it asks for.
         """
         if callable(self._direction):
+            self._check_offer()
             self._direction = self._direction()
             if self._direction.shape[1:] != self.weight.shape[:1]:
                 self._refuse("direction", self._direction, ["n", self.weight.shape[0]])
@@ -118,6 +158,7 @@ class LocalProblem:
     def first_gradient(self) -> Tensor:
         """Grad J(W0) = lambda_a D^T Y [d_out, width]; made once; not to be changed."""
         if self._first_gradient is None:
+            self._check_offer()
             product = None if self._weight_direction is None else self._weight_direction()
             if product is None:
                 product = self.operator.adjoint(self.direction)
@@ -180,6 +221,19 @@ class LocalProblem:
             self._first_loss = self.lambda_a**2 * square / (2 * self.n)
         return self._first_loss
 
+    def stretch(self, v: Tensor) -> Tensor:
+        """V, or where there is a ``length`` the multiple of V that moves the outputs by it; zero stays zero.
+
+        Args:
+            v: Displacement [d_out, width].
+        """
+        if self.length is None:
+            return v
+        v = v * _ratio(1.0, v.abs().max())  # its square may be too small a number
+        operator, _ = self.operator.sample(_STRETCH_ROWS)
+        size = (operator.total(operator.apply(v).square()) / (operator.n * self.shape[0])).sqrt()
+        return v * _ratio(self.length, size)
+
     def loss(self, v: Tensor) -> Tensor:
         """``first_loss`` plus the change of J per sample: for S the local loss itself."""
         return self.first_loss() + self.value(v) / self.n
@@ -228,51 +282,18 @@ class LocalProblem:
         return LocalProblem(
             operator,
             remade if self.squared else self.operator.whole_rows(self.pre_activation),
-            self.operator.whole_rows(self.direction),
+            lambda: self.operator.whole_rows(self.direction),
             self.weight,
             self.bias,
             self.transfer,
-            self.lambda_a,
+            1.0 if self._lambda_a is None else self._lambda_a,
             self.lambda_r,
             self.rate,
             self._weight_direction,
+            self.offer,
+            self.length,
             self.name,
         )
-
-    def reduced(self) -> tuple["LocalProblem", Callable[[Tensor], Tensor]]:
-        """The same problem in n coordinates instead of width, for layers with more inputs than rows.
-
-        Gradients, and what is summed of them, lie in the span of the rows. With Y Y^T = U S U^T and orthonormal rows
-        Q = S^-1/2 U^T Y [n, width], V = X Q has the same J as X [d_out, n] has on the rows U S^1/2.
-
-        Returns:
-            The problem of X, and the function that makes V of X.
-
-        Raises:
-            UserError: Where not all rows are at hand.
-        """
-        kernel = self.operator.dense().double().kernel()
-        finite = kernel.sum().isfinite()
-        values, vectors = torch.linalg.eigh(torch.where(finite, kernel, 0.0))  # it refuses what is not finite
-        kept = values > values[-1] * self.n * torch.finfo(values.dtype).eps
-        # Directions in which no row lies are set to zero, not cut off: their number would have to be waited for.
-        root = torch.where(kept, values, 0.0).sqrt() * torch.where(finite, 1.0, torch.nan)
-        inverse_root = torch.where(kept, values, torch.inf).rsqrt()
-        dtype = self.weight.dtype
-        problem = LocalProblem(
-            (vectors * root).to(dtype),
-            lambda: self.pre_activation,
-            lambda: self.direction,
-            self.weight.new_zeros(self.shape[0], self.n),
-            None,
-            self.transfer,
-            self.lambda_a,
-            self.lambda_r,
-            self.rate,
-            name=self.name,
-        )
-        basis = (vectors * inverse_root).to(dtype)
-        return problem, lambda x: self.operator.adjoint(basis @ x.t())
 
     def _refuse(self, method: str, got: Tensor, expected: list[Any]) -> NoReturn:
         shape = ", ".join(map(str, expected))
@@ -286,6 +307,11 @@ class LocalProblem:
     def __repr__(self) -> str:
         d_out, width = self.shape
         return f"LocalProblem({self.name!r}, n={self.n}, {width}->{d_out}, f={self.transfer.name})"
+
+
+def _ratio(a: float | None, b: Tensor) -> Tensor:
+    """The ratio a / b, scalar; zero where b is."""
+    return torch.where(b > 0, (a or 0.0) / b, 0.0)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from locoprop_lightning.oracles.gradient import GradientOracle
 from locoprop_lightning.oracles.oracle import Oracle
 from locoprop_lightning.oracles.rms import RMSOracle
+from locoprop_lightning.oracles.spectral import SpectralOracle
 from locoprop_lightning.oracles.whitened import WhitenedOracle
 
-__all__ = ["GradientOracle", "Oracle", "RMSOracle", "WhitenedOracle"]
+__all__ = ["GradientOracle", "Oracle", "RMSOracle", "SpectralOracle", "WhitenedOracle"]

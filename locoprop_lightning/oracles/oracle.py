@@ -1,7 +1,7 @@
 """What an oracle is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class Oracle(ABC):
     saved with the checkpoint. Hyper-parameters are attributes.
     """
 
+    asks_inverse = False  # whether it is to be given the solver's (C + lambda_r I)^-1
+
     def draws(self, states: Mapping[str, State]) -> int:
         """How many times this step should sample labels from the model's own prediction for ``observe``.
 
@@ -45,6 +47,18 @@ class Oracle(ABC):
             state: What evolves for this layer.
             rows: What the rows of G stand for: ``rows.count(n)`` is the number of all rows of the batch, and
                 ``rows.sum`` sums over them. Given where not all are at hand.
+        """
+
+    def prepare(  # noqa: B027, an oracle may need no more than gradients
+        self, weight_gradient: Tensor, inverse: Callable[[Tensor], Tensor], groups: int, state: State
+    ) -> None:
+        """Takes in what the solver preconditions with, once a step and before the directions, where ``asks_inverse``.
+
+        Args:
+            weight_gradient: G^T Y of all rows [d_out, width]; not to be changed.
+            inverse: X -> X (C + lambda_r I)^-1 [k, width].
+            groups: Groups of units, each of which has inputs of its own.
+            state: What evolves for this layer.
         """
 
     @abstractmethod

@@ -3,7 +3,6 @@
 import torch
 
 from locoprop_lightning.local import LocalProblem, State
-from locoprop_lightning.local.preconditioner import factorize
 from locoprop_lightning.solvers.right_preconditioner import Gather, RightPreconditioner
 from locoprop_lightning.solvers.solution import Outcome, Recording, Status
 from locoprop_lightning.solvers.solver import LocalSolver
@@ -25,6 +24,7 @@ class ClosedForm(LocalSolver):
     """
 
     squared_only = True
+    offers_inverse = True
 
     def __init__(
         self,
@@ -42,9 +42,8 @@ class ClosedForm(LocalSolver):
 
     def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:  # noqa: D102
         if self.preconditioner.uses_kernel(problem):
-            self.preconditioner.skip(state)
-            problem = problem.whole()
-            root = factorize(problem.operator.kernel(), problem.lambda_r)
+            factor, problem = self.preconditioner.through_kernel(problem, state)
+            root = factor()
             scaled = torch.cholesky_solve(problem.direction.to(root.dtype), root).to(problem.direction.dtype)
             v, exact = problem.operator.adjoint(scaled).mul_(-problem.lambda_a), True
         else:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem, State
+from locoprop_lightning.local.reduction import reduced
 from locoprop_lightning.solvers.iterative import IterativeSolver, Step
 from locoprop_lightning.solvers.right_preconditioner import Inverse, RightPreconditioner
 from locoprop_lightning.solvers.solution import Outcome, Recording, Status
@@ -31,6 +32,8 @@ class Majorization(IterativeSolver):
         warmup: Steps at the start of training in which every step refreshes, at least 0.
     """
 
+    offers_inverse = True
+
     def __init__(
         self,
         iterations: int = 3,  # T
@@ -52,9 +55,9 @@ class Majorization(IterativeSolver):
         """The steps; a layer with more inputs than rows is solved in the span of its rows."""
         if not self.preconditioner.uses_kernel(problem):
             return super().run(problem, state, recording)
-        self.preconditioner.skip(state)
-        reduced, lift = problem.whole().reduced()
-        outcome = super().run(reduced, {}, recording)
+        _, whole = self.preconditioner.through_kernel(problem, state)
+        small, lift = reduced(whole)
+        outcome = super().run(small, {}, recording)
         return outcome._replace(displacement=lift(outcome.displacement))
 
     def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:

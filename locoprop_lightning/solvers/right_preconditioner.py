@@ -1,6 +1,7 @@
 """(L C + lambda_r I)^-1, which solvers multiply gradients with from the right: exact, or kept and protected."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from locoprop_lightning.errors import check_choice
 from locoprop_lightning.local import LocalProblem, Preconditioner, State
 from locoprop_lightning.local.operator import times
-from locoprop_lightning.local.preconditioner import PreconditionerState, invert
+from locoprop_lightning.local.preconditioner import PreconditionerState, factorize, invert
 from locoprop_lightning.solvers.solution import Status
 
 Gather = Literal["refreshes", "steps"]
@@ -70,12 +71,8 @@ class RightPreconditioner:
         """Who trains the layer, for the table of layers."""
         return f"{self.owner} ({problem.n} x {problem.n} kernel)" if self.uses_kernel(problem) else self.owner
 
-    def skip(self, state: State) -> None:
-        """Counts a step that does without the inverse."""
-        self.kept.tick(_kept(state))
-
     def inverse(self, problem: LocalProblem, state: State, bound: float = 1.0) -> Inverse:
-        """The inverse of this step; to be called once a step.
+        """The inverse of this step, which the problem is offered; to be called once a step.
 
         Args:
             problem: The problem.
@@ -89,7 +86,7 @@ class RightPreconditioner:
         kept["shape"] = shape
         if self.kept.current:
             inverse = invert(bound * problem.gram(), problem.lambda_r)
-            return Inverse(lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True)
+            return _offered(problem, lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True)
         damping = problem.lambda_r if isinstance(problem.lambda_r, float | int) else 0.0
         settings = [float(damping), float(bound)]
         refreshes = self.kept.due(kept) or kept.get("settings", settings) != settings
@@ -102,7 +99,29 @@ class RightPreconditioner:
             else:
                 self.kept.gather(kept, moment)
         self.kept.tick(kept)
-        return Inverse(lambda x: self.kept.solve(kept, x, problem.n), refreshes and alone)
+        return _offered(problem, lambda x: self.kept.solve(kept, x, problem.n), refreshes and alone)
+
+    def through_kernel(self, problem: LocalProblem, state: State) -> tuple[Callable[[], Tensor], LocalProblem]:
+        """What makes the Cholesky factor of Y Y^T + lambda_r I, and the problem with all rows at hand; once a step.
+
+        Args:
+            problem: The problem; it is offered the inverse, by Woodbury's identity.
+            state: What evolves for this layer.
+        """
+        self.kept.tick(_kept(state))
+        problem = problem.whole()
+        operator, damping = problem.operator, problem.lambda_r
+
+        @cache
+        def factor() -> Tensor:
+            return factorize(operator.kernel(), damping)
+
+        def inverse(x: Tensor) -> Tensor:
+            inner = torch.cholesky_solve(operator.apply(x).to(factor().dtype), factor()).to(x.dtype)
+            return (x - operator.adjoint(inner)) / damping
+
+        problem.offer(inverse)
+        return factor, problem
 
     def rise(self, problem: LocalProblem, v: Tensor, exact: bool) -> Tensor:
         """The change of J, scalar, where the inverse is not of the batch's own C; zero else."""
@@ -115,6 +134,11 @@ class RightPreconditioner:
             return False
         self.kept.forget(kept)
         return True
+
+
+def _offered(problem: LocalProblem, apply: Callable[[Tensor], Tensor], exact: bool) -> Inverse:
+    problem.offer(apply)
+    return Inverse(apply, exact)
 
 
 def _kept(state: State) -> PreconditionerState:

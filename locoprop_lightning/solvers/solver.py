@@ -43,6 +43,7 @@ class LocalSolver(Callback, ABC):
     """
 
     squared_only = False  # whether the solver takes the squared loss alone
+    offers_inverse = False  # whether ``run`` offers (C + lambda_r I)^-1 to the problem before it asks for D
     has_rate = False  # whether its inner steps have a rate, multiplied by that of the problem
 
     @abstractmethod
@@ -73,6 +74,17 @@ class LocalSolver(Callback, ABC):
             state: What evolves for this layer; may be changed.
             outcome: What ``run`` or ``retry`` returned.
         """
+
+    @staticmethod
+    def _stretched(solve: Callable[..., Any], problem: LocalProblem, *arguments: Any) -> Any:
+        """What a solve gives, with a displacement as long as the problem asks for."""
+        outcome = solve(problem, *arguments)
+        if problem.length is None or not isinstance(outcome, Outcome):
+            return outcome
+        v, losses = problem.stretch(outcome.displacement), outcome.losses
+        if losses is not None:
+            losses = torch.cat([losses[:-1], problem.loss(v)[None]])
+        return outcome._replace(displacement=v, losses=losses)
 
     def check(self, problem: LocalProblem) -> None:
         """Refuses a problem that the solver cannot solve; called for each layer before training.
@@ -138,13 +150,18 @@ class LocalSolver(Callback, ABC):
             retries: Whether failed ones are solved again.
         """
         with _full_precision():
-            outcomes = run_all({name: partial(self.run, p, states[name], recording) for name, p in problems.items()})
+            outcomes = run_all(
+                {name: partial(self._stretched, self.run, p, states[name], recording) for name, p in problems.items()}
+            )
             for outcome in outcomes.values():
                 if not isinstance(outcome, Outcome):
                     raise UserError(f"{type(self).__name__}.run: must return an Outcome, not {type(outcome).__name__}.")
             statuses = judge(outcomes, agree)
             failed = {name: status for name, status in statuses.items() if retries and status is not Status.SOLVED}
-            tasks = {n: partial(self.retry, problems[n], states[n], status, recording) for n, status in failed.items()}
+            tasks = {
+                name: partial(self._stretched, self.retry, problems[name], states[name], status, recording)
+                for name, status in failed.items()
+            }
             again = {name: outcome for name, outcome in run_all(tasks).items() if outcome is not None}
             for name, status in judge(again, agree).items():
                 outcomes[name] = again[name]

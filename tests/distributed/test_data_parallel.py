@@ -22,6 +22,7 @@ from locoprop_lightning.distributed.shard import Shard, SummedOperator
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem, MatrixOperator, State, resolve_transfer
 from locoprop_lightning.local.operator import spread
+from locoprop_lightning.local.reduction import reduced
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
@@ -524,7 +525,7 @@ def test_a_form_that_needs_all_rows_says_so():
     )
     assert problem.n == 5
     with pytest.raises(UserError, match="needs all rows in one process: take whole\\(\\) first"):
-        problem.reduced()
+        reduced(problem)
 
 
 def test_no_layers_need_no_other_process(monkeypatch):

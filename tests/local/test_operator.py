@@ -72,7 +72,7 @@ def test_matrix_operator(bias):
     assert torch.equal(start, r)
     close(operator.adjoint(r), r.T @ y, 1e-12)
     close(operator.gram(), y.T @ y, 1e-12)
-    assert torch.equal(operator.gram(), operator.gram().T)
+    close(operator.gram(), operator.gram().T, 1e-12)  # not bit for bit with every BLAS
     close(operator.trace(), torch.trace(y.T @ y), 1e-12)
     close(operator.kernel(), y @ y.T, 1e-12)
     assert operator.dense() is operator and operator.whole() is operator and operator.whole_rows(r) is r

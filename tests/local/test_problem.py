@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from locoprop_lightning.local import MatrixOperator
+from locoprop_lightning.local.reduction import reduced
 from locoprop_lightning.local.transfer import LeakyReLU, Softplus
 from tests import catalogue, support
 from tests.support import replaced, with_rows
@@ -264,31 +265,31 @@ def test_split(make_problem, bias):
 @both_biases
 def test_reduced_problem_is_the_same(make_problem, transfer, bias):
     problem = make_problem(transfer, n=4, d_in=9, bias=bias)
-    reduced, lift = problem.reduced()
-    assert reduced.shape == (3, 4)
+    small, lift = reduced(problem)
+    assert small.shape == (3, 4)
     x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     v = lift(x)
-    close(problem.value(v), reduced.value(x))
-    close(problem.gradient(v), lift(reduced.gradient(x)))
+    close(problem.value(v), small.value(x))
+    close(problem.gradient(v), lift(small.gradient(x)))
     close(v @ v.T, x @ x.T)
 
 
 def test_reduced_problem_of_dependent_rows(make_problem):
     problem = make_problem("tanh", n=4, d_in=9)
     problem = replaced(problem, operator=problem.operator.select(torch.tensor([0, 0, 1, 1])))
-    reduced, lift = problem.reduced()
-    gradient = lift(reduced.first_gradient())
+    small, lift = reduced(problem)
+    gradient = lift(small.first_gradient())
     close(gradient, problem.operator.adjoint(problem.direction) * problem.lambda_a)
-    close(problem.value(gradient), reduced.value(reduced.first_gradient()))
+    close(problem.value(gradient), small.value(small.first_gradient()))
 
 
 def test_reduced_problem_of_zeros_and_of_nan(make_problem):
     problem = make_problem(n=4, d_in=9, bias=False)
     problem = replaced(problem, operator=torch.zeros_like(problem.operator.rows))
-    reduced, lift = problem.reduced()
+    small, lift = reduced(problem)
     assert (lift(torch.ones(3, 4, dtype=torch.float64)) == 0).all()
     problem = replaced(problem, operator=problem.operator.rows * torch.nan)
-    assert problem.reduced()[0].operator.rows.isnan().all()
+    assert reduced(problem)[0].operator.rows.isnan().all()
 
 
 def test_what_is_logged_of_a_problem(make_problem):

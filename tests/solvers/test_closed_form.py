@@ -61,7 +61,7 @@ def test_the_average_of_the_reviews_code(make_problem):
             {"layer": problem}, {"layer": solver.states.setdefault("layer", {})}, retries=False
         )["layer"]
         close(joined(solution, problem), -problem.lambda_a * problem.direction.T @ y @ inverse, 1e-10)
-    with pytest.raises(UserError, match=r"ClosedForm\(gather='never'\): must be"):
+    with pytest.raises(UserError, match=r"ClosedForm\(gather='never'\): take one of refreshes, steps"):
         ClosedForm(gather="never")
 
 

@@ -145,7 +145,7 @@ def test_wide_layers_go_through_the_kernel(make_problem, n, d_in, exact, kept):
 def test_a_step_through_the_kernel_is_counted(make_problem):
     """So that the warmup ends after as many steps of training, whichever way the layer went."""
     preconditioner, state = right(KEEPING), {}
-    preconditioner.skip(state)
+    preconditioner.through_kernel(make_problem(n=4, d_in=9), state)
     assert state["preconditioner"]["steps"] == 1
     preconditioner.inverse(make_problem(), state)
     assert state["preconditioner"]["steps"] == 2
