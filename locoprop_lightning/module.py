@@ -45,7 +45,7 @@ class LocoPropModule(SupervisedModule):
         damping: "absolute" takes lambda_r as it is, "relative" times the mean eigenvalue of C.
         overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
         step_length: lambda_a is the length of the oracle's step in "targets", or that of a layer's step in
-            "activations": the root mean square by which its outputs move, measured on 256 rows.
+            "activations": the root mean square by which its outputs move, measured on 256 rows or more.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.

@@ -97,6 +97,7 @@ def replaced(problem, **parts):
         "lambda_a": problem.lambda_a,
         "lambda_r": problem.lambda_r,
         "rate": problem.rate,
+        "length": problem.length,
         "name": problem.name,
     }
     return LocalProblem(**known | parts)

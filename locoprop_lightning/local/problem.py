@@ -14,7 +14,7 @@ from locoprop_lightning.local.transfer import Transfer
 
 Scalar = float | Tensor
 Inverse = Callable[[Tensor], Tensor]
-_STRETCH_ROWS = 256  # on which a step in activations is measured
+_STRETCH_ROWS, _STRETCH_OUTPUTS = 256, 2**16  # at least, on which a step in activations is measured
 
 
 class LocalProblem:
@@ -36,8 +36,8 @@ class LocalProblem:
         weight_direction: A function that makes D^T Y [d_out, width] by a shorter way than from Y and D, as a tensor
             that may be written over, or None where there is none.
         prepare: A function that must be given X -> X (C + lambda_r I)^-1 before D is made of it.
-        length: Root mean square by which a solution shall move the outputs, on at most 256 rows (a trust region in
-            activations); None where D and lambda_a say how far it goes. The targets of M are then as far away.
+        length: Root mean square by which a solution shall move the outputs, measured on 256 rows or 65,536 outputs (a
+            trust region in activations); None where D and lambda_a say how far it goes. The targets of M are as far.
         name: Name of the layer.
 
     Attributes:
@@ -230,7 +230,7 @@ class LocalProblem:
         if self.length is None:
             return v
         v = v * _ratio(1.0, v.abs().max())  # its square may be too small a number
-        operator, _ = self.operator.sample(_STRETCH_ROWS)
+        operator, _ = self.operator.sample(max(_STRETCH_ROWS, _STRETCH_OUTPUTS // self.shape[0]))
         size = (operator.total(operator.apply(v).square()) / (operator.n * self.shape[0])).sqrt()
         return v * _ratio(self.length, size)
 

@@ -68,8 +68,11 @@ class SpectralOracle(Oracle):
             moment = torch.bmm(inverse(b).unflatten(0, (groups, -1)), b.unflatten(0, (groups, -1)).mT)
             moment = (moment + moment.mT) / 2
             trace = moment.diagonal(dim1=1, dim2=2).sum() / groups
+            trace = torch.where(
+                trace > 0, trace, torch.nan
+            )  # zeros say nothing, and are left out as what is not finite
             update_average(own.setdefault("trace", {}), trace * size**2, self.preconditioner.average)
-            moment = moment / trace.clamp_min(tiny)
+            moment = moment / trace
             self.preconditioner.refresh(kept, moment[0] if groups == 1 else moment, 1, self.damping, relative=True)
             kept["settings"] = [self.damping]
         self.preconditioner.tick(kept)

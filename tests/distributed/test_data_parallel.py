@@ -24,7 +24,7 @@ from locoprop_lightning.local import LocalProblem, MatrixOperator, State, resolv
 from locoprop_lightning.local.operator import spread
 from locoprop_lightning.local.reduction import reduced
 from locoprop_lightning.networks import MLP
-from locoprop_lightning.oracles import GradientOracle, RMSOracle, WhitenedOracle
+from locoprop_lightning.oracles import GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
     ClosedForm,
     FixedPointIteration,
@@ -165,6 +165,14 @@ def mlp():
 
 
 SQUARED = dict(objective="squared")
+SPECTRAL = dict(
+    oracle=partial(SpectralOracle, refresh_every=2, warmup=1),
+    lambda_a=0.05,
+    lambda_r=0.1,
+    damping="relative",
+    step_length="activations",
+    **SQUARED,
+)
 RUNS = {
     "foof": (mlp, ClosedForm, dict(lambda_a=30.0, lambda_r=10.0, **SQUARED), {}),
     "foof_rms_kept": (
@@ -197,6 +205,9 @@ RUNS = {
         dict(oracle=partial(WhitenedOracle, power=0.5, samples=0), lambda_a=0.1, lambda_r=1.0, damping="relative"),
         {},
     ),
+    "spectral": (Convolutions, partial(ClosedForm, **KEPT), SPECTRAL, {}),
+    "spectral_wide": (mlp, partial(ClosedForm, **KEPT), SPECTRAL, dict(size=24)),
+    "spectral_m": (mlp, partial(Majorization, 2), SPECTRAL | dict(objective="matching"), {}),
     "rest": (mlp, ClosedForm, dict(lambda_a=30.0, lambda_r=10.0, skip=["3"], **SQUARED), {}),
     "twice": (
         Twice,
