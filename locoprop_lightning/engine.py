@@ -196,9 +196,10 @@ class LocalEngine:
         reused = gradients if gradients is not None and gradients[0].dtype == g.dtype and not rounded else None
         if reused is not None:
             plain = partial(torch.cat, reused, 1)  # G^T Y as a copy, which the oracle may write over
-            weight_direction = lambda: oracle.weight_direction(plain(), terms, state)  # noqa: E731
         else:
             plain = partial(operator.adjoint, g)
+        if reused is not None or oracle.asks_inverse:
+            weight_direction = lambda: oracle.weight_direction(plain(), terms, state)  # noqa: E731
         if oracle.asks_inverse:
             prepare = lambda inverse: oracle.prepare(plain(), inverse, operator.groups, state)  # noqa: E731
         lambda_r: float | Tensor = layer.lambda_r

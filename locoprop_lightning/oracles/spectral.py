@@ -18,10 +18,12 @@ class SpectralState(TypedDict, total=False):
     Attributes:
         preconditioner: S/tr(S), and its damped inverse root.
         trace: tr(S).
+        momentum: B.
     """
 
     preconditioner: PreconditionerState
     trace: AverageState
+    momentum: AverageState
 
 
 class SpectralOracle(Oracle):
@@ -42,7 +44,10 @@ class SpectralOracle(Oracle):
     square by which outputs move, whatever is kept. A grouped convolution has an S for each group.
 
     Args:
-        beta: Decay of the moving averages, bias-corrected, in [0, 1).
+        momentum: Decay of a moving average of B, bias-corrected, in [0, 1), which stands for B in the first inner
+            gradient: 0 for large batches, 0.6 for small ones. S is of B alone. Layers that are solved through Y Y^T do
+            without, since what is averaged does not lie in the span of their rows.
+        beta: Decay of the moving averages of S and tr(S), bias-corrected, in [0, 1).
         damping: Relative to the mean eigenvalue of S, above 0.
         refresh_every: Steps between refreshes of S, at least 1.
         warmup: Steps at the start of training in which every step refreshes, at least 0.
@@ -50,9 +55,17 @@ class SpectralOracle(Oracle):
 
     asks_inverse = True
 
-    def __init__(self, beta: float = 0.9, damping: float = 1e-3, refresh_every: int = 10, warmup: int = 40) -> None:
+    def __init__(
+        self,
+        momentum: float = 0.0,
+        beta: float = 0.9,
+        damping: float = 1e-3,
+        refresh_every: int = 10,
+        warmup: int = 40,
+    ) -> None:
         check_positive("SpectralOracle", damping=damping)
-        check_fraction("SpectralOracle", beta=beta)
+        check_fraction("SpectralOracle", momentum=momentum, beta=beta)
+        self.momentum = momentum
         self.damping = damping
         self.preconditioner = Preconditioner(beta, refresh_every, warmup, type(self).__name__, root=True)
 
@@ -76,18 +89,26 @@ class SpectralOracle(Oracle):
             self.preconditioner.refresh(kept, moment[0] if groups == 1 else moment, 1, self.damping, relative=True)
             kept["settings"] = [self.damping]
         self.preconditioner.tick(kept)
+        if self.momentum > 0:
+            update_average(own.setdefault("momentum", {}), weight_gradient, self.momentum)
 
     def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
-        return self.weight_direction(gradient.T, terms, state).T.contiguous()
+        return self._whitened(gradient.T, terms, state).T.contiguous()
 
     def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
+        if self.momentum > 0:
+            finite = weight_gradient.sum().isfinite()  # else the step is refused, as without
+            weight_gradient = torch.where(finite, average_of(_typed(state)["momentum"]), torch.nan)
+        return self._whitened(weight_gradient, terms, state)
+
+    def _whitened(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:
         own = _typed(state)
         trace = average_of(own["trace"]).to(weight_gradient)
         scale = torch.where(trace > 0, terms / trace, 0.0).sqrt()
         return self.preconditioner.solve(own["preconditioner"], weight_gradient, 1, left=True).mul_(scale)
 
     def __repr__(self) -> str:
-        return f"SpectralOracle(damping={self.damping})"
+        return f"SpectralOracle(momentum={self.momentum}, damping={self.damping})"
 
 
 def _typed(state: State) -> SpectralState:

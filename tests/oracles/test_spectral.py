@@ -17,6 +17,7 @@ from tests.support import augmented, close, joined, operator_of, replaced, rows_
 
 LAMBDA_A, LAMBDA_R = 0.3, 0.5
 BATCH = dict(beta=0.0, damping=1e-15, refresh_every=1, warmup=0)  # S of the batch, inverted exactly
+KEPT = dict(beta=0.8, refresh_every=2, warmup=1)
 LINEAR = ["tall", "wide", "no_bias"]
 
 
@@ -101,6 +102,26 @@ def test_a_kept_s_counts_every_batch_the_same():
         close(made.operator.adjoint(g), b, 1e-12)
         close(ClosedForm().solve(made).displacement, -LAMBDA_A * left @ b @ m, 1e-9)
     assert state["preconditioner"]["steps"] == 8
+
+
+def test_momentum_is_of_the_weight_gradient():
+    """In the first gradient alone; S is of each batch's own, and what is not finite is left out."""
+    oracle, plain, state, twin = SpectralOracle(0.6, **KEPT), SpectralOracle(**KEPT), {}, {}
+    mean, weight = 0.0, 0.0
+    for batch in range(6):
+        scale = torch.nan if batch == 2 else 1.0
+        made, g = problem_of("tall", oracle, state, seed=batch, scale=scale)
+        other, _ = problem_of("tall", plain, twin, seed=batch, scale=scale)
+        solution, reference = ClosedForm().solve(made), ClosedForm().solve(other)
+        if batch == 2:
+            assert solution.status is reference.status is Status.NONFINITE
+            continue
+        mean, weight = 0.6 * mean + 0.4 * made.operator.adjoint(g), 0.6 * weight + 0.4
+        left = state["preconditioner"]["inverse"] * (12 * state["trace"]["weight"] / state["trace"]["value"]) ** 0.5
+        inverse = torch.linalg.inv(made.operator.gram() + LAMBDA_R * torch.eye(6).double())
+        close(solution.displacement, -LAMBDA_A * left @ (mean / weight) @ inverse, 1e-9)
+        close(state["preconditioner"]["inverse"], twin["preconditioner"]["inverse"], 1e-12)
+        close(made.direction, other.direction, 1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
