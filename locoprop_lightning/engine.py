@@ -1,7 +1,6 @@
 """The engine of local training: from what a pass recorded to problems, and from solutions to displacements."""
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,12 +11,12 @@ from locoprop_lightning.checkpoints import LOCAL_LAYERS, local_layers
 from locoprop_lightning.distributed import Communicator, SharedBatch
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import LayerInfo, Record, Tape, discover
-from locoprop_lightning.layers.discovery import candidates
+from locoprop_lightning.layers.discovery import candidates, reasons
 from locoprop_lightning.layers.tape import Content
 from locoprop_lightning.local import LocalProblem, Rows
 from locoprop_lightning.local_layer import LocalLayer, Report
 from locoprop_lightning.oracles import Oracle
-from locoprop_lightning.settings import LocalSettings
+from locoprop_lightning.settings import LocalSettings, check_takes_rows
 from locoprop_lightning.solvers import (
     ClosedForm,
     LocalSolver,
@@ -26,6 +25,8 @@ from locoprop_lightning.solvers import (
     Solution,
     Status,
 )
+
+Draw = Mapping[str, Sequence[Tensor | None]]  # gradients of drawn labels by layer, of each of its calls
 
 
 class LocalEngine:
@@ -51,9 +52,10 @@ class LocalEngine:
         self.layers: dict[str, LocalLayer] = {}
         self.local: dict[str, LocalLayer] = {}
         self.found: list[LayerInfo] | None = None
+        self._verified = False
         self._known: list[LocalLayer] = []  # to the optimizers
         self.refresh(network)
-        settings.check(layer.name for layer in self._known)
+        settings.check((layer.name for layer in self._known), reasons(network, settings.skip))
 
     def replace(self, solver: LocalSolver, oracle: Oracle) -> None:
         """Takes another solver or oracle from the next step on; what the one before has kept is forgotten.
@@ -85,7 +87,7 @@ class LocalEngine:
 
     def start(self) -> None:
         """Begins a fit: its layers are found anew with its first batch."""
-        self.found, self.local = None, {}
+        self.found, self.local, self._verified = None, {}, False
 
     def discover(self, network: nn.Module, x: Any, processes: Communicator) -> bool:
         """Finds the local layers and their transfers with the first batch of a fit; says whether this is it.
@@ -121,11 +123,8 @@ class LocalEngine:
                 "trainer.devices: the processes' first batches take different ways through the network, so that they "
                 "do not agree on its local layers; name those that are not always called in skip."
             )
-        if processes.size > 1 and "rows" not in inspect.signature(self.oracle.observe).parameters:
-            raise UserError(
-                f"oracle={type(self.oracle).__name__}: its observe takes no `rows`, with which it must sum over the "
-                "rows of all processes; add it, or set trainer.devices to 1."
-            )
+        if processes.size > 1:
+            check_takes_rows(self.oracle)
         self.found = found
         return True
 
@@ -137,7 +136,7 @@ class LocalEngine:
 
     @torch.no_grad()
     def problems(
-        self, tape: Tape, sampled: list[dict[str, Tensor]], batch: SharedBatch, rate: float = 1.0
+        self, tape: Tape, sampled: list[Draw], batch: SharedBatch, rate: float = 1.0
     ) -> dict[str, LocalProblem]:
         """The local problems of a step: targets T = f(A) - lambda_a D.
 
@@ -152,7 +151,19 @@ class LocalEngine:
             for name, (rows, rounded) in self._with_rows(tape, batch).items():
                 layer, record, draws = self.local[name], tape.records[name], [draw.get(name) for draw in sampled]
                 tasks[name] = partial(self._problem, layer, record, draws, batch, rows, rounded, rate)
-            return batch.processes.run(tasks)
+            problems = batch.processes.run(tasks)
+            return problems if self._verified else self._verify(problems, tape, batch)
+
+    def _verify(self, problems: dict[str, LocalProblem], tape: Tape, batch: SharedBatch) -> dict[str, LocalProblem]:
+        """Leaves to the rest optimizer what is no matrix times its input, by the first batch; gives the others."""
+        tasks = {n: partial(self.local[n].verify, p, tape.records[n], batch.processes.sum) for n, p in problems.items()}
+        found = batch.processes.run(tasks)
+        for info in self.found or []:
+            if found.get(info.name):
+                info.transfer, info.reason = None, found[info.name]
+                self.local.pop(info.name).oracle_state.clear()
+        self._verified = True
+        return {name: problem for name, problem in problems.items() if name in self.local}
 
     def _with_rows(self, tape: Tape, batch: SharedBatch) -> dict[str, tuple[Rows, bool]]:
         """The layers that have a problem in this step, on any process.
@@ -178,7 +189,7 @@ class LocalEngine:
         self,
         layer: LocalLayer,
         record: Record,
-        draws: list[Tensor | None],
+        draws: list[Sequence[Tensor | None] | None],
         batch: SharedBatch,
         rows: Rows,
         rounded: bool,
@@ -186,18 +197,15 @@ class LocalEngine:
     ) -> LocalProblem:
         """The problem of one layer, after the oracle has seen its gradients."""
         if record.content != Content.SOLVABLE:  # other processes alone have rows
-            record = record.without_rows()
+            record, draws = record.without_rows(), [None] * len(draws)
         g, oracle, terms, state = record.gradient(), self.oracle, batch.terms, layer.oracle_state
         shard = {"rows": rows} if batch.processes.size > 1 else {}  # an oracle may do without in one process
-        oracle.observe(g, [g if draw is None else draw for draw in draws], terms, state, **shard)
+        oracle.observe(g, [g if draw is None else record.join(draw) for draw in draws], terms, state, **shard)
         operator = batch.processes.operator(record.operator(), rows)
         weight, bias = layer.matrices()
-        gradients, weight_direction, prepare = layer.gradients(), None, None
-        reused = gradients if gradients is not None and gradients[0].dtype == g.dtype and not rounded else None
-        if reused is not None:
-            plain = partial(torch.cat, reused, 1)  # G^T Y as a copy, which the oracle may write over
-        else:
-            plain = partial(operator.adjoint, g)
+        reused, weight_direction, prepare = None if rounded else layer.reusable(g.dtype), None, None
+        # G^T Y as a tensor that the oracle may write over
+        plain = partial(operator.adjoint, g) if reused is None else partial(torch.cat, reused, 1)
         if reused is not None or oracle.asks_inverse:
             weight_direction = lambda: oracle.weight_direction(plain(), terms, state)  # noqa: E731
         if oracle.asks_inverse:
@@ -237,7 +245,6 @@ class LocalEngine:
         trained = {}
         for info in self.found or []:
             if info.name in problems:
-                self.local[info.name].check(problems[info.name], batch.processes.sum)
                 self.solver.check(problems[info.name])
                 trained[info.name] = self.solver.describe(problems[info.name])
             elif info.local and self.local[info.name].gradients() is None:

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.layers import LayerKind
+from locoprop_lightning.layers import LayerKind, Record
+from locoprop_lightning.layers.probe import FORWARD_TOLERANCE
+from locoprop_lightning.layers.tape import Content
 from locoprop_lightning.local import LocalProblem, State, Transfer
 from locoprop_lightning.solvers import Solution, Status
 
 _log = logging.getLogger(__name__)
-_TOLERANCE = 2**-7  # relative, of a layer's output against its operator's: above the rounding of bfloat16
+_TOLERANCE = FORWARD_TOLERANCE
+_EXACT = 2**-10  # of a weight gradient that nothing has rounded to 16 bits: above the rounding of TF32
 
 
 class Report(NamedTuple):
@@ -72,6 +75,13 @@ class LocalLayer:
         parts = [self.kind.matrix(self.module, weight.grad)]
         return parts if bias is None or bias.grad is None else [*parts, bias.grad[:, None]]
 
+    def reusable(self, dtype: torch.dtype) -> list[Tensor] | None:
+        """``gradients`` where they are the whole of G^T Y in a type, else None: a bias may have none of its own."""
+        gradients = self.gradients()
+        parts = 1 + (self.kind.parameters(self.module)[1] is not None)
+        whole = gradients is not None and len(gradients) == parts and gradients[0].dtype == dtype
+        return gradients if whole else None
+
     def check(self, problem: LocalProblem, total: Callable[[Tensor], Tensor]) -> None:
         """Refuses a layer that does not act as its kind says, by the first batch.
 
@@ -107,6 +117,45 @@ class LocalLayer:
                 f"{kind}: layer {self.name!r} gives another output than its operator times its matrix; look at the "
                 "operator's rows, at units and at how the layer was called, or leave the layer out with skip."
             )
+
+    def verify(self, problem: LocalProblem, record: Record, total: Callable[[Tensor], Tensor]) -> str:
+        """Why the layer cannot be local, by the first batch; empty where it can.
+
+        Args:
+            problem: The layer's problem.
+            record: What was recorded of it.
+            total: As in ``check``.
+
+        Raises:
+            UserError: As ``check``, for a kind that is not of this package, in which the mistake is.
+        """
+        try:
+            self.check(problem, total)
+        except UserError:
+            if type(self.kind).__module__.split(".")[0] != __name__.split(".")[0]:
+                raise
+            return "its output is not its matrix times its input"
+        return "its weight gradient is not that of its recorded calls" if self._differs(problem, record, total) else ""
+
+    @torch.no_grad()
+    def _differs(self, problem: LocalProblem, record: Record, total: Callable[[Tensor], Tensor]) -> bool:
+        """Whether the back-propagated weight gradient is another than G^T Y.
+
+        So it is where gradients are taken inside the forward pass (double backward), where a call had other weights,
+        and where hooks change the gradient.
+        """
+        gradients = self.gradients()
+        if gradients is None:
+            return False
+        record = record if record.content == Content.SOLVABLE else record.without_rows()
+        g, operator = record.gradient(), problem.operator
+        product = operator.adjoint(g)
+        own = torch.cat(gradients, 1).to(product)
+        missing = product[:, own.shape[1] :]  # of a bias without a gradient
+        size = (operator.total(g.square()) * operator.trace()).sqrt()
+        off = torch.linalg.vector_norm(torch.cat([own - product[:, : own.shape[1]], missing], 1))
+        rounded = record.autocast or self.kind.parameters(self.module)[0].dtype in (torch.bfloat16, torch.float16)
+        return bool(total((off > (_TOLERANCE if rounded else _EXACT) * size).to(size)) > 0)
 
     def clear_gradients(self) -> None:
         """Leaves the layer alone: optimizers pass over parameters without a gradient."""

@@ -12,6 +12,7 @@ from locoprop_lightning.distributed import SharedBatch, share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.layer_table import print_layers
+from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, observers
 from locoprop_lightning.optimizers.schedule import follow, rates
@@ -80,6 +81,7 @@ class LocoPropModule(SupervisedModule):
     ) -> None:
         super().__init__(network, task)
         self.automatic_optimization = False
+        check_shapes(network)
         check_choice("", ("identity", "link"), output_transfer=output_transfer)
         settings = LocalSettings(
             lambda_a=lambda_a,

@@ -4,10 +4,9 @@ from typing import Any
 from zlib import crc32
 
 import torch
-from torch import Tensor
 
 from locoprop_lightning.distributed import SharedBatch
-from locoprop_lightning.engine import LocalEngine
+from locoprop_lightning.engine import Draw, LocalEngine
 from locoprop_lightning.layers import Tape
 from locoprop_lightning.seed import run_seed
 from locoprop_lightning.tasks import Task, detached
@@ -15,7 +14,7 @@ from locoprop_lightning.tasks import Task, detached
 
 def sampled_gradients(
     engine: LocalEngine, tape: Tape, task: Task, output: Any, batch: SharedBatch, step: int
-) -> list[dict[str, Tensor]]:
+) -> list[Draw]:
     """Gradients of drawn labels, as often as the oracle asks; the draws have a seed of their own.
 
     Args:
@@ -27,7 +26,7 @@ def sampled_gradients(
         step: The step, which the draws depend on.
 
     Returns:
-        For each draw the gradients by layer, as rows [n, d_out].
+        For each draw the gradients of each call by layer, as ``Record.join`` takes them.
     """
     known = {name: layer.oracle_state for name, layer in engine.local.items() if layer.oracle_state}
     draws = engine.oracle.draws(known or {name: {} for name in tape.records})

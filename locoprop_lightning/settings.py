@@ -1,5 +1,6 @@
 """The settings of local training, checked against the network's layers, solver, oracle and trainer."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -47,15 +48,23 @@ class LocalSettings:
                     raise UserError(f"overrides[{pattern!r}] has no setting {key!r}: take lambda_a or lambda_r.")
                 check_positive("", **{f"overrides[{pattern!r}].{key}": value})
 
-    def check(self, layers: Iterable[str]) -> None:
+    def check(self, layers: Iterable[str], reasons: Mapping[str, str]) -> None:
         """Refuses names and patterns that match none of the layers that may be local.
 
+        Args:
+            layers: Their names.
+            reasons: Why others are not, by name.
+
         Raises:
-            UserError: Names the setting and the layers there are.
+            UserError: Names the setting and the layers there are, or why there are none.
         """
         names = list(layers)
         if not names:
-            raise UserError("LocoPropModule: the network has no layer to train locally; use BackpropModule.")
+            told = "; ".join(f"{name or 'the network itself'}: {reason}" for name, reason in reasons.items())
+            raise UserError(
+                f"LocoPropModule: the network has no layer to train locally{f' ({told})' if told else ''}; use "
+                "BackpropModule."
+            )
         check_names("transfers", self.transfers, names)
         check_patterns("overrides", self.overrides, names)
 
@@ -93,6 +102,19 @@ class LocalSettings:
             if fnmatchcase(name, pattern):
                 lambdas |= values
         return lambdas
+
+
+def check_takes_rows(oracle: Oracle) -> None:
+    """Refuses an oracle that cannot sum over the rows of several processes.
+
+    Raises:
+        UserError: Names the oracle.
+    """
+    if "rows" not in inspect.signature(oracle.observe).parameters:
+        raise UserError(
+            f"oracle={type(oracle).__name__}: its observe takes no `rows`, with which it must sum over the rows of all "
+            "processes; add it, or set trainer.devices to 1."
+        )
 
 
 def check_trainer(trainer: Trainer) -> None:

@@ -14,7 +14,7 @@ from locoprop_lightning.distributed import Communicator, connect
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
-from locoprop_lightning.layers.discovery import call
+from locoprop_lightning.layers.probe import call
 from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.optimizers.split import NamesNeeded
 from locoprop_lightning.tasks import MeanLoss, Task, detached

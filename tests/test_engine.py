@@ -335,11 +335,11 @@ def test_labels_are_drawn_from_a_seed_of_the_step():
     state = torch.get_rng_state()
     draws = [sampled_gradients(engine, tape, task, output, batch, number) for number in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(len(draw) == 2 and draw[0]["0"].shape == (8, 3) for draw in draws)
+    first, again, other = ([tape.records["0"].join(one["0"]) for one in draw] for draw in draws)
+    assert all(one.shape == (8, 3) for one in [*first, *again, *other]) and len(first) == 2
     for k in range(2):
-        assert torch.equal(draws[0][k]["0"], draws[1][k]["0"])
-        assert not torch.equal(draws[0][k]["0"], draws[2][k]["0"])
-    assert not torch.equal(draws[0][0]["0"], draws[0][1]["0"])
+        assert torch.equal(first[k], again[k]) and not torch.equal(first[k], other[k])
+    assert not torch.equal(first[0], first[1])
 
 
 def test_layers_without_a_problem():
@@ -435,18 +435,18 @@ def test_a_layer_that_acts_otherwise_than_its_kind_says_is_named(monkeypatch):
     monkeypatch.setattr(kind, "_KINDS", list(kind._KINDS))
 
     def refused(message, **methods):
-        kind.register(type("Wrong", (LinearKind,), {"modules": (Scrambled,), **methods}))
+        kind.register(type("Wrong", (LinearKind,), {"modules": (Scrambled,), "__module__": __name__, **methods}))
         network, x = Scrambled(4, 4).double(), torch.randn(6, 4, dtype=torch.float64)
         engine = engine_of(network, ClosedForm(), x)
         with engine.tape(network, Communicator()) as tape:
             output = network(x)
         output.square().sum().backward()
-        problems = engine.problems(tape, [], share_batch(Communicator(), x, output, 6, 0))
+        batch = share_batch(Communicator(), x, output, 6, 0)
         if message is None:
-            assert engine.trained_by(problems, batch_of(), "AdamW") == {"": "ClosedForm"}
+            assert engine.trained_by(engine.problems(tape, [], batch), batch_of(), "AdamW") == {"": "ClosedForm"}
             return
         with pytest.raises(UserError, match=f"Wrong: layer '' ?.*{message}"):
-            engine.trained_by(problems, batch_of(), "AdamW")
+            engine.problems(tape, [], batch)
 
     refused(None)
     turned = {"matrix": lambda self, m, x: x.t(), "from_matrix": lambda self, m, x: x.t()}

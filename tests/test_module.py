@@ -609,8 +609,9 @@ ORACLES = {
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("oracle", ORACLES.values(), ids=ORACLES)
 def test_first_gradient_from_back_propagation(tmp_path, monkeypatch, oracle, bias):
-    """It equals lambda_a D^T Y, and no product over the rows is made for it."""
-    monkeypatch.setattr(MatrixOperator, "adjoint", None)
+    """It equals lambda_a D^T Y, and no product over the rows is made for it, but for the check with the first batch."""
+    adjoint, products = MatrixOperator.adjoint, []
+    monkeypatch.setattr(MatrixOperator, "adjoint", lambda self, r: products.append(self) or adjoint(self, r))
 
     def look(problem):
         y = problem.operator.rows
@@ -622,7 +623,7 @@ def test_first_gradient_from_back_propagation(tmp_path, monkeypatch, oracle, bia
     module = locoprop(FixedPointIteration(1), net, oracle=oracle(), lambda_a=0.01, lambda_r=1000.0)
     watch = Look(look)
     trainer(tmp_path, [watch], precision="64-true", max_steps=3).fit(module, digits())
-    assert watch.seen == ["1", "3"] * 3
+    assert watch.seen == ["1", "3"] * 3 and len(products) == 2
 
 
 class Drawing(Classification):

@@ -3,7 +3,7 @@
 from locoprop_lightning.layers.convolution import ConvolutionKind
 from locoprop_lightning.layers.discovery import LayerInfo, discover
 from locoprop_lightning.layers.kind import LayerKind, kind_of, register
-from locoprop_lightning.layers.linear import LinearKind
+from locoprop_lightning.layers.linear import LinearKind, TransposedLinearKind
 from locoprop_lightning.layers.tape import Record, Tape
 
 __all__ = [
@@ -13,10 +13,11 @@ __all__ = [
     "LinearKind",
     "Record",
     "Tape",
+    "TransposedLinearKind",
     "discover",
     "kind_of",
     "register",
 ]
 
-for _kind in (LinearKind, ConvolutionKind):
+for _kind in (LinearKind, TransposedLinearKind, ConvolutionKind):
     register(_kind)

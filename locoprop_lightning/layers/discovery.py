@@ -1,27 +1,16 @@
 """Which layers are local, and the transfer that follows each, found by one probing forward pass."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.nn.parameter import UninitializedParameter
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers.kind import LayerKind, kind_of
-from locoprop_lightning.local.transfer import (
-    Identity,
-    LeakyReLU,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Softplus,
-    Tanh,
-    Transfer,
-    resolve_transfer,
-)
+from locoprop_lightning.layers.probe import probe
+from locoprop_lightning.local.transfer import Identity, Transfer, resolve_transfer
 
 
 class LayerInfo:
@@ -50,20 +39,11 @@ class LayerInfo:
         return self.transfer is not None
 
 
-def call(network: nn.Module, inputs: Any) -> Any:
-    """Output of a network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return network(**inputs)
-    return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
-
-
-Candidates = Mapping[str, tuple[nn.Module, LayerKind]]
-
-
 def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, tuple[nn.Module, LayerKind]]:
     """Layers that a local solver may train, with their kinds, by name.
 
-    They are of a registered kind, trainable, not skipped, and their weights are their own.
+    They are of a registered kind, real, trainable, not skipped, and their weights are their own. What they compute is
+    looked at in the first passes.
 
     Raises:
         UserError: If a pattern of ``skip`` matches no layer.
@@ -78,11 +58,24 @@ def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, tuple[
         parameters = list(layer.parameters())
         own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
         named = [p for p in kind.parameters(layer) if p is not None]
-        plain = all(isinstance(p, nn.Parameter) for p in named) and len(parameters) == len(named)
-        plain = plain and not kind.has_own_forward(layer)
+        plain = all(isinstance(p, nn.Parameter) and p.is_floating_point() for p in named)
+        plain = plain and len(parameters) == len(named)
         if own and plain and not any(fnmatchcase(name, pattern) for pattern in skip):
             found[name] = layer, kind
     return found
+
+
+def check_shapes(network: nn.Module) -> None:
+    """Refuses layers whose weights have no shape yet, which optimizers would be given.
+
+    Raises:
+        UserError: Names the layer.
+    """
+    for name, module in network.named_modules():
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
+            raise UserError(
+                f"network: layer {name!r} has no shape yet: call the network once with a batch of its data."
+            )
 
 
 def check_patterns(setting: str, patterns: Iterable[str], names: Iterable[str]) -> None:
@@ -117,10 +110,11 @@ def discover(
     objective: str = "matching",
     output_transfer: str | Transfer = "identity",
 ) -> list[LayerInfo]:
-    """Runs the network once, in eval mode and without gradients, and says of every layer who trains it.
+    """Runs the network once, in eval mode, and says of every layer who trains it.
 
     The pass watches which functions consume each layer's output, so modules, functional calls and Tensor methods all
-    count. Random state, buffers and training modes are left as they were.
+    count. It builds a graph, which is dropped, since a network may take gradients inside its forward. Random state,
+    buffers and training modes are left as they were.
 
     Args:
         network: The network.
@@ -136,22 +130,24 @@ def discover(
     found = candidates(network, skip)
     transfers = dict(transfers or {})
     check_names("transfers", transfers, found)
-    probe = _probe(network, inputs, found)
+    watched = probe(network, inputs, found)
     layers = []
     for name, module in network.named_modules():
         if not any(True for _ in module.parameters(recurse=False)):
             continue
         if name not in found:
             layers.append(LayerInfo(name, module, None, _why_not(name, module, skip)))
-        elif probe.read_elsewhere(name):
+        elif watched.read_elsewhere(name):
             layers.append(LayerInfo(name, module, None, "weights are read outside the layer"))
-        elif probe.calls[name] == 0:  # a later batch may call it
+        elif name in watched.strangers:
+            layers.append(LayerInfo(name, module, None, "its output is not its matrix times its input"))
+        elif watched.calls[name] == 0:  # a later batch may call it
             transfer = resolve_transfer(transfers.get(name, "identity"))
             layers.append(LayerInfo(name, module, transfer, "not called in the first batch"))
-        elif probe.signatures_differ(name):
+        elif watched.signatures_differ(name):
             layers.append(LayerInfo(name, module, None, "called with images of different sizes"))
         else:
-            transfer, reason, output = probe.transfer(name)
+            transfer, reason, output = watched.transfer(name)
             if objective == "squared":
                 transfer, reason = Identity(), ""
             elif output:
@@ -171,131 +167,19 @@ def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
     kind = kind_of(module)
     if kind is None:  # normalisations and the like need no word
         return "no registered kind takes it" if any(p.dim() > 1 for p in module.parameters(recurse=False)) else ""
-    own = kind.has_own_forward(module)
-    return "a forward or a forward hook of its own" if own else "weights are shared or parametrized"
+    if any(p.is_complex() for p in module.parameters(recurse=False)):
+        return "complex weights"
+    return "weights are shared or parametrized"
 
 
-def _probe(network: nn.Module, inputs: Any, layers: Candidates) -> "_Probe":
-    modes = [(m, m.training) for m in network.modules()]
-    buffers = [(m, name, b, b.clone()) for m in network.modules() for name, b in m._buffers.items() if b is not None]
-    probe = _Probe(layers)
-    hooks = [m.register_forward_hook(probe.hook(name), with_kwargs=True) for name, (m, _) in layers.items()]
-    devices = {x.device for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.device.type == "cuda"}
-    try:
-        network.eval()
-        with torch.random.fork_rng(devices=list(devices)), torch.no_grad(), probe:
-            output = call(network, inputs)
-        probe.finish(output)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)  # forward may have written into it, or bound another
-    return probe
-
-
-class _Probe(TorchFunctionMode):
-    """Watches which functions consume the outputs of layers, and which read their weights."""
-
-    def __init__(self, layers: Candidates) -> None:
-        super().__init__()
-        self._layers = layers
-        self._signatures: dict[str, set[Hashable]] = {name: set() for name in layers}
-        self.calls = dict.fromkeys(layers, 0)
-        self._reads = {id(p): 0 for layer, _ in layers.values() for p in layer.parameters()}
-        self._consumers: dict[str, list[Transfer | None]] = {name: [] for name in layers}
-        self._functions: dict[str, list[str]] = {name: [] for name in layers}  # names of the consumers
-        self._outputs: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors, so that no id is used twice
-        self._is_output: set[str] = set()
-
-    def hook(self, name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
-        kind = self._layers[name][1]
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            self.calls[name] += 1
-            self._signatures[name].add(kind.signature(module, kind.input(args, kwargs)))
-            self._outputs[id(output)] = (name, output)
-
-        return hook
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        if not made and func is not Tensor.__setitem__:  # an attribute such as shape or dim() is no consumer
-            return result
-        taken = {id(x): x for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)}
-        for key, tensor in taken.items():
-            if key in self._reads:
-                self._reads[key] += 1
-            if key in self._outputs and self._outputs[key][1] is tensor:
-                name = self._outputs[key][0]
-                layer, kind = self._layers[name]
-                self._consumers[name].append(_transfer_of(func, args, kwargs, kind.units(layer)))
-                self._functions[name].append(getattr(func, "__name__", "a function").strip("_"))
-                if any(x is tensor for x in made):  # in place: what follows consumes the activation
-                    del self._outputs[key]
-        return result
-
-    def read_elsewhere(self, name: str) -> bool:
-        """Whether a parameter was used more often than the layer was called, or less, as by a function of its own."""
-        return any(self._reads[id(p)] != self.calls[name] for p in self._layers[name][0].parameters())
-
-    def signatures_differ(self, name: str) -> bool:
-        return len(self._signatures[name]) > 1
-
-    def finish(self, output: Any) -> None:
-        for tensor in tree_leaves(output):
-            if id(tensor) in self._outputs:
-                self._is_output.add(self._outputs[id(tensor)][0])
-        self._outputs.clear()
-
-    def transfer(self, name: str) -> tuple[Transfer, str, bool]:
-        consumers = self._consumers[name]
-        if name in self._is_output:
-            return Identity(), "" if not consumers else "output that is used inside too", not consumers
-        first = consumers[0] if consumers else None
-        if first is None or len(consumers) != self.calls[name]:
-            names = ", ".join(dict.fromkeys(self._functions[name]))
-            return Identity(), "no single known activation follows" + (f" ({names})" if names else ""), False
-        if any(repr(c) != repr(first) for c in consumers):
-            return Identity(), "different activations follow", False
-        return first, "", False
-
-
-def _transfer_of(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], units: int
-) -> Transfer | None:
-    """The transfer that a torch function or Tensor method computes of its first argument, if it is a known one.
+def reasons(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, str]:
+    """Why layers with weights are not local, by name, where there is a reason to give.
 
     Args:
-        func: The function.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        units: The dimension of the units in the first argument, from the last, which is -1.
+        network: The network.
+        skip: Patterns of layers that are not local.
     """
-
-    def argument(position: int, name: str, default: Any) -> Any:
-        return args[position] if len(args) > position else kwargs.get(name, default)
-
-    name = getattr(func, "__name__", "").rstrip("_")
-    if name == "tanh":
-        return Tanh()
-    if name == "relu":
-        return ReLU()
-    if name == "sigmoid":
-        return Sigmoid()
-    if name == "leaky_relu":
-        slope = argument(1, "negative_slope", 0.01)
-        return LeakyReLU(slope) if slope >= 0 else None
-    if name == "softplus":
-        return Softplus(float(argument(1, "beta", 1.0)))
-    if name == "softmax" and args:
-        dim = argument(1, "dim", None)
-        return Softmax() if dim is not None and dim in (units, args[0].dim() + units) else None
-    return None
+    found = candidates(network, skip)
+    others = {name: module for name, module in network.named_modules() if name not in found}
+    told = {name: _why_not(name, m, skip) for name, m in others.items() if any(True for _ in m.parameters(False))}
+    return {name: reason for name, reason in told.items() if reason}

@@ -18,12 +18,19 @@ class LayerKind(ABC):
     (``operator``) and is registered with ``register``. Its layers are local from then on.
 
     Attributes:
-        modules: Classes of modules that it takes; subclasses too, if they have no forward of their own.
-        forwards: Methods that make the output. A module with another one of these is another layer.
+        modules: Classes of modules that it takes, and their subclasses. Where one has a forward of its own, a first
+            pass must show that its output is still its operator's.
+        paths: Classes that it takes by their import path, of packages that need not be installed.
+        forwards: Methods that make the output, which is as the kind says where they are those of ``modules``.
     """
 
     modules: tuple[type[nn.Module], ...] = ()
+    paths: tuple[str, ...] = ()
     forwards: tuple[str, ...] = ("forward",)
+
+    def takes(self, module: nn.Module) -> bool:
+        """Whether it takes a module of its classes; all of them if not overridden."""
+        return True
 
     @abstractmethod
     def operator(self, module: Any, inputs: Sequence[Tensor]) -> LinearOperator:
@@ -88,9 +95,15 @@ class LayerKind(ABC):
         if bias is not None and own_bias is not None:
             own_bias.grad = bias.to(own_bias.dtype)
 
+    def classes(self, module: nn.Module) -> list[type]:
+        """The classes of the module that this kind names."""
+        return [
+            c for c in type(module).__mro__ if c in self.modules or f"{c.__module__}.{c.__qualname__}" in self.paths
+        ]
+
     def has_own_forward(self, module: nn.Module) -> bool:
-        """Whether the module, or its class, computes its output otherwise than the classes of this kind."""
-        bases = [base for base in self.modules if isinstance(module, base)]
+        """Whether the module, or its class, may compute its output otherwise than the classes of this kind."""
+        bases = self.classes(module)
         changed = all(
             any(getattr(type(module), name, None) is not getattr(base, name, None) for name in self.forwards)
             for base in bases
@@ -111,7 +124,7 @@ def register(kind: Kind) -> Kind:
     if not (isinstance(kind, type) and issubclass(kind, LayerKind)):
         raise UserError(f"register({kind!r}): takes a class derived from LayerKind.")
     modules = kind.modules
-    if not (isinstance(modules, tuple) and modules and all(isinstance(module, type) for module in modules)):
+    if not (isinstance(modules, tuple) and modules + kind.paths and all(isinstance(m, type) for m in modules)):
         raise UserError(f"register({kind.__name__}): `modules` must be a tuple of classes of layers, not {modules!r}.")
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if missing:
@@ -126,7 +139,7 @@ def register(kind: Kind) -> Kind:
 
 def kind_of(module: nn.Module) -> LayerKind | None:
     """The kind of a module, None where no kind takes it."""
-    return next((kind for kind in _KINDS if isinstance(module, kind.modules)), None)
+    return next((kind for kind in _KINDS if kind.classes(module) and kind.takes(module)), None)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:

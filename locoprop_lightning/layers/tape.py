@@ -1,6 +1,6 @@
 """Records inputs Y, pre-activations A and gradients G of chosen layers in one forward and backward pass."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from itertools import islice
 from types import TracebackType
@@ -27,6 +27,8 @@ class Content(IntEnum):
 class Record:
     """What one layer did in one pass. A layer that was called several times has its rows joined.
 
+    Calls that the backward pass did not reach, as where an output was detached, count for nothing once it is over.
+
     Args:
         module: The layer.
         kind: Its kind.
@@ -34,7 +36,7 @@ class Record:
         scale: Multiplies every gradient that is read from the record.
 
     Attributes:
-        calls: How often the layer was called.
+        calls: How many calls count.
         edges: Where the gradient w.r.t. the pre-activation of each call leaves the graph.
         autocast: Whether a call was under autocast.
     """
@@ -52,7 +54,7 @@ class Record:
 
     def add(self, inputs: Tensor, output: Tensor) -> None:
         """Takes in one call of the layer; its gradient follows in the backward pass."""
-        call = self.calls
+        call = len(self._inputs)
         self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
         y = inputs.detach().to(output.dtype)  # what the layer computes with under autocast
         self._inputs.append(y.clone() if y.untyped_storage().data_ptr() in self._moving else y)
@@ -64,25 +66,35 @@ class Record:
         output.register_hook(lambda gradient: gradients.__setitem__(call, gradient))
 
     @property
+    def _counting(self) -> list[int]:
+        """The calls that count."""
+        return sorted(self._gradients) or list(range(len(self._inputs)))
+
+    @property
     def calls(self) -> int:
-        """How often the layer was called."""
-        return len(self._inputs)
+        """How many calls count."""
+        return len(self._counting)
 
     def forget(self) -> None:
         """Drops the gradients that a backward pass left."""
         self._gradients.clear()
 
-    def join(self, gradients: Iterable[Tensor | None]) -> Tensor:
-        """Joins the gradients of all calls to G [n, d_out], in float32 at least; None is a gradient of zeros."""
-        pairs = zip(gradients, self._outputs, strict=True)
-        g = join([self._rows(torch.zeros_like(a) if g is None else g) for g, (a, _) in pairs])
+    def join(self, gradients: Sequence[Tensor | None] | Mapping[int, Tensor]) -> Tensor:
+        """Joins the gradients of all calls, or of those that count, to G [n, d_out], in float32 at least.
+
+        Args:
+            gradients: That of each call; None is a gradient of zeros.
+        """
+        parts = [(gradients[call], self._outputs[call][0]) for call in self._counting]
+        g = join([self._rows(torch.zeros_like(a) if g is None else g) for g, a in parts])
         return g if self._scale == 1 else g * self._scale
 
     @property
     def n(self) -> int:
         """Number of rows."""
         units = self._kind.units(self._module)
-        return sum(a.numel() // a.shape[units] for a, _ in self._outputs)
+        outputs = [self._outputs[call][0] for call in self._counting]
+        return sum(a.numel() // a.shape[units] for a in outputs)
 
     @property
     def content(self) -> Content:
@@ -93,13 +105,13 @@ class Record:
             return Content.EMPTY
         if not self._gradients:
             return Content.UNSEEN
-        signatures = {self._kind.signature(self._module, y) for y in self._inputs}
+        signatures = {self._kind.signature(self._module, self._inputs[call]) for call in self._counting}
         free = all(p.requires_grad for p in self._module.parameters())
         return Content.SOLVABLE if free and len(signatures) == 1 else Content.UNFIT
 
     def operator(self) -> LinearOperator:
         """How the layer acts on Y, the inputs of all its calls; in float32 at least."""
-        return self._kind.operator(self._module, [_wide(y) for y in self._inputs])
+        return self._kind.operator(self._module, [_wide(self._inputs[call]) for call in self._counting])
 
     def without_rows(self) -> "Record":
         """A record of one call of the layer without rows."""
@@ -115,17 +127,18 @@ class Record:
         Args:
             operator: What ``operator`` returned.
         """
-        if any(a._version != version for a, version in self._outputs):
+        outputs = [self._outputs[call] for call in self._counting]
+        if any(a._version != version for a, version in outputs):
             weight, bias = self._kind.parameters(self._module)
             parts = [self._kind.matrix(self._module, _wide(weight.detach()))]
             if bias is not None:
                 parts.append(_wide(bias.detach())[:, None])
             return operator.apply(torch.cat(parts, 1))
-        return join([self._rows(a) for a, _ in self._outputs])
+        return join([self._rows(a) for a, _ in outputs])
 
     def gradient(self) -> Tensor:
         """G [n, d_out], in float32 at least."""
-        return self.join(self._gradients.get(call) for call in range(self.calls))
+        return self.join(self._gradients or [None] * len(self._inputs))
 
     def _rows(self, x: Tensor) -> Tensor:
         return self._kind.rows(self._module, _wide(x))
@@ -169,8 +182,11 @@ class Tape:
             handle.remove()
         self._handles.clear()
 
-    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        """G of another loss of the same forward pass, by layer [n, d_out]; to be called before the backward pass."""
+    def gradients(self, loss: Tensor) -> dict[str, list[Tensor | None]]:
+        """Gradients of another loss of the same forward pass, of each call of a layer, as ``Record.join`` takes them.
+
+        To be called before the backward pass.
+        """
         edges = [edge for record in self.records.values() for edge in record.edges]
         try:
             found = iter(torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True))
@@ -183,7 +199,7 @@ class Tape:
             ) from error
         for record in self.records.values():
             record.forget()  # what the hooks kept of this pass
-        return {name: record.join(islice(found, record.calls)) for name, record in self.records.items() if record.calls}
+        return {name: list(islice(found, record.calls)) for name, record in self.records.items() if record.calls}
 
     @staticmethod
     def _hook(record: Record, kind: LayerKind):  # type: ignore[no-untyped-def]

@@ -220,7 +220,7 @@ def test_linear_with_a_forward_of_its_own_is_not_local():
 
     network = nn.Sequential(Scaled(3, 4), nn.Tanh(), nn.Linear(4, 2))
     first, last = discover(network, torch.randn(2, 3))
-    assert not first.local and first.reason == "a forward or a forward hook of its own"
+    assert not first.local and first.reason == "its output is not its matrix times its input"
     assert last.local
 
 
@@ -289,7 +289,7 @@ def test_convolution_with_a_product_of_its_own_is_not_local():
             return super()._conv_forward(F.pad(x, (1, 1, 1, 1), "circular"), weight, bias)
 
     layer = look(nn.Sequential(Own(1, 1, 3)), torch.randn(2, 1, 8, 8))["0"]
-    assert not layer.local and layer.reason == "a forward or a forward hook of its own"
+    assert not layer.local and layer.reason == "its output is not its matrix times its input"
 
 
 def reasons(network, x, **arguments):
@@ -300,7 +300,7 @@ def reasons(network, x, **arguments):
 
 
 def test_layers_whose_output_is_not_their_product_are_not_local():
-    own = "a forward or a forward hook of its own"
+    own = "its output is not its matrix times its input"
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
     network[0].register_forward_hook(lambda module, args, output: output * 3)
     forward = network[2].forward

@@ -1,0 +1,241 @@
+"""What a local problem stands on is looked at with the first batch; else the rest optimizer trains the layer."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader
+
+from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.layers import TransposedLinearKind, kind_of
+from locoprop_lightning.local import MatrixOperator
+from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.tasks import Task
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+GRADIENT = "its weight gradient is not that of its recorded calls"
+OUTPUT = "its output is not its matrix times its input"
+
+
+class Squares(Task):
+    def loss(self, output, target):
+        return (output - target).square().mean()
+
+
+def body():
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+class Penalised(nn.Module):
+    """A critic with a gradient penalty: its value, and the slope of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = body(), nn.Linear(1, 1)
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        value = self.body(x)
+        (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        return self.head(value + slope.square().sum(1, keepdim=True))
+
+
+class Derivative(nn.Module):
+    """A loss of the derivative alone reaches no bias of the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = body(), nn.Linear(4, 1)
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        return self.head(torch.autograd.grad(self.body(x).sum(), x, create_graph=True)[0])
+
+
+class Masked(nn.Module):
+    """A layer that is called with another weight than its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+        self.register_buffer("mask", (torch.arange(32) % 3 > 0).reshape(8, 4).double())
+
+    def forward(self, x):
+        own = {"weight": self.first.weight * self.mask, "bias": self.first.bias}
+        return self.head(functional_call(self.first, own, x).tanh())
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4, dtype=torch.cdouble), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.first(x.to(torch.cdouble)).real)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Noisy(nn.Linear):
+    """What its output is in training is not what the probing pass sees."""
+
+    def forward(self, x):
+        return super().forward(x) + (torch.randn(8, dtype=x.dtype) if self.training else 0)
+
+
+def fit(module, steps=3):
+    x = torch.randn(steps * 16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        precision="64-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(list(zip(x, x.sum(1, keepdim=True).sin(), strict=True)), 16))
+    return module
+
+
+def local(network, **arguments):
+    arguments = dict(lambda_a=3.0, lambda_r=1.0, objective="squared") | arguments
+    return LocoPropModule(network, Squares(), ClosedForm(), **arguments)
+
+
+def chained(first):
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(8, 1))
+
+
+CASES = {
+    "gradient penalty": (Penalised, {"body.0": GRADIENT, "body.2": GRADIENT}, ["head"]),
+    "derivative alone": (Derivative, {"body.0": GRADIENT, "body.2": GRADIENT}, ["head"]),
+    "masked weight": (Masked, {"first": OUTPUT}, ["head"]),
+    "complex weight": (Complex, {"first": "complex weights"}, ["head"]),
+    "scaled output": (lambda: chained(Scaled(4, 8)), {"0": OUTPUT}, ["2"]),
+    "noise in training": (lambda: chained(Noisy(4, 8)), {"0": OUTPUT}, ["2"]),
+}
+
+
+@pytest.mark.parametrize(("make", "refused", "kept"), CASES.values(), ids=CASES)
+def test_what_is_no_matrix_times_its_input_goes_to_the_rest(make, refused, kept):
+    """It is trained by its true gradient, exactly as where it is skipped, and the table says why."""
+    module = fit(local(make().double() if make is not Complex else make()))
+    told = {info.name: info.reason for info in module.engine.found if not info.local}
+    assert told == refused and list(module.engine.local) == kept
+    seed_everything(0, verbose=False)
+    network = make()
+    start = network.state_dict()
+    skipped, checked = (local(type_of(make, start), skip=skip) for skip in (list(refused), []))
+    for one in (skipped, checked):
+        seed_everything(1, verbose=False)
+        fit(one)
+    for a, b in zip(skipped.network.parameters(), checked.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    moved = [not torch.equal(p, start[name].to(p)) for name, p in checked.network.named_parameters() if p.dim() > 1]
+    assert all(moved)
+
+
+def type_of(make, state):
+    network = make()
+    network.load_state_dict(state)
+    return network if make is Complex else network.double()
+
+
+class Casting(nn.Linear):
+    """As the scripts of language models have it: a weight kept in float32 and used in the type of the input."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.type_as(x), self.bias.type_as(x))
+
+
+class Conv1D(nn.Module):
+    """A stand-in for Hugging Face's layer of this name, with its weight [inputs, outputs]."""
+
+    __module__ = "transformers.pytorch_utils"
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf = nf
+        self.weight, self.bias = nn.Parameter(torch.empty(nx, nf)), nn.Parameter(torch.empty(nf))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.size()[:-1], self.nf)
+
+
+@pytest.mark.parametrize("make", [lambda: Casting(4, 8), lambda: Conv1D(8, 4)], ids=["casting", "conv1d"])
+def test_layers_that_are_linear_by_another_name_are_trained_as_linear_ones(make):
+    seed_everything(0, verbose=False)
+    plain, other = chained(nn.Linear(4, 8)).double(), chained(make()).double()
+    with torch.no_grad():
+        other[2].load_state_dict(plain[2].state_dict())
+        transposed = other[0].weight.shape == (4, 8)
+        other[0].weight.copy_(plain[0].weight.t() if transposed else plain[0].weight)
+        other[0].bias.copy_(plain[0].bias)
+    assert isinstance(kind_of(other[0]), TransposedLinearKind) == transposed
+    modules = [fit(local(network)) for network in (plain, other)]
+    assert [list(module.engine.local) for module in modules] == [["0", "2"]] * 2
+    got = other[0].weight.t() if transposed else other[0].weight
+    torch.testing.assert_close(got, plain[0].weight, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other[0].bias, plain[0].bias, rtol=1e-10, atol=1e-10)
+
+
+def test_rows_of_a_detached_call_do_not_count():
+    class Detached(nn.Module):
+        def __init__(self, again):
+            super().__init__()
+            self.first, self.head, self.again = nn.Linear(4, 8), nn.Linear(8, 1), again
+
+        def forward(self, x):
+            return self.head(self.first(x).tanh() + (0 * self.first(100 * x).detach() if self.again else 0))
+
+    found = []
+    for again in (False, True):
+        seed_everything(0, verbose=False)
+        found.append(fit(local(Detached(again).double())).network)
+    for a, b in zip(*(network.parameters() for network in found), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_without_a_local_layer_says_why_of_each():
+    frozen = nn.Linear(4, 4).requires_grad_(False)
+    table, complex_ = nn.Embedding(4, 4), nn.Linear(4, 4, dtype=torch.cfloat)
+    network = nn.Sequential(frozen, table, complex_, nn.Linear(4, 1), nn.LayerNorm(1))
+    told = "0: frozen; 1: no registered kind takes it; 2: complex weights; 3: skipped"
+    with pytest.raises(UserError, match=rf"no layer to train locally \({told}\); use BackpropModule"):
+        local(network, skip=["3"])
+
+
+def test_lazy_layers_are_refused_until_they_have_a_shape():
+    network = chained(nn.LazyLinear(8))
+    with pytest.raises(UserError, match="layer '0' has no shape yet: call the network once with a batch"):
+        local(network)
+    network(torch.ones(1, 4))
+    assert list(fit(local(network.double())).engine.local) == ["0", "2"]
+
+
+def test_back_propagation_takes_all_of_them():
+    for make, _, _ in CASES.values():
+        network = make() if make is Complex else make().double()
+        fit(BackpropModule(network, Squares(), lambda p: torch.optim.SGD(p, lr=0.01)))
+
+
+def test_a_hook_that_only_looks_leaves_a_layer_local():
+    network, seen = chained(nn.Linear(4, 8)).double(), []
+    network[0].register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    assert list(fit(local(network)).engine.local) == ["0", "2"] and seen
+
+
+def test_the_check_costs_one_product_a_layer_once(monkeypatch):
+    adjoint, products = MatrixOperator.adjoint, []
+    monkeypatch.setattr(MatrixOperator, "adjoint", lambda self, r: products.append(self) or adjoint(self, r))
+    fit(local(chained(nn.Linear(4, 8)).double()), steps=5)
+    assert len(products) == 2
