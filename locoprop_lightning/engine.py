@@ -128,11 +128,11 @@ class LocalEngine:
         self.found = found
         return True
 
-    def tape(self, network: nn.Module, processes: Communicator) -> Tape:
-        """Records the local layers of a forward and backward pass."""
+    def tape(self, network: nn.Module, processes: Communicator, complete: bool = True) -> Tape:
+        """Records the local layers of a forward and backward pass, all their rows or those that a gradient reaches."""
         layers = {name: (layer.module, layer.kind) for name, layer in self.local.items()}
         moving = [*network.parameters(), *network.buffers()]
-        return Tape(layers, moving, 1 / processes.size)  # undoes SharedBatch.weigh
+        return Tape(layers, moving, 1 / processes.size, complete)  # undoes SharedBatch.weigh
 
     @torch.no_grad()
     def problems(

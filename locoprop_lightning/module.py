@@ -124,11 +124,11 @@ class LocoPropModule(SupervisedModule):
         x, target = batch[0], self.task.target(*batch)
         starting = engine.discover(self.network, x, processes)
         self.network.zero_grad(set_to_none=True)
-        with engine.tape(self.network, processes) as tape:
+        with engine.tape(self.network, processes, self.task.complete(target)) as tape:
             output = self(x)
         shared = share_batch(processes, x, output, self.task.terms(target), asked(self.trainer))
         loss = shared.weigh(self.task.loss(output, target))
-        sampled = sampled_gradients(engine, tape, self.task, output, shared, self.global_step)
+        sampled = sampled_gradients(engine, tape, self.task, output, target, shared, self.global_step)
         self.manual_backward(loss)
         outer_rate, inner_rate = rates(self.trainer.optimizers, self._scheduled)
         problems = engine.problems(tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D

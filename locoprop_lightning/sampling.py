@@ -13,7 +13,7 @@ from locoprop_lightning.tasks import Task, detached
 
 
 def sampled_gradients(
-    engine: LocalEngine, tape: Tape, task: Task, output: Any, batch: SharedBatch, step: int
+    engine: LocalEngine, tape: Tape, task: Task, output: Any, target: Any, batch: SharedBatch, step: int
 ) -> list[Draw]:
     """Gradients of drawn labels, as often as the oracle asks; the draws have a seed of their own.
 
@@ -22,6 +22,7 @@ def sampled_gradients(
         tape: The tape, before the backward pass.
         task: Draws the labels.
         output: Output of the network.
+        target: What it is compared with, which says which labels count.
         batch: The batch.
         step: The step, which the draws depend on.
 
@@ -41,4 +42,4 @@ def sampled_gradients(
     labels = [task.sample_labels(prediction, generator) for _ in range(draws)]
     if batch.alike:
         labels = [batch.processes.own_part(label, batch.outputs) for label in labels]
-    return [tape.gradients(batch.weigh(task.loss(output, label))) for label in labels]
+    return [tape.gradients(batch.weigh(task.loss(output, task.hide(label, target)))) for label in labels]

@@ -30,6 +30,14 @@ class Task:
         """Number of terms that the loss is a mean of."""
         return len(target)
 
+    def complete(self, target: Any) -> bool:
+        """Whether everything in a target counts. Where it does not, rows that no gradient reaches are left out."""
+        return True
+
+    def hide(self, labels: Tensor, target: Any) -> Tensor:
+        """Drawn labels, without those in whose place the target has nothing that counts."""
+        return labels
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Loss, scalar, a mean over ``terms(target)`` terms."""
         raise NotImplementedError(f"{type(self).__name__} must override loss(output, target).")
@@ -85,37 +93,72 @@ class MeanLoss(Metric):
         return self.total / self.terms
 
 
-class Classification(Task):
-    """Cross-entropy, averaged over the batch; accuracy.
+class LabelTask(Task):
+    """Cross-entropy of labels, averaged over those that count.
 
     Args:
-        num_classes: Number of classes, at least 2.
+        ignore_index: Label that does not count, such as that of padding or of pixels without a label.
+        dim: Dimension of the classes in the output.
     """
 
     link = "softmax"
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, ignore_index: int, dim: int) -> None:
+        self.ignore_index = ignore_index
+        self.dim = dim
+
+    def terms(self, target: Tensor) -> int:
+        """Number of labels that count."""
+        return int((target != self.ignore_index).sum())
+
+    def complete(self, target: Tensor) -> bool:
+        """Whether all labels count."""
+        return self.terms(target) == target.numel()
+
+    def hide(self, labels: Tensor, target: Tensor) -> Tensor:
+        """Drawn labels where those of the target count."""
+        return torch.where(target == self.ignore_index, self.ignore_index, labels)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of logits and labels, nats a label that counts; 0 where none does."""
+        flat = output.movedim(self.dim, -1).flatten(0, -2)
+        total = nn.functional.cross_entropy(flat, target.flatten(), ignore_index=self.ignore_index, reduction="sum")
+        return total / (target != self.ignore_index).sum().clamp_min(1)
+
+    def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Labels drawn from softmax of logits."""
+        logits = output.movedim(self.dim, -1)
+        probabilities = logits.float().softmax(-1).nan_to_num(1.0)  # a diverged network must not end the run here
+        return torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator).reshape(logits.shape[:-1])
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The most likely labels."""
+        return output.argmax(self.dim)
+
+
+class Classification(LabelTask):
+    """Cross-entropy, averaged over the labels that count; accuracy.
+
+    Args:
+        num_classes: Number of classes, at least 2.
+        ignore_index: Label that does not count.
+    """
+
+    def __init__(self, num_classes: int = 10, ignore_index: int = -100) -> None:
         check_counts("Classification", 2, num_classes=num_classes)
+        super().__init__(ignore_index, 1)
         self.num_classes = num_classes
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of logits [n, num_classes] and labels [n], nats."""
+        """Mean cross-entropy of logits [n, num_classes, ...] and labels [n, ...], nats."""
         if output.shape[1] != self.num_classes:
             way_out = f"the network has {output.shape[1]} outputs; make them agree"
             raise UserError(f"Classification(num_classes={self.num_classes}): {way_out}.")
-        return nn.functional.cross_entropy(output, target)
-
-    def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """Labels [n] drawn from softmax of logits [n, num_classes]."""
-        probabilities = output.float().softmax(-1).nan_to_num(1.0)  # a diverged network must not end the run here
-        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+        return super().loss(output, target)
 
     def metrics(self) -> MetricCollection:  # noqa: D102
-        return MetricCollection({"accuracy": MulticlassAccuracy(self.num_classes, average="micro")})
-
-    def predict(self, output: Tensor) -> Tensor:
-        """Labels [n] of logits [n, num_classes]."""
-        return output.argmax(-1)
+        accuracy = MulticlassAccuracy(self.num_classes, average="micro", ignore_index=self.ignore_index)
+        return MetricCollection({"accuracy": accuracy})
 
 
 class Reconstruction(Task):
@@ -147,31 +190,19 @@ class Reconstruction(Task):
         return output.flatten(1).float().sigmoid()
 
 
-class LanguageModelling(Task):
-    """Cross-entropy of each next token, averaged over all tokens of the batch; perplexity."""
+class LanguageModelling(LabelTask):
+    """Cross-entropy of each next token [n, length], averaged over the tokens that count; perplexity.
 
-    link = "softmax"
+    Args:
+        ignore_index: Token that does not count, such as that of padding.
+    """
 
-    def terms(self, target: Tensor) -> int:
-        """Number of tokens; none is left out of the loss."""
-        return target.numel()
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of logits [n, length, vocabulary] and tokens [n, length], nats a token."""
-        return nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())
-
-    def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """Tokens [n, length] drawn from softmax of logits [n, length, vocabulary]."""
-        probabilities = output.float().softmax(-1).nan_to_num(1.0).flatten(0, -2)
-        return torch.multinomial(probabilities, 1, generator=generator).reshape(output.shape[:-1])
+    def __init__(self, ignore_index: int = -100) -> None:
+        super().__init__(ignore_index, -1)
 
     def metrics(self) -> MetricCollection:  # noqa: D102
-        return MetricCollection({"perplexity": Perplexity()})
+        return MetricCollection({"perplexity": Perplexity(ignore_index=self.ignore_index)})
 
     def score(self, output: Tensor) -> Tensor:
         """The logits [n, length, vocabulary]."""
         return output
-
-    def predict(self, output: Tensor) -> Tensor:
-        """Most likely next tokens [n, length]."""
-        return output.argmax(-1)

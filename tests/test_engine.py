@@ -300,7 +300,7 @@ def test_problems_are_those_of_the_pass(damping, make):
     loss = task.loss(output, labels)
     expected_g = torch.autograd.grad(loss, (hidden, output), retain_graph=True)
     batch = share_batch(Communicator(), x, output, 8, 0)
-    assert sampled_gradients(engine, tape, task, output, batch, 0) == []
+    assert sampled_gradients(engine, tape, task, output, labels, batch, 0) == []
     loss.backward()
     problems = engine.problems(tape, [], batch)
     assert list(problems) == ["0", "2"]
@@ -333,7 +333,7 @@ def test_labels_are_drawn_from_a_seed_of_the_step():
         output = network(x)
     batch = share_batch(Communicator(), x, output, 8, 0)
     state = torch.get_rng_state()
-    draws = [sampled_gradients(engine, tape, task, output, batch, number) for number in (0, 0, 1)]
+    draws = [sampled_gradients(engine, tape, task, output, x[:, 0].long(), batch, number) for number in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
     first, again, other = ([tape.records["0"].join(one["0"]) for one in draw] for draw in draws)
     assert all(one.shape == (8, 3) for one in [*first, *again, *other]) and len(first) == 2

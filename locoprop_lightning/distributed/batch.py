@@ -40,7 +40,7 @@ class SharedBatch(NamedTuple):
         That mean is what DDP makes of gradients.
         """
         size = self.processes.size
-        return loss * (self.own * size / self.terms) if size > 1 else loss
+        return loss * (self.own * size / max(self.terms, 1)) if size > 1 else loss
 
 
 def share_batch(processes: Communicator, x: Any, output: Any, terms: int, wish: int) -> SharedBatch:

@@ -24,6 +24,7 @@ class LayerKind(ABC):
         forwards: Methods that make the output, which is as the kind says where they are those of ``modules``.
     """
 
+    sparse = False  # whether rows that no gradient reaches may be left out
     modules: tuple[type[nn.Module], ...] = ()
     paths: tuple[str, ...] = ()
     forwards: tuple[str, ...] = ("forward",)

@@ -12,6 +12,7 @@ from locoprop_lightning.local.operator import MatrixOperator
 class LinearKind(LayerKind):
     """Linear layers: a row is a sample, or a token."""
 
+    sparse = True
     modules: tuple[type[nn.Module], ...] = (nn.Linear,)
 
     def operator(self, module: nn.Linear, inputs: Sequence[Tensor]) -> MatrixOperator:  # noqa: D102

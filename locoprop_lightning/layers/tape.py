@@ -34,6 +34,8 @@ class Record:
         kind: Its kind.
         moving: Addresses of memory that changes before the record is used; inputs in it are copied.
         scale: Multiplies every gradient that is read from the record.
+        complete: Whether all rows count; else those that no gradient reaches, such as padding's, are left out where the
+            kind allows it.
 
     Attributes:
         calls: How many calls count.
@@ -41,7 +43,16 @@ class Record:
         autocast: Whether a call was under autocast.
     """
 
-    def __init__(self, module: nn.Module, kind: LayerKind, moving: Collection[int] = (), scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        kind: LayerKind,
+        moving: Collection[int] = (),
+        scale: float = 1.0,
+        complete: bool = True,
+    ) -> None:
+        self._complete = complete or not kind.sparse
+        self._index: Tensor | None = None  # rows that count, once the gradients are there
         self._module = module
         self._kind = kind
         self._moving = moving
@@ -85,14 +96,31 @@ class Record:
         Args:
             gradients: That of each call; None is a gradient of zeros.
         """
-        parts = [(gradients[call], self._outputs[call][0]) for call in self._counting]
-        g = join([self._rows(torch.zeros_like(a) if g is None else g) for g, a in parts])
+        g = self._chosen(self._join(gradients))
         return g if self._scale == 1 else g * self._scale
+
+    def _join(self, gradients: Sequence[Tensor | None] | Mapping[int, Tensor]) -> Tensor:
+        parts = [(gradients[call], self._outputs[call][0]) for call in self._counting]
+        return join([self._rows(torch.zeros_like(a) if g is None else g) for g, a in parts])
+
+    def _chosen(self, rows: Tensor) -> Tensor:
+        """Those rows that count [n, d], of all."""
+        index = self._rows_that_count()
+        return rows if index is None else rows[index]
+
+    def _rows_that_count(self) -> Tensor | None:
+        """Indices of the rows that a gradient reaches, int64 [n]; None where all count. Waits for the device."""
+        if self._index is None and self._gradients and not self._complete:
+            self._index = (self._join(self._gradients) != 0).any(1).nonzero()[:, 0]
+        return self._index
 
     @property
     def n(self) -> int:
         """Number of rows."""
         units = self._kind.units(self._module)
+        index = self._rows_that_count()
+        if index is not None:
+            return len(index)
         outputs = [self._outputs[call][0] for call in self._counting]
         return sum(a.numel() // a.shape[units] for a in outputs)
 
@@ -111,7 +139,9 @@ class Record:
 
     def operator(self) -> LinearOperator:
         """How the layer acts on Y, the inputs of all its calls; in float32 at least."""
-        return self._kind.operator(self._module, [_wide(self._inputs[call]) for call in self._counting])
+        operator = self._kind.operator(self._module, [_wide(self._inputs[call]) for call in self._counting])
+        index = self._rows_that_count()
+        return operator if index is None else operator.select(index)
 
     def without_rows(self) -> "Record":
         """A record of one call of the layer without rows."""
@@ -134,7 +164,7 @@ class Record:
             if bias is not None:
                 parts.append(_wide(bias.detach())[:, None])
             return operator.apply(torch.cat(parts, 1))
-        return join([self._rows(a) for a, _ in outputs])
+        return self._chosen(join([self._rows(a) for a, _ in outputs]))
 
     def gradient(self) -> Tensor:
         """G [n, d_out], in float32 at least."""
@@ -153,6 +183,7 @@ class Tape:
         layers: The layers to record and their kinds, by name.
         moving: Tensors that change before the records are used; inputs that share their memory are copied.
         scale: Multiplies every gradient that leaves the tape.
+        complete: Whether all rows count, as in ``Record``.
     """
 
     def __init__(
@@ -160,11 +191,14 @@ class Tape:
         layers: Mapping[str, tuple[nn.Module, LayerKind]],
         moving: Iterable[Tensor] = (),
         scale: float = 1.0,
+        complete: bool = True,
     ) -> None:
         self._layers = layers
         self._handles: list[RemovableHandle] = []
         storages = {x.untyped_storage().data_ptr() for x in moving}
-        self.records = {name: Record(module, kind, storages, scale) for name, (module, kind) in layers.items()}
+        self.records = {
+            name: Record(module, kind, storages, scale, complete) for name, (module, kind) in layers.items()
+        }
 
     def __enter__(self) -> "Tape":
         for name, (module, kind) in self._layers.items():
