@@ -76,13 +76,10 @@ def test_fit_validate_test_and_predict(folder, capsys):
         (["--model.skip", "5"], """model.skip: must be a list of patterns of layers, such as '["1"]', not 5"""),
         (["--seed_everything=-5"], "seed_everything=-5: must be at least 0."),
         (
-            ["--model.network", "MLP"],
-            "Give the full class path to avoid ambiguity: torchvision.ops.MLP, locoprop_lightning.networks.MLP.",
-        ),
-        (
             ["--model.oracle", "torch.nn.Linear"],
             "model.oracle: Import path torch.nn.Linear does not correspond to a subclass of Oracle; take "
-            "GradientOracle, RMSOracle, WhitenedOracle, or a class by its path, such as your_package.YourClass",
+            "GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle, or a class by its path, such as "
+            "your_package.YourClass",
         ),
         (
             ["--model.solver", "nowhere.Mine"],
@@ -95,14 +92,14 @@ def test_fit_validate_test_and_predict(folder, capsys):
         (["--seed_everything", "x"], "seed_everything: must be bool or int, not x"),
         (
             ["--model.oracle", "Nonsense"],
-            "model.oracle: there is no class Nonsense; take GradientOracle, RMSOracle, WhitenedOracle, or a class by "
-            "its path, such as your_package.YourClass",
+            "model.oracle: there is no class Nonsense; take GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle, or "
+            "a class by its path, such as your_package.YourClass",
         ),
         (["--trainer.logger", "X"], "no class X; take a class by its path, such as your_package.YourClass"),
         (
             ["--model.oracle", "locoprop_lightning.oracles.RmsOracle"],
             "model.oracle: module 'locoprop_lightning.oracles' has no attribute 'RmsOracle'; take GradientOracle, "
-            "RMSOracle, WhitenedOracle, or a class by its path, such as your_package.YourClass",
+            "RMSOracle, SpectralOracle, WhitenedOracle, or a class by its path, such as your_package.YourClass",
         ),
         (["--model.task.num_classes", "5"], "num_classes=5): the network has 10 outputs; make them agree."),
         (["--ckpt_path", "no.ckpt"], "Checkpoint file not found: no.ckpt"),
@@ -142,6 +139,14 @@ def test_mistakes_end_with_one_sentence(capsys, more, message):
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("locoprop: error: ")]
     assert line.endswith(message)
+
+
+def test_a_class_name_that_several_packages_have_is_asked_for_by_its_path(capsys):
+    with pytest.raises(SystemExit):
+        main(arguments("fit", "--model.network", "MLP"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("locoprop: error: ")]
+    _, said, paths = line.partition("Give the full class path to avoid ambiguity: ")
+    assert said and "locoprop_lightning.networks.MLP" in paths.rstrip(".").split(", ")
 
 
 @pytest.mark.parametrize(

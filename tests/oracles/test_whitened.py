@@ -102,7 +102,8 @@ def sampled_factors(network, x, draws, oracle):
     sampled = [tape.gradients(task.loss(output, label)) for label in labels]
     task.loss(output, torch.zeros(len(x), dtype=torch.long)).backward()
     for name, state in zip(("0", "2"), states, strict=True):
-        oracle.observe(tape.records[name].gradient(), [g[name] for g in sampled], len(output), state)
+        record = tape.records[name]
+        oracle.observe(record.gradient(), [record.join(g[name]) for g in sampled], len(output), state)
     return [second_moment(state) for state in states]
 
 

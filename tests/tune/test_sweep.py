@@ -239,7 +239,9 @@ def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path
     runs = read_runs([str(tmp_path / "sweeps/s")], "train/loss")
     assert [run.steps("train/loss").tolist() for run in runs] == [list(range(144))]
     first, second = sorted(starts(runs[0].folder, tmp_path))
-    assert first == 0 and second >= 36 and second % 12 == 0  # it went on from an epoch's end
+    assert (
+        first == 0 and second >= 24 and second % 12 == 0
+    )  # from an epoch's end; the last one may not have been stored
     best = tmp_path / "sweeps/s/best.yaml"
     together, said = weights(best, tmp_path / "two")
     alone, expected = weights(best, tmp_path / "one", "--trainer.devices=1", "--data.batch_size=128")
