@@ -92,8 +92,8 @@ def test_fit_validate_test_and_predict(folder, capsys):
         (["--seed_everything", "x"], "seed_everything: must be bool or int, not x"),
         (
             ["--model.oracle", "Nonsense"],
-            "model.oracle: there is no class Nonsense; take GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle, or "
-            "a class by its path, such as your_package.YourClass",
+            "model.oracle: there is no class Nonsense; take GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle, "
+            "or a class by its path, such as your_package.YourClass",
         ),
         (["--trainer.logger", "X"], "no class X; take a class by its path, such as your_package.YourClass"),
         (
