@@ -369,7 +369,7 @@ def test_a_new_fit_finds_the_layers_anew():
     assert engine.local["a"] is kept["a"]  # with what it has learnt
 
 
-@pytest.mark.parametrize("solver", [ClosedForm(), ClosedForm, None], ids=str)
+@pytest.mark.parametrize("solver", [ClosedForm(), ClosedForm, None], ids=lambda solver: type(solver).__name__)
 def test_solvers_that_cannot_be_used(solver):
     with pytest.raises(UserError, match="solver"):
         parallel(solver, objective="matching")

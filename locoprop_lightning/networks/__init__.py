@@ -2,8 +2,9 @@
 
 from locoprop_lightning.networks.autoencoder import DeepAutoencoder
 from locoprop_lightning.networks.convnet import ConvNet
+from locoprop_lightning.networks.decoder import Decoder
 from locoprop_lightning.networks.mlp import MLP
 from locoprop_lightning.networks.resnet import ResNet18
 from locoprop_lightning.networks.transformer import Transformer
 
-__all__ = ["MLP", "ConvNet", "DeepAutoencoder", "ResNet18", "Transformer"]
+__all__ = ["MLP", "ConvNet", "Decoder", "DeepAutoencoder", "ResNet18", "Transformer"]

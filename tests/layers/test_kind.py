@@ -155,7 +155,7 @@ def test_a_kind_registered_again_is_there_once(registry):
     assert len(registry) == before + 2
 
 
-@pytest.mark.parametrize("wrong", [nn.Linear, LinearKind(), "linear", None, 3], ids=str)
+@pytest.mark.parametrize("wrong", [nn.Linear, LinearKind(), "linear", None, 3], ids=lambda wrong: type(wrong).__name__)
 def test_what_is_no_kind_is_refused(wrong):
     with pytest.raises(UserError) as error:
         register(wrong)
