@@ -54,3 +54,29 @@ def _nested(flat: Mapping[str, Any], preconditions: bool) -> dict[str, Any]:
     if "mean" in state:
         kept["average"] = {"value": state.pop("mean"), "weight": state.pop("weight")}
     return state | {"preconditioner": kept}
+
+
+def at_next_epoch(loops: dict[str, Any]) -> dict[str, Any]:
+    """Where the loops of a fit are at the end of an epoch, told as the beginning of the next one.
+
+    With ``max_steps`` Lightning (2.6) takes every checkpoint for one within an epoch, and trains on one batch more of
+    an epoch that has ended. What it takes up rightly is the end of a batch, so this is the end of a batch that
+    the next epoch has not had.
+
+    Args:
+        loops: State of the fit's loops; what is within an epoch is given back as it is.
+    """
+    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    if epochs["current"]["processed"] != epochs["current"]["started"]:
+        return loops
+    own = loops["epoch_loop.state_dict"]
+    for part in ("total", "current"):
+        done = epochs[part]["processed"]
+        loops["epoch_progress"] = loops["epoch_progress"] | {
+            part: {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
+        }
+    before = {"ready": 0, "started": 0, "processed": 0, "completed": -1}
+    total = batches["total"] | {"completed": batches["total"]["processed"] - 1}
+    loops["epoch_loop.batch_progress"] = batches | {"total": total, "current": before, "is_last_batch": False}
+    loops["epoch_loop.state_dict"] = own | {"_batches_that_stepped": own["_batches_that_stepped"] - 1}
+    return loops

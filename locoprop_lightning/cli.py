@@ -1,35 +1,38 @@
 """The command `locoprop`: Lightning's CLI over the modules, solvers, data and networks of this package."""
 
-import inspect
-import re
+import shlex
 import sys
-from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
-from zipfile import is_zipfile
 
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn, optim
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-# Imported so that their short names work on the command line.
-from locoprop_lightning import data, errors, module, networks, optimizers, oracles, solvers, supervised, tasks
+from locoprop_lightning import errors
 from locoprop_lightning.callbacks import (
     FitSummary,
     HyperparameterLogger,
     LocalLossMonitor,
     PredictionWriter,
+    RunCheckpoints,
     StepTimer,
 )
+from locoprop_lightning.checkpoint_files import checked
 from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.files import load_yaml
+from locoprop_lightning.refusal import sentence
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
+from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
+
+MOST_SEED = 2**32 - 1  # of NumPy's generator
+TERMINATED = 128 + 15  # the status of a process that SIGTERM has ended
 
 
 class LocoPropCLI(LightningCLI):
@@ -44,7 +47,7 @@ class LocoPropCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             args=None if args is None else list(args),
             run=run,
         )
@@ -77,27 +80,68 @@ class LocoPropCLI(LightningCLI):
         Raises:
             UserError: Names the setting and its value.
         """
-        try:
-            super().parse_arguments(parser, args)
-        except ArgumentError:
-            _check_files(sys.argv[1:] if args is None else args)
-            raise
+        given = sys.argv[1:] if args is None else args
+        self._arguments = list(given)
+        _check_files(given)
+        super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
         if not isinstance(config.get("seed_everything"), bool | None):
             check_counts("", 0, seed_everything=config.seed_everything)
+            if config.seed_everything > MOST_SEED:
+                raise UserError(f"seed_everything={config.seed_everything}: must be at most {MOST_SEED}.")
         if config.get("threads") is not None:
             check_counts("", 1, threads=config.threads)
             torch.set_num_threads(config.threads)
+        if config.get("weights_only") is False:
+            raise UserError("weights_only=False: would run whatever code a checkpoint holds; leave it out.")
         path = config.get("ckpt_path")
-        if path and (Path(path).is_dir() or (Path(path).is_file() and not is_zipfile(path))):
-            raise UserError(f"ckpt_path={path}: is not a checkpoint that torch has saved.")
+        if path in ("best", "hpc"):
+            raise UserError(f"ckpt_path={path}: is known to the process of a fit alone; name a file, or take last.")
+        if path is not None and path != "last":
+            checked(Path(path), resume=command == "fit")
         if command in ("validate", "test", "predict") and path is None:
             print(f"locoprop {command}: no --ckpt_path, so the network has its initial weights.", file=sys.stderr)
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Makes the trainer; without checkpoints where the settings say so."""
+        trainer = self._get(self.config_init, "trainer", default={})
+        if trainer.get("enable_checkpointing") is False or trainer.get("barebones") or trainer.get("fast_dev_run"):
+            self._parser(self.subcommand).callback_keys.remove("checkpoints")
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; of a run that is refused before its first step nothing stays."""
+        self._folder = RunFolder(self.trainer)
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if self.trainer.global_step == 0 and sentence(error) is not None:
+                self._folder.give_up()
+            raise
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """The arguments of the trainer's method, with the checkpoint that ``last`` stands for."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        arguments["weights_only"] = True
+        path = arguments["ckpt_path"]
+        if path == "last":
+            path, passed = self._folder.last()
+            for reason in passed:
+                print(f"locoprop {subcommand}: {reason}; goes on from {path}.", file=sys.stderr)
+            arguments["ckpt_path"] = path
+        real = subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if real and self.trainer.is_global_zero:
+            if (notice := self._folder.claim(path and Path(path))) is not None:
+                print(f"locoprop fit: {notice}.", file=sys.stderr)
+        return arguments
+
     def before_fit(self) -> None:
-        """Logs the settings that make the method."""
+        """Logs the settings that make the method, and tells how a run is taken up again."""
         self.trainer.callbacks.append(settings_logger(self.settings()))  # type: ignore[attr-defined]
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, RunCheckpoints):
+                callback.resume_with(shlex.join(["locoprop", *_without_checkpoint(self._arguments)]))
 
     def settings(self) -> dict[str, Any]:
         """The settings by dotted name, a class under the name of its setting."""
@@ -113,6 +157,7 @@ class LocoPropCLI(LightningCLI):
         parser.add_lightning_class_args(StepTimer, "step_timer")
         parser.add_lightning_class_args(FitSummary, "summary")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
 
 
 def settings_logger(settings: Mapping[str, Any]) -> HyperparameterLogger:
@@ -142,7 +187,10 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments of the command; those of the process if not given.
     """
     with one_sentence("locoprop"):
-        LocoPropCLI(args)
+        try:
+            LocoPropCLI(args)
+        except SIGTERMException:
+            raise SystemExit(TERMINATED) from None
 
 
 def one_sentence(program: str) -> AbstractContextManager[None]:
@@ -154,129 +202,41 @@ def one_sentence(program: str) -> AbstractContextManager[None]:
     return errors.one_sentence(program, sentence)
 
 
-def sentence(error: Exception) -> str | None:
-    """What to tell the user, or None where it is not the user's mistake.
-
-    Args:
-        error: The error, as it came out of the parser, Lightning or this package.
-    """
-    chain = list(_chain(error))
-    for cause in chain:
-        if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):
-            return str(cause)
-    if isinstance(error, ArgumentError):
-        return _refusal(chain)
-    return str(error) if isinstance(error, MisconfigurationException | FileNotFoundError) else None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it: the parser wraps what it cannot use, level by level."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _check_files(args: Sequence[str]) -> None:
-    """Refuses a file of settings that is none; the parser would not name it.
+    """Refuses a file of settings that is none, and a second one, which the parser would take instead of the first.
 
     Raises:
         UserError: Names the file.
     """
-    for flag, path in zip(args, [*args[1:], ""], strict=True):
-        name, _, value = flag.partition("=")
-        file = Path(value or path)
-        if name not in ("--config", "-c") or not file.is_file():
-            continue
-        try:
-            settings = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"config={file}: is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(settings, dict):
+    files = [Path(value) for value in _values(args, "--config", "-c")]
+    for file in files:
+        if file.is_file() and not isinstance(load_yaml(file, f"config={file}"), dict):
             raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
+    if len(files) > 1:
+        raise UserError(
+            f"config={files[1]}: is a second file beside {files[0]}, whose settings it would replace; give one, and "
+            "the rest by --name value."
+        )
 
 
-_TYPE = re.compile(r"Expected an? (?:typing.Literal\[(.*?)\](?=\s|\.)|<class '(.*?)'>)")
+def _values(args: Sequence[str], *names: str) -> list[str]:
+    """What the arguments give for a setting of these names."""
+    found = []
+    for flag, following in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        if name in names:
+            found.append(value if equals else following)
+    return found
 
 
-def _refusal(chain: Sequence[BaseException]) -> str:
-    """The parser's refusal of a setting: its name, the innermost reason, and what could stand there."""
-    keys: list[str] = []
-    owner = ""
-    for text in (str(cause).strip() for cause in chain):
-        key = re.match(r'Parser key "([^"]+)"', text)
-        if key and keys[-1:] != [key[1]]:
-            keys.append(key[1])
-        found = re.match(r"(?:Problem with given |Type typing.*Namespace\()class_path[ =]'([^']+)'", text)
-        owner = found[1] if found else owner
-    if not keys:
-        return " ".join(str(chain[0]).split())
-    reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(chain[-1]).strip())
-    setting = ".".join(keys)
-    if name := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
-        reason = f"there is no class {name[1]}; {_known(keys[-1])}"
-    elif name := re.fullmatch(r"Expected an instantiatable class, but (?:.*\.)?(\w+) is abstract", reason):
-        reason = f"{name[1]} is abstract; {_known(keys[-1])}"
-    elif re.match(r"No module named|module '.*' has no attribute", reason):
-        where = " (PYTHONPATH=. finds modules in this folder)" if reason.startswith("No module") else ""
-        reason = f"{reason}{where}; {_known(keys[-1])}"
-    elif re.match(r"Import path .* does not correspond to a subclass of", reason):
-        reason = f"{reason}; {_known(keys[-1])}"
-    elif name := re.fullmatch(r"Option '(.*)' is not accepted", reason):
-        reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
-        if owner.endswith("LocoPropModule") and name[1] in _GONE:
-            reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
-        if owner == "typing.Union":
-            reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"
-    elif value := re.search(r"\. Got value: (.*)", reason, re.S):
-        # Where a setting may have several types, the last report is of the first one alone; the last but one names all.
-        types = _TYPE.findall(f"{chain[-2]} {reason}")
-        kinds = dict.fromkeys(f"one of {choices}" if choices else kind for choices, kind in types)
-        allowed = " or ".join(kind for kind in kinds if kind != "NoneType")
-        if allowed == "float" and value[1] in ("nan", "inf", "-inf"):
-            allowed = "a finite number"
-        forms = [_FORMS[part] for part in setting.split(".") if part in _FORMS]
-        reason = f"must be {forms[0] if forms else allowed}, not {value[1]}"
-    return f"{setting}: {reason}"
-
-
-_GONE = {"reduction": "leave it out, or delete its line in the file; what it named is always done"}
-
-_FORMS = {
-    "overrides": 'lambdas by pattern of layers, such as \'{"1": {"lambda_r": 3}}\'',
-    "skip": "a list of patterns of layers, such as '[\"1\"]'",
-    "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
-}
-
-_CLASSES = {
-    "model": ((module, supervised), SupervisedModule),
-    "solver": ((solvers,), solvers.LocalSolver),
-    "oracle": ((oracles,), oracles.Oracle),
-    "network": ((networks,), nn.Module),
-    "task": ((tasks,), tasks.Task),
-    "data": ((data,), LightningDataModule),
-    "optimizer": ((optimizers, optim), optim.Optimizer),
-    "rest_optimizer": ((optimizers, optim), optim.Optimizer),
-    "lr_scheduler": ((optimizers, optim.lr_scheduler), optim.lr_scheduler.LRScheduler),
-}
-
-
-def _known(key: str) -> str:
-    """The classes for a setting that are known by their names."""
-    packages, kind = _CLASSES.get(key, ((), object))
-    members = [member for package in packages for member in vars(package).values() if isinstance(member, type)]
-    names = sorted({m.__name__ for m in members if issubclass(m, kind) and m is not kind and not inspect.isabstract(m)})
-    choice = f"{', '.join(names)}, or " if names else ""
-    return f"take {choice}a class by its path, such as your_package.YourClass"
-
-
-def _settings(path: str) -> str:
-    """What a class takes."""
-    module, _, name = path.rpartition(".")
-    owner = getattr(sys.modules.get(module), name, None)
-    if not isinstance(owner, type):
-        return ""
-    names = [p.name for p in inspect.signature(owner).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return f"; it has {', '.join(names) or 'none'}"
+def _without_checkpoint(args: Sequence[str]) -> list[str]:
+    """The arguments without those that name a checkpoint."""
+    kept, skip = [], False
+    for one in args:
+        if not skip and one.partition("=")[0] != "--ckpt_path":
+            kept.append(one)
+        skip = one == "--ckpt_path"
+    return kept
 
 
 if __name__ == "__main__":

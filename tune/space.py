@@ -25,7 +25,7 @@ from optuna.distributions import (
 )
 
 from locoprop_lightning.errors import UserError
-from tune.files import load_yaml
+from locoprop_lightning.files import load_yaml
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 KINDS = ("uniform", "loguniform", "integers", "choice")

@@ -23,7 +23,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.cli import LocoPropCLI, settings_logger
 from locoprop_lightning.errors import UserError
-from tune.files import replace
+from locoprop_lightning.files import replace
 
 STATE, PROGRESS = "trial.json", "progress"
 

@@ -1,8 +1,9 @@
-"""Batches of images and labels that are in memory, sliced as tensors."""
+"""Batches of samples that are in memory, sliced as tensors, in an order that can be taken up within an epoch."""
 
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,82 @@ def count_of(size: int, rank: int, world_size: int, batch_size: int | None = Non
     return own + short
 
 
-class TensorLoader:
+class Loader:
+    """Batches of samples by their indices, in an order that can be left within an epoch and taken up there again.
+
+    With several processes see ``order_of``.
+
+    Args:
+        size: Number of samples.
+        batch_size: Samples in a batch of this process.
+        seed: Seed of an order that changes with the epoch; null leaves the samples in order.
+        rank: Index of this process.
+        world_size: Number of processes.
+        even: Whether all processes must have equally many batches, as training asks.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1, even: bool = False
+    ) -> None:
+        check_counts("", 1, batch_size=batch_size)
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank={rank}: must be at least 0 and less than world_size={world_size}.")
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._even = batch_size if even else None
+        # Lightning calls `set_epoch` on a sampler that has it, and knows a sequential one.
+        self.sampler = SequentialSampler(range(size)) if seed is None else EpochShuffle(size, seed)
+        self.batch_sampler: None = None  # Lightning reads this of everything that has a `sampler`
+        self._given = 0  # batches of the current epoch
+        self._left: tuple[int, int] | None = None  # epoch and batches of it, where a checkpoint was written
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose order is given, from 0; always 0 without an order of its own."""
+        return self.sampler.epoch if isinstance(self.sampler, EpochShuffle) else 0
+
+    def order(self) -> Tensor:
+        """Returns this process's samples in the current epoch's order, int64 [at most ceil(size / world_size)]."""
+        return order_of(self.sampler, self.size, self.rank, self.world_size, self._even)
+
+    def __len__(self) -> int:
+        return math.ceil(count_of(self.size, self.rank, self.world_size, self._even) / self.batch_size)
+
+    def indices(self) -> Iterator[Tensor]:
+        """Yields the indices of each batch, int64 [at most batch_size]; begins where a checkpoint was left."""
+        order, left = self.order(), self._left
+        self._left = None
+        self._given = left[1] % len(self) if left is not None and left[0] == self.epoch else 0
+        for start in range(self._given * self.batch_size, len(order), self.batch_size):
+            self._given += 1
+            yield order[start : start + self.batch_size]
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the epoch has come, and what its order depends on; Lightning saves and loads it."""
+        return {"epoch": self.epoch, "batches": self._given} | self._order()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there with the next iteration, if that is of the same epoch.
+
+        Raises:
+            UserError: Where another order is left within an epoch.
+        """
+        self._left = state_dict["epoch"], state_dict["batches"]
+        for name, value in self._order().items():
+            if state_dict["batches"] and state_dict[name] != value:
+                raise UserError(
+                    f"ckpt_path: was written within an epoch with data.{name}={state_dict[name]}, but it is {value} "
+                    f"now; resume with {state_dict[name]}, or from a checkpoint of an epoch's end."
+                )
+
+    def _order(self) -> dict[str, Any]:
+        return {"seed": self.seed, "size": self.size, "batch_size": self.batch_size, "processes": self.world_size}
+
+
+class TensorLoader(Loader):
     """Iterates over in-memory images and labels in batches.
 
     Every sample comes once an epoch and the last, short batch is kept; with several processes see ``order_of``.
@@ -117,37 +193,12 @@ class TensorLoader:
             raise UserError(f"labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}.")
         if not scale > 0:
             raise UserError(f"scale={scale}: must be positive.")
-        check_counts("", 1, batch_size=batch_size)
-        if not 0 <= rank < world_size:
-            raise UserError(f"rank={rank}: must be at least 0 and less than world_size={world_size}.")
+        super().__init__(len(labels), batch_size, seed if shuffle else None, rank, world_size, even)
         self.images = images
         self.labels = labels
         self.scale = scale
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self._even = batch_size if even else None
-        self._shuffle = EpochShuffle(len(labels), seed) if shuffle else None
-        self._sequential = SequentialSampler(range(len(labels)))
-        # Lightning reads this of everything that has a `sampler`.
-        self.batch_sampler: None = None
-
-    @property
-    def sampler(self) -> Sampler[int]:
-        """What Lightning looks at: it calls ``set_epoch`` on a sampler that has it, and knows a sequential one."""
-        return self._sequential if self._shuffle is None else self._shuffle
-
-    def order(self) -> Tensor:
-        """Returns this process's samples in the current epoch's order, int64 [at most ceil(N / world_size)]."""
-        return order_of(self.sampler, len(self.labels), self.rank, self.world_size, self._even)
-
-    def __len__(self) -> int:
-        samples = count_of(len(self.labels), self.rank, self.world_size, self._even)
-        return math.ceil(samples / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields images, float32 [B, 1, H, W], and labels, int64 [B]."""
-        order = self.order()
-        for start in range(0, len(order), self.batch_size):
-            index = order[start : start + self.batch_size]
+        for index in self.indices():
             yield self.images[index].float().div_(self.scale), self.labels[index]

@@ -1,16 +1,16 @@
 """Text as sequences of characters, from files on this machine."""
 
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 
 from locoprop_lightning.data.base import order_seed, overfits, place
-from locoprop_lightning.data.loader import EpochShuffle, count_of, order_of
+from locoprop_lightning.data.loader import Loader
 from locoprop_lightning.errors import UserError, check_counts
 
 VOCABULARY = 128  # of ASCII
@@ -109,7 +109,7 @@ class TextFiles(LightningDataModule):
         return self._loader("validation")
 
 
-class SequenceLoader:
+class SequenceLoader(Loader):
     """Batches of tokens and next tokens; every sequence comes once an epoch, with several processes see ``order_of``.
 
     Args:
@@ -132,26 +132,13 @@ class SequenceLoader:
         world_size: int = 1,
         even: bool = False,
     ) -> None:
+        super().__init__((len(text) - 1) // length, batch_size, seed, rank, world_size, even)
         self.text = text
         self.length = length
-        self.batch_size = batch_size
-        self.count = (len(text) - 1) // length
-        self.rank = rank
-        self.world_size = world_size
-        self._even = batch_size if even else None
-        self.sampler = SequentialSampler(range(self.count)) if seed is None else EpochShuffle(self.count, seed)
-        self.batch_sampler: None = None  # Lightning reads this of everything that has a `sampler`
 
-    def __len__(self) -> int:
-        return -(-count_of(self.count, self.rank, self.world_size, self._even) // self.batch_size)
-
-    def order(self) -> Tensor:
-        """Sequences of this process in the current epoch's order, int64."""
-        return order_of(self.sampler, self.count, self.rank, self.world_size, self._even)
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields tokens and next tokens, int64 [at most batch_size, length] both."""
         steps = torch.arange(self.length + 1)
-        for index in self.order().split(self.batch_size):
+        for index in self.indices():
             sequences = self.text[index[:, None] * self.length + steps].long()
             yield sequences[:, :-1], sequences[:, 1:]

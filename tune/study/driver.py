@@ -13,9 +13,9 @@ import ray
 
 from locoprop_lightning.cli import LocoPropCLI
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.files import replace
 from locoprop_lightning.results.settings import written
 from locoprop_lightning.results.table import cell
-from tune.files import replace
 from tune.study.live import LiveMethods
 from tune.study.search import limits, score, suggest
 from tune.study.spec import LOSS, Method, Study

@@ -16,8 +16,8 @@ import ray
 from torch.linalg import LinAlgError
 
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
+from locoprop_lightning.files import replace
 from locoprop_lightning.results.table import markdown
-from tune.files import replace
 from tune.study.driver import Entry
 from tune.study.store import Store
 from tune.study.work import here, plain

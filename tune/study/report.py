@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from locoprop_lightning.files import replace
 from locoprop_lightning.results.figure import AXES, draw, fold_whole
 from locoprop_lightning.results.runs import LOSS, Run
 from locoprop_lightning.results.table import best_first
-from tune.files import replace
 from tune.study import paces
 from tune.study.figures import draw_ends, draw_tuning
 from tune.study.spec import Study

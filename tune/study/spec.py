@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from locoprop_lightning.errors import UserError, check_counts
-from tune.files import load_yaml
+from locoprop_lightning.files import load_yaml
 from tune.space import Space
 
 ROOT = Path(__file__).parents[2]

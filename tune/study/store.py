@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune.files import replace
+from locoprop_lightning.files import replace
 
 TRIALS, FINALS = "trials.jsonl", "finals.jsonl"
 

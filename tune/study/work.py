@@ -20,9 +20,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.callbacks import LocalLossMonitor, StepTimer
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
+from locoprop_lightning.files import replace
 from locoprop_lightning.results.runs import smooth
 from locoprop_lightning.results.store import finite
-from tune.files import replace
 from tune.study.search import LEARNT, RUNGS
 from tune.study.spec import LOSS
 from tune.study.store import Line, write_curve

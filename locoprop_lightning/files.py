@@ -1,5 +1,6 @@
-"""Files of sweeps and studies: YAML that is read strictly, and texts that are never seen half."""
+"""Files that are read strictly, and files that are never seen half."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ class _Once(yaml.SafeLoader):
     """Refuses a key that stands twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise UserError(f"{twice[0]}: stands there twice; keep one.")
@@ -45,6 +46,32 @@ def replace(path: Path, text: str) -> None:
         text: What it holds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    passing = path.with_name(f"{path.name}.new")
+    passing = passing_name(path)
     passing.write_text(text)
+    settle(passing, path)
+
+
+def passing_name(path: Path) -> Path:
+    """The name under which a file is written before it takes its own."""
+    return path.with_name(f"{path.name}.new")
+
+
+def settle(passing: Path, path: Path) -> None:
+    """Gives a written file its name, once it is on the disk: whoever finds that name finds all of it.
+
+    Args:
+        passing: The file as it was written, in the folder of its name.
+        path: Its name.
+    """
+    _to_disk(passing)
     passing.replace(path)
+    _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,252 @@
+"""Checkpoints from which a run goes on as if nothing had stopped it."""
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from locoprop_lightning import random_state
+from locoprop_lightning.checkpoints import at_next_epoch
+from locoprop_lightning.errors import UserError, check_counts, check_positive
+from locoprop_lightning.files import passing_name, settle
+
+RANDOM = "random_state"  # key of a checkpoint: {generator: states of all processes}
+AGREE_EVERY = 8  # steps between two questions to the other processes, which wait for each other then
+STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
+class RunCheckpoints(Checkpoint):
+    """Writes checkpoints from which a fit goes on bit for bit, within an epoch too, and keeps the last two.
+
+    One is written before the first step, when the time has come, at the end, and at a signal: SIGUSR1 asks for one,
+    SIGTERM and Ctrl-C for one and the end of the fit. Each is on the disk before it takes its name. A batch that
+    is begun is ended first, and so is the validation or the end of an epoch that follows it.
+
+    Args:
+        minutes: Minutes between two checkpoints; null for no clock.
+        every_n_steps: Steps between two checkpoints; null for none by steps.
+    """
+
+    def __init__(self, minutes: float | None = 5.0, every_n_steps: int | None = None) -> None:
+        if minutes is not None:
+            check_positive("checkpoints", minutes=minutes)
+        if every_n_steps is not None:
+            check_counts("checkpoints", 1, every_n_steps=every_n_steps)
+        self.minutes = minutes
+        self.every_n_steps = every_n_steps
+        self.last: Path | None = None
+        self._before: Path | None = None
+        self._step = -1  # of the last one
+        self._written = 0.0  # when it was written
+        self._due = False
+        self._signal: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._random: dict[str, Tensor] | None = None
+        self._command: str | None = None
+        self._folder = Path()
+        self._told_of_objects = False
+
+    def resume_with(self, command: str) -> None:
+        """Says what the summary shall name as the way to go on.
+
+        Args:
+            command: A command, to which the path of the checkpoint is added.
+        """
+        self._command = command
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the folder, the same for all processes."""
+        if stage == "fit":
+            self._folder = Path(trainer.strategy.broadcast(str(checkpoint_folder(trainer))))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes on with the random numbers of the checkpoint, or writes the first checkpoint."""
+        if self._random is not None:
+            own = {name: states[trainer.global_rank] for name, states in self._random.items()}
+            random_state.restore(own, trainer.strategy.root_device)
+            self._random = None
+        self._watch(trainer)
+        self._due, self._signal, self._written, self._step = False, None, time.monotonic(), trainer.global_step
+        self.last = self._before = None
+        if trainer.ckpt_path is not None:
+            self.last = Path(str(trainer.ckpt_path))
+        elif (failure := self._save(trainer)) is not None:
+            raise UserError(failure)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes one where it is due, unless validation or the end of the epoch comes first."""
+        loop = trainer.fit_loop.epoch_loop
+        ends = loop.global_step == loop.max_steps and not loop.batch_progress.is_last_batch
+        self._due = self._due or ends or self._asked(trainer)
+        if self._due and not self._more_follows(trainer):
+            self._save_and_stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes one that was due before, within an epoch."""
+        within = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if within and self._due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_and_stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes one that was due before."""
+        if self._due:
+            self._save_and_stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the last one."""
+        if trainer.global_step != self._step:
+            self._save_and_stop(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends the summary with the checkpoint, and the way to go on from it."""
+        self._unwatch()
+        self._tell(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says where an interrupted fit can go on."""
+        self._unwatch()
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+            self._tell(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the random numbers of all processes."""
+        own = random_state.capture(trainer.strategy.root_device)
+        states: dict[str, Tensor] = pl_module.all_gather(own)  # type: ignore[assignment]
+        alone = trainer.world_size == 1
+        checkpoint[RANDOM] = {name: state[None] if alone else state.cpu() for name, state in states.items()}
+        if trainer.global_step == 0:  # Lightning would take the first batch for one that has been
+            checkpoint.pop("loops")
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remembers the random numbers, and mends where Lightning would begin an epoch that has ended."""
+        found = checkpoint.get(RANDOM)
+        same = found is not None and len(found["torch"]) == trainer.world_size
+        self._random = found if same else None
+        if trainer.max_steps != -1 and "loops" in checkpoint:
+            checkpoint["loops"]["fit_loop"] = at_next_epoch(checkpoint["loops"]["fit_loop"])
+
+    def _asked(self, trainer: Trainer) -> bool:
+        """Whether a step, the clock or a signal asks for a checkpoint, on any process."""
+        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
+            return trainer.global_step != self._step
+        late = self.minutes is not None and time.monotonic() - self._written >= 60 * self.minutes
+        wish = late or self._signal is not None
+        if trainer.world_size == 1:
+            return wish
+        return trainer.global_step % AGREE_EVERY == 0 and trainer.strategy.reduce_boolean_decision(wish, all=False)
+
+    @staticmethod
+    def _more_follows(trainer: Trainer) -> bool:
+        """Whether validation or the end of the epoch comes between this batch and the next."""
+        loop = trainer.fit_loop.epoch_loop
+        assert trainer.fit_loop._data_fetcher is not None
+        return loop._num_ready_batches_reached() or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+    def _save_and_stop(self, trainer: Trainer) -> None:
+        """Writes one, and ends the fit where a signal has asked for it."""
+        if trainer.global_step != self._step and (failure := self._save(trainer)) is not None:
+            print(f"checkpoints: {failure}", file=sys.stderr)
+        asked, self._due, self._signal = self._signal, False, None
+        if asked is signal.SIGINT:
+            raise KeyboardInterrupt
+        stop = asked is signal.SIGTERM
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            raise SIGTERMException
+
+    def _save(self, trainer: Trainer) -> str | None:
+        """Writes one and removes the last but two; says what went wrong."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        path = self._folder / f"step={trainer.global_step}.ckpt"
+        passing, failure = passing_name(path), None
+        try:
+            trainer.save_checkpoint(passing, weights_only=self._holds_objects(trainer))
+        except (OSError, RuntimeError) as error:
+            if trainer.world_size > 1:
+                raise
+            failure = error
+        if trainer.is_global_zero and failure is None:
+            try:
+                settle(passing, path)
+            except OSError as error:
+                failure = error
+        self._written = time.monotonic()
+        if failure is not None:
+            passing.unlink(missing_ok=True)
+            reason = getattr(failure, "strerror", None) or " ".join(str(failure).split())
+            kept = f"the last whole one is {self.last}" if self.last else "there is none yet"
+            return f"{path} cannot be written ({reason}); {kept}; make room there, or name another folder."
+        if trainer.is_global_zero and self._before is not None:
+            self._before.unlink(missing_ok=True)
+        own = self.last is not None and self.last.parent == self._folder
+        self._before, self.last, self._step = self.last if own else None, path, trainer.global_step
+        return None
+
+    def _holds_objects(self, trainer: Trainer) -> bool:
+        """Whether an optimizer keeps what torch would not read back safely; says so once."""
+        names = [type(one).__name__ for one in trainer.optimizers if not _is_plain(one.state_dict())]
+        if names and not self._told_of_objects:
+            self._told_of_objects = True
+            text = f"{names[0]} keeps objects in its state, which torch does not read back safely"
+            print(f"checkpoints: {text}: they hold weights alone, and no fit can go on from them.", file=sys.stderr)
+        return bool(names)
+
+    def _watch(self, trainer: Trainer) -> None:
+        """Takes over the signals, but not SIGUSR1 where Lightning hands it to a cluster."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        wanted = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
+            wanted.append(signal.SIGUSR1)
+        if trainer.world_size == 1:  # else each process would be stopped at a step of its own
+            wanted.append(signal.SIGINT)
+        self._handlers = {one: signal.signal(one, self._on_signal) for one in wanted}
+
+    def _unwatch(self) -> None:
+        for one, handler in self._handlers.items():
+            signal.signal(one, handler)
+        self._handlers = {}
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """Notes a signal; a second Ctrl-C does not wait."""
+        if number == signal.SIGINT and self._signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal not in STOPS:
+            self._signal = signal.Signals(number)
+
+    def _tell(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self.last is not None:
+            print(f"  {'checkpoint':<20} {self.last}")
+            if self._command and not self._told_of_objects:
+                print(f"  {'go on with':<20} {self._command} --ckpt_path {self.last}")
+
+
+def checkpoint_folder(trainer: Trainer) -> Path:
+    """The folder of a run's checkpoints: beside its logs, or in the trainer's root where there are none."""
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir) / "checkpoints"
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version / "checkpoints"
+
+
+def _is_plain(state: Any) -> bool:
+    """Whether a state is of tensors, numbers, strings, and dictionaries and sequences of these."""
+    if isinstance(state, dict):
+        return all(_is_plain(value) for value in state.values())
+    if isinstance(state, list | tuple):
+        return all(map(_is_plain, state))
+    return state is None or isinstance(state, Tensor | bool | int | float | str | torch.dtype | torch.device)

@@ -1,0 +1,92 @@
+"""Files of checkpoints: whether one is whole, and which is the newest that is."""
+
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
+from zlib import error as zlib_error
+
+import torch
+
+from locoprop_lightning.errors import UserError
+
+
+def flaw(path: Path, resume: bool = True) -> str | None:
+    """Why a file cannot be used as a checkpoint, None where it can.
+
+    Every byte is held against the checksums that torch writes but does not read.
+
+    Args:
+        path: The file.
+        resume: Whether a fit shall go on from it, for which weights alone do not do.
+    """
+    if path.is_dir() or not is_zipfile(path):
+        return "is not a checkpoint that torch has saved"
+    try:
+        with ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (BadZipFile, zlib_error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        return f"is damaged ({error})"
+    if broken is not None:
+        return f"is damaged (the checksum of its part {broken} does not hold)"
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, AttributeError, EOFError) as error:
+        return f"holds what torch does not read safely, such as objects ({_first(error)})"
+    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+        return "is no checkpoint of a run: it has no state_dict and global_step"
+    if resume and "optimizer_states" not in content:
+        return "holds weights alone, from which no fit can go on"
+    return None
+
+
+def _first(error: Exception) -> str:
+    """What torch's long message says of its reason."""
+    text = " ".join(str(error).split())
+    _, _, reason = text.rpartition("WeightsUnpickler error: ")
+    return reason.partition(". ")[0].partition(" Please")[0][:160]
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Checkpoints in the order in which they were written, the last one first."""
+
+    def age(path: Path) -> tuple[int, Any]:
+        return -path.stat().st_mtime_ns, path
+
+    return sorted((path for path in paths if path.is_file()), key=age)
+
+
+def checked(path: Path, resume: bool) -> Path:
+    """A checkpoint that is named, once it is known to be whole.
+
+    Args:
+        path: The file.
+        resume: Whether a fit shall go on from it.
+
+    Raises:
+        UserError: Why it is none, and which other one in its folder is whole.
+    """
+    if not path.exists():
+        raise UserError(f"ckpt_path={path}: Checkpoint file not found: {path}")
+    if (reason := flaw(path, resume)) is None:
+        return path
+    others = newest_first(other for other in path.parent.glob("*.ckpt") if other != path) if path.is_file() else []
+    whole = next((other for other in others if flaw(other, resume) is None), None)
+    way = f"; the last whole one beside it is {whole}" if whole else ""
+    raise UserError(f"ckpt_path={path}: {reason}{way}.")
+
+
+def last_of(folder: Path, pattern: str) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint that a fit can go on from, and what is wrong with newer ones.
+
+    Args:
+        folder: Where to look.
+        pattern: Of the checkpoints in it.
+    """
+    passed: list[str] = []
+    for path in newest_first(folder.glob(pattern)):
+        if (reason := flaw(path)) is None:
+            return path, passed
+        passed.append(f"{path} {reason}")
+    return None, passed

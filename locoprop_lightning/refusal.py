@@ -1,0 +1,122 @@
+"""What the command tells of a setting that it refuses: one sentence, with what could stand there."""
+
+import inspect
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn, optim
+
+# Imported so that their short names work on the command line.
+from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, supervised, tasks
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.supervised import SupervisedModule
+
+
+def sentence(error: Exception) -> str | None:
+    """What to tell the user, or None where it is not the user's mistake.
+
+    Args:
+        error: The error, as it came out of the parser, Lightning or this package.
+    """
+    chain = list(_chain(error))
+    for cause in chain:
+        if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):
+            return str(cause)
+    if isinstance(error, ArgumentError):
+        return _refusal(chain)
+    return str(error) if isinstance(error, MisconfigurationException | FileNotFoundError) else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what led to it: the parser wraps what it cannot use, level by level."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+_TYPE = re.compile(r"Expected an? (?:typing.Literal\[(.*?)\](?=\s|\.)|<class '(.*?)'>)")
+
+
+def _refusal(chain: Sequence[BaseException]) -> str:
+    """The parser's refusal of a setting: its name, the innermost reason, and what could stand there."""
+    keys: list[str] = []
+    owner = ""
+    for text in (str(cause).strip() for cause in chain):
+        key = re.match(r'Parser key "([^"]+)"', text)
+        if key and keys[-1:] != [key[1]]:
+            keys.append(key[1])
+        found = re.match(r"(?:Problem with given |Type typing.*Namespace\()class_path[ =]'([^']+)'", text)
+        owner = found[1] if found else owner
+    if not keys:
+        return " ".join(str(chain[0]).split())
+    reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(chain[-1]).strip())
+    setting = ".".join(keys)
+    if name := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
+        reason = f"there is no class {name[1]}; {_known(keys[-1])}"
+    elif name := re.fullmatch(r"Expected an instantiatable class, but (?:.*\.)?(\w+) is abstract", reason):
+        reason = f"{name[1]} is abstract; {_known(keys[-1])}"
+    elif re.match(r"No module named|module '.*' has no attribute", reason):
+        where = " (PYTHONPATH=. finds modules in this folder)" if reason.startswith("No module") else ""
+        reason = f"{reason}{where}; {_known(keys[-1])}"
+    elif re.match(r"Import path .* does not correspond to a subclass of", reason):
+        reason = f"{reason}; {_known(keys[-1])}"
+    elif name := re.fullmatch(r"Option '(.*)' is not accepted", reason):
+        reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
+        if owner.endswith("LocoPropModule") and name[1] in _GONE:
+            reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
+        if owner == "typing.Union":
+            reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"
+    elif value := re.search(r"\. Got value: (.*)", reason, re.S):
+        # Where a setting may have several types, the last report is of the first one alone; the last but one names all.
+        types = _TYPE.findall(f"{chain[-2]} {reason}")
+        kinds = dict.fromkeys(f"one of {choices}" if choices else kind for choices, kind in types)
+        allowed = " or ".join(kind for kind in kinds if kind != "NoneType")
+        if allowed == "float" and value[1] in ("nan", "inf", "-inf"):
+            allowed = "a finite number"
+        forms = [_FORMS[part] for part in setting.split(".") if part in _FORMS]
+        reason = f"must be {forms[0] if forms else allowed}, not {value[1]}"
+    return f"{setting}: {reason}"
+
+
+_GONE = {"reduction": "leave it out, or delete its line in the file; what it named is always done"}
+
+_FORMS = {
+    "overrides": 'lambdas by pattern of layers, such as \'{"1": {"lambda_r": 3}}\'',
+    "skip": "a list of patterns of layers, such as '[\"1\"]'",
+    "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
+}
+
+_CLASSES = {
+    "model": ((module, supervised), SupervisedModule),
+    "solver": ((solvers,), solvers.LocalSolver),
+    "oracle": ((oracles,), oracles.Oracle),
+    "network": ((networks,), nn.Module),
+    "task": ((tasks,), tasks.Task),
+    "data": ((data,), LightningDataModule),
+    "optimizer": ((optimizers, optim), optim.Optimizer),
+    "rest_optimizer": ((optimizers, optim), optim.Optimizer),
+    "lr_scheduler": ((optimizers, optim.lr_scheduler), optim.lr_scheduler.LRScheduler),
+}
+
+
+def _known(key: str) -> str:
+    """The classes for a setting that are known by their names."""
+    packages, kind = _CLASSES.get(key, ((), object))
+    members = [member for package in packages for member in vars(package).values() if isinstance(member, type)]
+    names = sorted({m.__name__ for m in members if issubclass(m, kind) and m is not kind and not inspect.isabstract(m)})
+    choice = f"{', '.join(names)}, or " if names else ""
+    return f"take {choice}a class by its path, such as your_package.YourClass"
+
+
+def _settings(path: str) -> str:
+    """What a class takes."""
+    module, _, name = path.rpartition(".")
+    owner = getattr(sys.modules.get(module), name, None)
+    if not isinstance(owner, type):
+        return ""
+    names = [p.name for p in inspect.signature(owner).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return f"; it has {', '.join(names) or 'none'}"

@@ -1,0 +1,121 @@
+"""The folder of a run: found free, claimed before anything is written, and given up where the run never began."""
+
+import shutil
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from locoprop_lightning.checkpoint_files import last_of
+from locoprop_lightning.errors import UserError
+
+
+class RunFolder:
+    """The folder that a run has to itself: that of its first logger's version, or the trainer's root without loggers.
+
+    Args:
+        trainer: The trainer, before it runs.
+
+    Attributes:
+        path: The folder, once it is claimed.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.path: Path | None = None
+        self._made: list[Path] = []
+        self._root = Path(trainer.default_root_dir)
+        first = trainer.loggers[0] if trainer.loggers else None
+        self._logger = first if isinstance(first, TensorBoardLogger | CSVLogger) else None
+        self._fixed = self._logger is None or self._logger._version is not None
+        self._bare = first is None
+
+    @property
+    def searched(self) -> tuple[Path, str]:
+        """Where checkpoints of this run and earlier ones are: a folder, and the pattern of their paths in it."""
+        if self._logger is None:
+            return self._root, "checkpoints/*.ckpt" if self._bare else "**/checkpoints/*.ckpt"
+        if self._fixed:
+            return Path(self._logger.log_dir), "checkpoints/*.ckpt"
+        return Path(self._logger.root_dir), "*/checkpoints/*.ckpt"
+
+    def last(self) -> tuple[Path, list[str]]:
+        """The newest whole checkpoint of all runs there, and what is wrong with newer ones.
+
+        Raises:
+            UserError: Where there is none.
+        """
+        folder, pattern = self.searched
+        path, passed = last_of(folder, pattern)
+        if path is None:
+            told = f" ({'; '.join(passed)})" if passed else ""
+            raise UserError(
+                f"ckpt_path=last: there is no whole checkpoint at {folder / pattern}{told}; leave it out to start, or "
+                "name a file."
+            )
+        return path, passed
+
+    def claim(self, ckpt_path: Path | None) -> str | None:
+        """Makes the folder, which must be new unless the run goes on from a checkpoint that lies in it.
+
+        Args:
+            ckpt_path: The checkpoint that the run goes on from.
+
+        Returns:
+            What to tell of earlier runs.
+
+        Raises:
+            UserError: Where another run is there, or the folder cannot be made.
+        """
+        folder, pattern = self.searched
+        known = sorted(folder.glob(pattern)) if self._logger is not None or self._bare else []
+        if self._fixed:
+            own = folder if self._logger is not None else folder / "checkpoints"
+            inside = ckpt_path is not None and own.resolve() in ckpt_path.resolve().parents
+            if not inside and (known or (self._logger is not None and own.is_dir() and any(own.iterdir()))):
+                setting = "trainer.default_root_dir" if self._logger is None else "trainer.logger.version"
+                value = self._root if self._logger is None else self._logger.version
+                raise UserError(
+                    f"{setting}={value}: {own} holds a run already; go on with it by --ckpt_path last, or name another "
+                    "folder."
+                )
+        if self._logger is None:
+            return None
+        try:
+            self._make(self._logger)
+        except OSError as error:
+            raise UserError(
+                f"trainer.logger.save_dir={self._logger.save_dir}: {self._logger.root_dir} cannot be made or written "
+                f"to ({error.strerror}); name a folder that can."
+            ) from error
+        if not known or ckpt_path is not None:
+            return None
+        newest = max(known, key=lambda path: path.stat().st_mtime_ns)
+        return f"starts a run of its own in {self.path}; --ckpt_path last would go on from {newest}"
+
+    def _make(self, logger: TensorBoardLogger | CSVLogger) -> None:
+        """Makes the folder of the version, which several runs that start at one time do not share."""
+        while True:
+            path = Path(logger.log_dir)
+            for parent in reversed(path.parents):
+                if not parent.exists():
+                    parent.mkdir(exist_ok=True)
+                    self._made.append(parent)
+            try:
+                path.mkdir()
+                self._made.append(path)
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
+                if not self._fixed:
+                    logger._version = None  # another run has just taken it
+                    continue
+            self.path = path
+            return
+
+    def give_up(self) -> None:
+        """Removes what a run that never took a step has left, with the folders that were made for it."""
+        if self.path is not None and self._made and self._made[-1] == self.path:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for folder in reversed(self._made):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
