@@ -207,9 +207,9 @@ def test_rows_of_a_detached_call_do_not_count():
 
 def test_a_network_without_a_local_layer_says_why_of_each():
     frozen = nn.Linear(4, 4).requires_grad_(False)
-    table, complex_ = nn.Embedding(4, 4), nn.Linear(4, 4, dtype=torch.cfloat)
-    network = nn.Sequential(frozen, table, complex_, nn.Linear(4, 1), nn.LayerNorm(1))
-    told = "0: frozen; 1: no registered kind takes it; 2: complex weights; 3: skipped"
+    bag, table, complex_ = nn.EmbeddingBag(4, 4), nn.Embedding(4, 4), nn.Linear(4, 4, dtype=torch.cfloat)
+    network = nn.Sequential(frozen, bag, complex_, nn.Linear(4, 1), nn.LayerNorm(1), table)
+    told = r"0: frozen; 1: no registered kind takes it; 2: complex weights; 3: skipped; 5: local on request \(include\)"
     with pytest.raises(UserError, match=rf"no layer to train locally \({told}\); use BackpropModule"):
         local(network, skip=["3"])
 

@@ -245,8 +245,8 @@ def test_convolutions():
         "first": "relu",
         "grouped": "identity",
         "gates": "softmax",
-        "volume": None,
-        "up": None,
+        "volume": "identity",
+        "up": "sigmoid",
     }
 
 

@@ -7,7 +7,18 @@ from torch import nn
 from locoprop_lightning.distributed import Communicator, share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.layers import ConvolutionKind, LayerKind, LinearKind, discover, kind, kind_of, register
+from locoprop_lightning.layers import (
+    BilinearKind,
+    ConvolutionKind,
+    EmbeddingKind,
+    LayerKind,
+    LinearKind,
+    TransposedConvolutionKind,
+    discover,
+    kind,
+    kind_of,
+    register,
+)
 from locoprop_lightning.local import LocalProblem, MatrixOperator, resolve_transfer
 from locoprop_lightning.oracles import GradientOracle
 from locoprop_lightning.settings import LocalSettings
@@ -72,8 +83,13 @@ class TransposedKind(LayerKind):
 
 def test_kinds_of_the_package():
     assert type(kind_of(nn.Linear(2, 2))) is LinearKind
-    assert type(kind_of(nn.Conv1d(2, 2, 1))) is type(kind_of(nn.Conv2d(2, 2, 1))) is ConvolutionKind
-    for module in (nn.Conv3d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.LayerNorm(2), nn.Embedding(2, 2), nn.ReLU()):
+    assert type(kind_of(nn.Bilinear(2, 2, 2))) is BilinearKind
+    for convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        assert type(kind_of(convolution(2, 2, 1))) is ConvolutionKind
+    for transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        assert type(kind_of(transposed(2, 2, 1))) is TransposedConvolutionKind
+    assert type(kind_of(nn.Embedding(2, 2))) is EmbeddingKind
+    for module in (nn.LayerNorm(2), nn.EmbeddingBag(2, 2), nn.LSTM(2, 2), nn.MultiheadAttention(2, 1), nn.ReLU()):
         assert kind_of(module) is None
 
     class Mine(nn.Linear):
