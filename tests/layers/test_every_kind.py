@@ -18,7 +18,8 @@ from tests.support import close, operator_of, rows_of, taped
 
 TOKENS = torch.tensor([[3, 0, 3, 1], [5, 3, 0, 0]])
 LAYERS = {  # a layer, and the size of its input
-    "linear": (lambda: nn.Linear(4, 3), (2, 3, 4)),
+    "linear": (lambda: nn.Linear(4, 3), (3, 4)),
+    "linear_tokens": (lambda: nn.Linear(4, 3, bias=False), (2, 3, 4)),
     "conv1d": (lambda: nn.Conv1d(2, 3, 2, bias=False), (2, 2, 5)),
     "conv2d": (lambda: nn.Conv2d(4, 4, (2, 3), (1, 2), (1, 0), groups=2), (2, 4, 3, 5)),
     "conv3d": (lambda: nn.Conv3d(2, 3, (2, 1, 3), (1, 2, 1), (0, 1, 2), (1, 1, 2)), (2, 2, 3, 4, 4)),
@@ -137,6 +138,8 @@ def test_the_adjoint_is_the_weight_gradient(name):
     for p, gradient in zip(layer.parameters(), before, strict=True):
         close(p.grad, gradient, 1e-10)
         assert p.grad.shape == p.shape
+    kind.write_gradient(layer.float(), product[:, :d_in], None)
+    assert weight.grad.dtype == torch.float32
 
 
 @every_layer
@@ -148,6 +151,16 @@ def test_the_matrix_and_back(name):
     assert torch.equal(kind.from_matrix(layer, matrix), weight)
     other = torch.randn_like(matrix)
     assert torch.equal(kind.matrix(layer, kind.from_matrix(layer, other)), other)
+
+
+@every_layer
+def test_rows_have_the_units_last(name):
+    layer, x = make(name)
+    kind, out = kind_of(layer), Called(layer)(x).detach()
+    a, units = rows_of(layer, out), kind.units(layer)
+    assert out.shape[units] == len(weights(layer)) and a.shape == (out.numel() // out.shape[units], out.shape[units])
+    for unit in range(out.shape[units]):
+        assert torch.equal(a[:, unit], out.select(units, unit).flatten())
 
 
 @every_layer
