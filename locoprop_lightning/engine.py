@@ -55,7 +55,7 @@ class LocalEngine:
         self._verified = False
         self._known: list[LocalLayer] = []  # to the optimizers
         self.refresh(network)
-        settings.check((layer.name for layer in self._known), reasons(network, settings.skip))
+        settings.check((layer.name for layer in self._known), reasons(network, settings.skip, settings.include))
 
     def replace(self, solver: LocalSolver, oracle: Oracle) -> None:
         """Takes another solver or oracle from the next step on; what the one before has kept is forgotten.
@@ -78,7 +78,7 @@ class LocalEngine:
         Args:
             network: The network; some of its layers may have been frozen or replaced since.
         """
-        now = candidates(network, self.settings.skip)
+        now = candidates(network, self.settings.skip, self.settings.include)
         for name, (module, kind) in now.items():
             if name not in self.layers or self.layers[name].module is not module:
                 self.layers[name] = LocalLayer(name, module, kind)
@@ -102,20 +102,20 @@ class LocalEngine:
         """
         if self.found is not None:
             return False
-        chosen = self.settings
-        found = discover(network, x, chosen.skip, chosen.transfers, chosen.objective, chosen.output_transfer)
+        own = self.settings
+        found = discover(network, x, own.skip, own.transfers, own.objective, own.output_transfer, own.include)
         outputs = sum(info.output for info in found)
-        if chosen.output_transfer != "identity" and outputs != 1:
+        if own.output_transfer != "identity" and outputs != 1:
             raise UserError(
                 f"output_transfer='link' needs one layer whose pre-activation is the network's output, but there are "
-                f"{outputs}: set transfers={{name: {chosen.output_transfer!r}}} instead."
+                f"{outputs}: set transfers={{name: {own.output_transfer!r}}} instead."
             )
         for info in found:
             if info.local and self.layers.get(info.name) not in self._known:
                 info.transfer, info.reason = None, "unfrozen after the optimizers were made"
             if info.transfer is not None:
                 self.local[info.name] = layer = self.layers[info.name]
-                lambdas = chosen.lambdas(info.name)
+                lambdas = own.lambdas(info.name)
                 layer.transfer, layer.lambda_a, layer.lambda_r = info.transfer, lambdas["lambda_a"], lambdas["lambda_r"]
         transfers = str([(info.name, info.transfer and info.transfer.name) for info in found])
         if not processes.agree(transfers, next(network.parameters()).device):

@@ -43,6 +43,7 @@ class LocoPropModule(SupervisedModule):
             paper (the task's link function).
         transfers: f of a layer by name, a name or a Transfer, overriding what the probing pass finds.
         skip: Patterns of layers that ``rest_optimizer`` trains.
+        include: Patterns of layers that are local on request only, such as embeddings.
         damping: "absolute" takes lambda_r as it is, "relative" times the mean eigenvalue of C.
         overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
         step_length: lambda_a is the length of the oracle's step in "targets", or that of a layer's step in
@@ -70,6 +71,7 @@ class LocoPropModule(SupervisedModule):
         output_transfer: Literal["identity", "link"] = "identity",
         transfers: dict[str, str | Transfer] | None = None,
         skip: Sequence[str] = (),
+        include: Sequence[str] = (),
         damping: Literal["absolute", "relative"] = "absolute",
         overrides: dict[str, dict[str, float]] | None = None,
         step_length: Literal["targets", "activations"] = "targets",
@@ -90,6 +92,7 @@ class LocoPropModule(SupervisedModule):
             output_transfer=task.link if output_transfer == "link" else "identity",
             transfers=transfers or {},
             skip=list(skip),
+            include=list(include),
             damping=damping,
             overrides=overrides or {},
             guard=guard,

@@ -34,6 +34,7 @@ class LocalSettings:
     guard: bool
     scheduled: str = "outer"
     step_length: str = "targets"
+    include: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_choice("", ("matching", "squared"), objective=self.objective)

@@ -96,6 +96,7 @@ class SummedOperator(LinearOperator):
         self._n = shard.count(own.n) if n is None else n
         self.bias = own.bias
         self.groups = own.groups
+        self.diagonal = own.diagonal
 
     @property
     def n(self) -> int:  # noqa: D102

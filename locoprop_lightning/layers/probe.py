@@ -73,7 +73,7 @@ def _acts(module: nn.Module, kind: LayerKind, x: Any, output: Any) -> bool:
         matrix = kind.matrix(module, weight.detach()).to(wide)
         start = matrix if bias is None else torch.cat([matrix, bias.detach().to(wide)[:, None]], 1)
         try:
-            operator = kind.operator(module, [x.detach().to(wide)])
+            operator = kind.operator(module, [x.detach().to(wide) if x.is_floating_point() else x])
             z, a = operator.apply(start), kind.rows(module, output.detach().to(wide))
         except (RuntimeError, IndexError, ValueError):  # its input or its output has another shape
             return False
@@ -104,12 +104,12 @@ class Probe(TorchFunctionMode):
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             self.calls[name] += 1
+            self._paused = True
             x = kind.input(args, kwargs)
             self._signatures[name].add(kind.signature(module, x))
             if name in self._own:
-                self._paused = True
                 self.strangers |= set() if _acts(module, kind, x, output) else {name}
-                self._paused = False
+            self._paused = False
             self._outputs[id(output)] = (name, output)
 
         return hook

@@ -67,7 +67,8 @@ class Record:
         """Takes in one call of the layer; its gradient follows in the backward pass."""
         call = len(self._inputs)
         self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
-        y = inputs.detach().to(output.dtype)  # what the layer computes with under autocast
+        y = inputs.detach()
+        y = y.to(output.dtype) if y.is_floating_point() else y  # what the layer computes with under autocast
         self._inputs.append(y.clone() if y.untyped_storage().data_ptr() in self._moving else y)
         self._outputs.append((output.detach(), output._version))
         # Both are taken before any in-place activation, so they stand for the pre-activation itself.
@@ -109,9 +110,13 @@ class Record:
         return rows if index is None else rows[index]
 
     def _rows_that_count(self) -> Tensor | None:
-        """Indices of the rows that a gradient reaches, int64 [n]; None where all count. Waits for the device."""
-        if self._index is None and self._gradients and not self._complete:
-            self._index = (self._join(self._gradients) != 0).any(1).nonzero()[:, 0]
+        """Indices of the rows that count, int64 [n]; None where all do. Waits for the device."""
+        if self._index is None and self._gradients:
+            counting = self._kind.counting(self._module, [self._inputs[call] for call in self._counting])
+            if not self._complete:
+                reached = (self._join(self._gradients) != 0).any(1)
+                counting = reached if counting is None else counting & reached
+            self._index = None if counting is None else counting.nonzero()[:, 0]
         return self._index
 
     @property
@@ -148,7 +153,7 @@ class Record:
         record = Record(self._module, self._kind)
         inputs = self._kind.empty(self._module)
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
-            record.add(inputs, self._module(inputs))
+            record.add(inputs, self._kind.call(self._module, inputs))
         return record
 
     def pre_activation(self, operator: LinearOperator) -> Tensor:
@@ -245,4 +250,4 @@ class Tape:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return x.float() if x.is_floating_point() and x.dtype != torch.float64 else x

@@ -22,10 +22,12 @@ class LinearOperator(ABC):
     Attributes:
         bias: Whether the layer has a bias.
         groups: Groups of units, each of which sees inputs of its own.
+        diagonal: Whether C is a diagonal, which is then all that ``gram`` gives.
     """
 
     bias: bool
     groups = 1
+    diagonal = False
 
     @property
     @abstractmethod
@@ -57,7 +59,7 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def gram(self) -> Tensor:
-        """C = Y^T Y [width, width], or [groups, width, width] with several groups."""
+        """C = Y^T Y [width, width], [groups, width, width] with several groups, or its diagonal [width]."""
 
     @abstractmethod
     def trace(self) -> Tensor:
@@ -203,7 +205,9 @@ def spread(n: int, count: int, device: torch.device) -> Tensor:
 
 
 def times(v: Tensor, c: Tensor) -> Tensor:
-    """V C [d_out, width] with a matrix C [width, width], or one for each group of units [groups, width, width]."""
+    """V C [d_out, width] with C as ``LinearOperator.gram`` gives it: a matrix, one for each group, or a diagonal."""
+    if c.dim() == 1:
+        return v * c
     return v @ c if c.dim() == 2 else torch.bmm(v.unflatten(0, (len(c), -1)), c).flatten(0, 1)
 
 

@@ -160,6 +160,20 @@ class Convolutions(nn.Sequential):
         super().__init__(*layers)
 
 
+class Kinds(nn.Module):
+    """Layers of all the other kinds; black pixels are padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.up = nn.Embedding(17, 2, padding_idx=0), nn.ConvTranspose2d(2, 2, 2, 2, groups=2)
+        self.volume, self.pair = nn.Conv3d(1, 2, (1, 3, 3), (1, 4, 4)), nn.Bilinear(32, 2, 10)
+
+    def forward(self, x):
+        y = self.tokens((x * 16).round().long()).movedim(-1, -3)  # [n, 1, 2, 8, 8]
+        y = self.volume(self.up(y.flatten(1, 2))[:, None]).tanh()  # [n, 2, 2, 4, 4]
+        return self.pair(y[:, 0].flatten(1), y[:, 1].flatten(2).mean(2))
+
+
 def mlp():
     return MLP(64, 12, 2)
 
@@ -235,6 +249,18 @@ RUNS = {
         dict(size=81),
     ),
     "convolutions": (Convolutions, partial(Majorization, 3), dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=10.0), {}),
+    "kinds": (
+        Kinds,
+        partial(ClosedForm, **KEPT),
+        dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=0.1, damping="relative", include=["tokens"], **SQUARED),
+        {},
+    ),
+    "kinds_m": (
+        Kinds,
+        partial(Majorization, 2),
+        SPECTRAL | dict(objective="matching", include=["tokens"]),
+        dict(uneven=True),
+    ),
     "uneven": (mlp, partial(Majorization, 3), dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=10.0), dict(uneven=True)),
     "experts": (
         Experts,

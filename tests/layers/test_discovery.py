@@ -139,8 +139,28 @@ def test_attention():
 
     layers = look(Attention(), torch.randn(2, 3, 4))
     assert not layers["attention"].local
+    assert (
+        layers["attention"].reason
+        == "reads its weights in a function of torch; projections that are nn.Linear are local"
+    )
     assert not layers["attention.out_proj"].local and "read" in layers["attention.out_proj"].reason
     assert layers["last"].local
+
+
+@pytest.mark.parametrize("make", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_recurrent_layers(make):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = make(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            out = self.layer(x)
+            return self.last(out[0] if isinstance(out, tuple) else out)
+
+    layers = look(Recurrent(), torch.randn(5, 4))
+    told = "reads its weights in a kernel of torch; a cell made of nn.Linear layers is local"
+    assert not layers["layer"].local and layers["layer"].reason == told and layers["last"].local
 
 
 def test_used_twice():
@@ -245,8 +265,8 @@ def test_convolutions():
         "first": "relu",
         "grouped": "identity",
         "gates": "softmax",
-        "volume": None,
-        "up": None,
+        "volume": "identity",
+        "up": "sigmoid",
     }
 
 
