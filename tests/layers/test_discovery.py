@@ -147,6 +147,21 @@ def test_attention():
     assert layers["last"].local
 
 
+def test_inputs_of_a_bilinear_layer_are_read_by_it_alone():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.pair = nn.Linear(4, 3), nn.Linear(4, 2), nn.Bilinear(3, 2, 5)
+
+        def forward(self, x):
+            return self.pair(input2=self.second(x), input1=self.first(x)).tanh()
+
+    layers = look(Pair(), torch.randn(5, 4))
+    assert layers["pair"].local and layers["pair"].transfer.name == "tanh"
+    for name in ("first", "second"):
+        assert layers[name].local and layers[name].reason == "no single known activation follows (bilinear)"
+
+
 @pytest.mark.parametrize("make", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell])
 def test_recurrent_layers(make):
     class Recurrent(nn.Module):
