@@ -19,8 +19,6 @@ from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.optimizers.split import NamesNeeded
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
-Batch = tuple[Any, Any]
-
 
 class SupervisedModule(LightningModule):
     """Evaluation, logging, and checks of checkpoints.
@@ -53,25 +51,26 @@ class SupervisedModule(LightningModule):
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
         return call(self.network, x)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
         self._evaluate(batch, "val", self.val_metrics, self.val_loss)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a test batch."""
         self._evaluate(batch, "test", self.test_metrics, self.test_loss)
 
-    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """Predictions of the task for a batch, with or without targets."""
-        return self.task.predict(self(batch if isinstance(batch, Tensor) else batch[0]))
+        return self.task.predict(self(self.task.inputs(batch)))
 
-    def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection, mean: MeanLoss) -> None:
-        output, target = self(batch[0]), self.task.target(*batch)
-        loss, size = self.task.loss(output, target), self.task.terms(target)
+    def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean: MeanLoss) -> None:
+        output, target = self(self.task.inputs(batch)), self.task.target(batch)
+        loss, size = self.task.mean_loss(output, target), self.task.terms(target)
         metrics.update(self.task.score(output), target)
         mean.update(loss, size)  # Lightning's own mean does not weigh the processes
-        self.log(f"{stage}/loss", mean, batch_size=size, prog_bar=stage == "val")
-        self.log_dict(metrics, batch_size=size, prog_bar=stage == "val")
+        samples = max(round(size), 1)  # Lightning weighs nothing by it, but would look for it in the batch
+        self.log(f"{stage}/loss", mean, batch_size=samples, prog_bar=stage == "val")
+        self.log_dict(metrics, batch_size=samples, prog_bar=stage == "val")
 
     def log_training(self, loss: Tensor, output: Any, target: Any, rate: float, logs: bool) -> Tensor:
         """Logs a training step, and gives the mean of its loss over processes, scalar.
@@ -209,19 +208,19 @@ class BackpropModule(SupervisedModule):
         super().on_fit_start()
         self._starting = True
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Prints the table of layers before the first step."""
         if self._starting:
             self._starting = False
-            layers = discover(self.network, batch[0])
+            layers = discover(self.network, self.task.inputs(batch))
             name = type(self.trainer.optimizers[0]).__name__
             trained = {layer.name: name for layer in layers if layer.reason != "frozen"}
             print_layers(self.trainer, layers, trained, plain=True)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One forward pass; Lightning does the rest."""
-        output, target = self(batch[0]), self.task.target(*batch)
-        loss = self.task.loss(output, target)
+        output, target = self(self.task.inputs(batch)), self.task.target(batch)
+        loss = self.task.mean_loss(output, target)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         mean = self.log_training(loss, output, target, rate, self.logs_this_step)
         return {"loss": loss, "mean_loss": mean}
