@@ -8,10 +8,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW
 
-from locoprop_lightning.distributed import SharedBatch, share_batch
+from locoprop_lightning.distributed import SharedBatch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.layer_table import print_layers
+from locoprop_lightning.layers.compiled import tell_uncompiled, uncompiled
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, observers
@@ -127,9 +128,9 @@ class LocoPropModule(SupervisedModule):
         x, target = self.task.inputs(batch), self.task.target(batch)
         starting = engine.discover(self.network, x, processes)
         self.network.zero_grad(set_to_none=True)
-        with engine.tape(self.network, processes, self.task.complete(target)) as tape:
+        with uncompiled(self._called[0]), engine.tape(self.network, processes, self.task.complete(target)) as tape:
             output = self(x)
-        shared = share_batch(processes, x, self.task.logits(output), self.task.terms(target), asked(self.trainer))
+        shared = self.share(x, output, target, asked(self.trainer))
         loss = shared.weigh(self.task.mean_loss(output, target))
         sampled = sampled_gradients(engine, tape, self.task, output, target, shared, self.global_step)
         self.manual_backward(loss)
@@ -202,6 +203,7 @@ class LocoPropModule(SupervisedModule):
         """
         check_trainer(self.trainer)
         super().on_fit_start()
+        tell_uncompiled(self._called[0])
         self.engine.start()
 
     def on_train_start(self) -> None:

@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
-from locoprop_lightning.distributed import Communicator, connect
+from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
+from locoprop_lightning.layers.compiled import original
 from locoprop_lightning.layers.probe import call
 from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.optimizers.split import NamesNeeded
@@ -24,7 +25,7 @@ class SupervisedModule(LightningModule):
     """Evaluation, logging, and checks of checkpoints.
 
     Args:
-        network: The network.
+        network: The network. One that ``torch.compile`` made is ``network._orig_mod`` here, with the names of that.
         task: Loss and metrics.
 
     Attributes:
@@ -36,7 +37,8 @@ class SupervisedModule(LightningModule):
         super().__init__()
         check_object(nn.Module, network=network)
         check_object(Task, task=task)
-        self.network = network
+        self.network = original(network)
+        self._called = (network,)  # in a tuple, so that it is no second part of this module
         self.task = task
         metrics = task.metrics()
         self.train_metrics = metrics.clone(prefix="train/")
@@ -49,7 +51,7 @@ class SupervisedModule(LightningModule):
 
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
-        return call(self.network, x)
+        return call(self._called[0], x)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -67,10 +69,22 @@ class SupervisedModule(LightningModule):
         output, target = self(self.task.inputs(batch)), self.task.target(batch)
         loss, size = self.task.mean_loss(output, target), self.task.terms(target)
         metrics.update(self.task.score(output), target)
-        mean.update(loss, size)  # Lightning's own mean does not weigh the processes
-        samples = max(round(size), 1)  # Lightning weighs nothing by it, but would look for it in the batch
-        self.log(f"{stage}/loss", mean, batch_size=samples, prog_bar=stage == "val")
-        self.log_dict(metrics, batch_size=samples, prog_bar=stage == "val")
+        mean.update(loss, self.task.weight(target, size))  # Lightning's own mean does not weigh the processes
+        self.log(f"{stage}/loss", mean, batch_size=size, prog_bar=stage == "val")
+        self.log_dict(metrics, batch_size=size, prog_bar=stage == "val")
+
+    def share(self, x: Any, output: Any, target: Any, wish: int) -> SharedBatch:
+        """What the processes know of each other's part of a batch.
+
+        Args:
+            x: Inputs of the network.
+            output: Its output.
+            target: What that is compared with.
+            wish: A number of which all come to know the largest.
+        """
+        terms = self.task.terms(target)
+        weight = self.task.weight(target, terms)
+        return share_batch(self.communicator, x, self.task.logits(output), terms, wish, weight)
 
     def log_training(self, loss: Tensor, output: Any, target: Any, rate: float, logs: bool) -> Tensor:
         """Logs a training step, and gives the mean of its loss over processes, scalar.
@@ -153,6 +167,7 @@ class SupervisedModule(LightningModule):
                 f"trainer.devices: this process is one of {self.communicator.size} of torch.distributed, but the "
                 f"trainer counts {self.trainer.world_size}: let Lightning start them, or leave the process group."
             )
+        self.val_metrics.reset()  # a pass in inference mode leaves states that no other may write into
         self.untouched = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         saved, own = self._saved_optimizers, self._optimizer_names()
         if self.trainer.ckpt_path is not None and saved is not None and saved != own:

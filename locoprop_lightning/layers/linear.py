@@ -15,13 +15,14 @@ class LinearKind(LayerKind):
 
     sparse = True
     modules: tuple[type[nn.Module], ...] = (nn.Linear,)
+    paths: tuple[str, ...] = ("torch_geometric.nn.dense.linear.Linear",)
 
     def operator(self, module: nn.Linear, inputs: Sequence[Tensor]) -> MatrixOperator:  # noqa: D102
         rows = join([x.reshape(-1, x.shape[-1]) for x in inputs])
         return MatrixOperator(rows, module.bias is not None)
 
     def empty(self, module: nn.Linear) -> Tensor:  # noqa: D102
-        return module.weight.new_zeros(0, module.in_features)
+        return module.weight.new_zeros(0, module.weight.shape[1])
 
 
 class TransposedLinearKind(LinearKind):

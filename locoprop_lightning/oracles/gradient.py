@@ -12,8 +12,8 @@ class GradientOracle(Oracle):
     G is the gradient of a batch mean, so lambda_a is n times a learning rate: with 1,024 rows, 300 to 1,000 is usual.
     """
 
-    def direction(self, gradient: Tensor, terms: float, state: State) -> Tensor:  # noqa: D102
+    def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         return gradient
 
-    def weight_direction(self, weight_gradient: Tensor, terms: float, state: State) -> Tensor:  # noqa: D102
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         return weight_gradient

@@ -36,7 +36,7 @@ class Oracle(ABC):
         return 0
 
     def observe(  # noqa: B027, an oracle may keep nothing
-        self, gradient: Tensor, sampled: list[Tensor], terms: float, state: State, rows: Rows = ALL_HERE
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, rows: Rows = ALL_HERE
     ) -> None:
         """Takes a batch in, once a step and before the directions; never a non-finite value.
 
@@ -62,10 +62,10 @@ class Oracle(ABC):
         """
 
     @abstractmethod
-    def direction(self, gradient: Tensor, terms: float, state: State) -> Tensor:
+    def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:
         """D [n, d_out] of G [n, d_out], the gradient of a mean of N terms; a new tensor, or the one that was given."""
 
-    def weight_direction(self, weight_gradient: Tensor, terms: float, state: State) -> Tensor | None:
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor | None:
         """D^T Y [d_out, width] of G^T Y [d_out, width], or None where only the rows give it.
 
         Args:

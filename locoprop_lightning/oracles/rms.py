@@ -35,23 +35,23 @@ class RMSOracle(Oracle):
         self.per = per
 
     def observe(  # noqa: D102
-        self, gradient: Tensor, sampled: list[Tensor], terms: float, state: State, rows: Rows = ALL_HERE
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, rows: Rows = ALL_HERE
     ) -> None:
         scale = terms**2 / rows.count(len(gradient))
         square = rows.sum(torch.linalg.vecdot(gradient, gradient, dim=0)) * scale  # mean over rows of (NG)^2 [d_out]
         update_average(state.setdefault("square", {}), square, self.beta)
 
-    def _scale(self, terms: float, state: State) -> Tensor:
+    def _scale(self, terms: int, state: State) -> Tensor:
         """R, diagonal [d_out]."""
         square = average_of(state["square"])
         layer = square.mean().sqrt()
         root = square.sqrt() if self.per == "unit" else layer.expand_as(square)
         return torch.where(layer > 0, terms / (root + self.eps * layer), 0.0)  # no gradient yet: no direction
 
-    def direction(self, gradient: Tensor, terms: float, state: State) -> Tensor:  # noqa: D102
+    def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         return gradient * self._scale(terms, state)
 
-    def weight_direction(self, weight_gradient: Tensor, terms: float, state: State) -> Tensor:  # noqa: D102
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         return weight_gradient * self._scale(terms, state)[:, None]
 
     def __repr__(self) -> str:

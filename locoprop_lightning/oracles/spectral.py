@@ -92,16 +92,16 @@ class SpectralOracle(Oracle):
         if self.momentum > 0:
             update_average(own.setdefault("momentum", {}), weight_gradient, self.momentum)
 
-    def direction(self, gradient: Tensor, terms: float, state: State) -> Tensor:  # noqa: D102
+    def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         return self._whitened(gradient.T, terms, state).T.contiguous()
 
-    def weight_direction(self, weight_gradient: Tensor, terms: float, state: State) -> Tensor:  # noqa: D102
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         if self.momentum > 0:
             finite = weight_gradient.sum().isfinite()  # else the step is refused, as without
             weight_gradient = torch.where(finite, average_of(_typed(state)["momentum"]), torch.nan)
         return self._whitened(weight_gradient, terms, state)
 
-    def _whitened(self, weight_gradient: Tensor, terms: float, state: State) -> Tensor:
+    def _whitened(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:
         own = _typed(state)
         trace = average_of(own["trace"]).to(weight_gradient)
         scale = torch.where(trace > 0, terms / trace, 0.0).sqrt()

@@ -84,7 +84,7 @@ class WhitenedOracle(Oracle):
         return self.preconditioner.due(kept) or kept.get("settings") != [self.power, self.damping]
 
     def observe(  # noqa: D102
-        self, gradient: Tensor, sampled: list[Tensor], terms: float, state: State, rows: Rows = ALL_HERE
+        self, gradient: Tensor, sampled: list[Tensor], terms: int, state: State, rows: Rows = ALL_HERE
     ) -> None:
         due, own = self._due(state), _typed(state)
         kept = own.setdefault("preconditioner", {})
@@ -105,7 +105,7 @@ class WhitenedOracle(Oracle):
         limit = _GROWTH**2 * own["usual"].to(size)
         own["shrink"] = torch.where(size > limit, (limit / size).sqrt(), 1.0)
 
-    def _size(self, gradient: Tensor, terms: float, kept: PreconditionerState, rows: Rows) -> Tensor:
+    def _size(self, gradient: Tensor, terms: int, kept: PreconditionerState, rows: Rows) -> Tensor:
         """tr(S^-1 (NG)^T NG / n) / d_out on at most 32 rows, scalar: about 1 where S is not stale."""
         index, count = rows.sample(len(gradient), 32, gradient.device)
         some = gradient[index]
@@ -113,12 +113,12 @@ class WhitenedOracle(Oracle):
         squares = (whitened * (some if self.power == 1 else whitened)).sum()
         return rows.sum(squares) * (terms**2 / (count * gradient.shape[1]))
 
-    def direction(self, gradient: Tensor, terms: float, state: State) -> Tensor:  # noqa: D102
+    def direction(self, gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         own = _typed(state)
         whitened = self.preconditioner.solve(own["preconditioner"], gradient, 1)
         return whitened.mul_(terms * own["shrink"].to(gradient))
 
-    def weight_direction(self, weight_gradient: Tensor, terms: float, state: State) -> Tensor:  # noqa: D102
+    def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         own = _typed(state)
         whitened = self.preconditioner.solve(own["preconditioner"], weight_gradient, 1, left=True)
         return whitened.mul_(terms * own["shrink"].to(weight_gradient))

@@ -22,10 +22,10 @@ class HuggingFaceTask(LabelTask):
     network is given the inputs alone, and the loss is the cross-entropy of its logits.
 
     Args:
-        labels: What the labels are. "classes": of samples, tokens or pixels, each beside its logits. "next_token": those
-            of a causal language model, ``input_ids`` in general, of which the logits of a position predict the next one;
-            where ``attention_mask`` is 0, neither the label nor the prediction counts. "other": whatever the model knows
-            how to make a loss of, such as numbers or spans; there are no metrics then and no labels to draw.
+        labels: What the labels are. "classes": of samples, tokens or pixels, each beside its logits. "next_token":
+            those of a causal language model, mostly ``input_ids`` themselves, where logits of a position predict the
+            next one; neither a label nor a prediction counts where ``attention_mask`` is 0. "other": whatever the model
+            knows how to make a loss of, such as numbers or spans; there are no metrics then and no labels to draw.
         ignore_index: Label that does not count.
         dim: Dimension of the classes in the logits.
     """
@@ -72,7 +72,7 @@ class HuggingFaceTask(LabelTask):
         labels = self._labels(labels, known)
         return nn.functional.pad(labels[..., 1:], (0, 1), value=self.ignore_index) if self._shifts else labels
 
-    def terms(self, target: Any) -> float:
+    def terms(self, target: Any) -> int:
         """Number of labels that count; of samples where the model alone knows the labels."""
         return Task.terms(self, target) if self.labels == "other" else super().terms(target)
 
@@ -169,7 +169,7 @@ class HuggingFaceTask(LabelTask):
         if (own - ours).abs() > 1e-2 * own.abs() and (own - theirs).abs() < 1e-3 * own.abs():
             other = "classes" if self._shifts else "next_token"
             raise UserError(
-                f"HuggingFaceTask(labels={self.labels!r}): the model's own loss takes its labels as {other!r}; set that."
+                f"HuggingFaceTask(labels={self.labels!r}): the model's own loss takes them as {other!r}; set that."
             )
 
 

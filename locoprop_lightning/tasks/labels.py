@@ -26,7 +26,7 @@ class LabelTask(Task):
         self.ignore_index = ignore_index
         self.dim = dim
 
-    def terms(self, target: Any) -> float:
+    def terms(self, target: Any) -> int:
         """Number of labels that count."""
         return int((target != self.ignore_index).sum())
 

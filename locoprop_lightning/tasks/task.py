@@ -19,8 +19,8 @@ class Task:
     Attributes:
         link: Name of the transfer that turns the output into a prediction: the gradient of the loss w.r.t. the output
             is link(output) less the target, up to the batch mean.
-        reduction: Whether ``loss`` is the "mean" over its terms, or their "sum". A sum is divided by the number of its
-            terms, of all processes, so that rates and lambdas mean the same for both.
+        reduction: Whether ``loss`` is the "mean" over its terms, or their "sum". A sum is divided by what a mean is,
+            of all processes, so that rates and lambdas mean the same for both.
     """
 
     link = "identity"
@@ -38,8 +38,8 @@ class Task:
         second = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
         return self.inputs(batch) if second is None else second
 
-    def terms(self, target: Any) -> float:
-        """Number of terms that the loss is a mean of: samples, if not overridden; the sum of weights where it has some.
+    def terms(self, target: Any) -> int:
+        """Number of terms that the loss is made of and that count: samples, if not overridden.
 
         Raises:
             UserError: Where the target holds no tensor.
@@ -48,6 +48,15 @@ class Task:
             if isinstance(leaf, Tensor) and leaf.dim() > 0:
                 return len(leaf)
         raise UserError(f"{type(self).__name__}: the target holds no tensor of samples; override terms(target).")
+
+    def weight(self, target: Any, terms: int) -> float:
+        """What a mean of these terms has been divided by: their number, if their weights are not others.
+
+        Args:
+            target: The target.
+            terms: What ``terms`` returned.
+        """
+        return terms
 
     def complete(self, target: Any) -> bool:
         """Whether everything in a target counts. Where it does not, rows that no gradient reaches are left out."""
@@ -58,13 +67,13 @@ class Task:
         return labels
 
     def loss(self, output: Any, target: Any) -> Tensor:
-        """Loss, scalar, a mean over ``terms(target)`` terms, or their sum (``reduction``)."""
+        """Loss, scalar: a mean over terms, which may have weights, or their sum (``reduction``)."""
         raise NotImplementedError(f"{type(self).__name__} must override loss(output, target).")
 
     def mean_loss(self, output: Any, target: Any) -> Tensor:
         """The loss as a mean over its terms, scalar."""
         loss = self.loss(output, target)
-        return loss / (self.terms(target) or 1) if self.reduction == "sum" else loss
+        return loss / (self.weight(target, self.terms(target)) or 1) if self.reduction == "sum" else loss
 
     def sampled_loss(self, output: Any, labels: Any) -> Tensor:
         """Mean loss of drawn labels; to override where ``loss`` is not made of its target."""
@@ -102,24 +111,24 @@ def detached(output: Any) -> Any:
 
 
 class MeanLoss(Metric):
-    """The mean of batches' losses, weighted by their terms, over all processes; NaN stays NaN.
+    """The mean of batches' losses, weighted as their terms are, over all processes; NaN stays NaN.
 
     torchmetrics' ``MeanMetric`` leaves NaN out, or, where it does not look for it, the weights.
     """
 
     total: Tensor
-    terms: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("terms", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, terms: float) -> None:
-        """Takes in the loss of a batch, a mean over so many terms."""
-        self.total = self.total + loss * terms  # not in place, which a tensor of an inference pass refuses
-        self.terms = self.terms + terms
+    def update(self, loss: Tensor, weight: float) -> None:
+        """Takes in the loss of a batch, and what it has been divided by."""
+        self.total = self.total + loss * weight  # not in place, which a tensor of an inference pass refuses
+        self.weight = self.weight + weight
 
     def compute(self) -> Tensor:
         """The mean, scalar."""
-        return self.total / self.terms
+        return self.total / self.weight
