@@ -12,7 +12,6 @@ from locoprop_lightning.distributed import SharedBatch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.layer_table import print_layers
-from locoprop_lightning.layers.compiled import tell_uncompiled, uncompiled
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, observers
@@ -128,7 +127,7 @@ class LocoPropModule(SupervisedModule):
         x, target = self.task.inputs(batch), self.task.target(batch)
         starting = engine.discover(self.network, x, processes)
         self.network.zero_grad(set_to_none=True)
-        with uncompiled(self._called[0]), engine.tape(self.network, processes, self.task.complete(target)) as tape:
+        with self.uncompiled(), engine.tape(self.network, processes, self.task.complete(target)) as tape:
             output = self(x)
         shared = self.share(x, output, target, asked(self.trainer))
         loss = shared.weigh(self.task.mean_loss(output, target))
@@ -203,7 +202,6 @@ class LocoPropModule(SupervisedModule):
         """
         check_trainer(self.trainer)
         super().on_fit_start()
-        tell_uncompiled(self._called[0])
         self.engine.start()
 
     def on_train_start(self) -> None:

@@ -1,6 +1,7 @@
 """What all Lightning modules of this package share, and the module of the baselines: plain back-propagation."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -14,7 +15,7 @@ from locoprop_lightning.distributed import Communicator, SharedBatch, connect, s
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
-from locoprop_lightning.layers.compiled import original
+from locoprop_lightning.layers.compiled import original, tell_uncompiled, uncompiled
 from locoprop_lightning.layers.probe import call
 from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.optimizers.split import NamesNeeded
@@ -52,6 +53,10 @@ class SupervisedModule(LightningModule):
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
         return call(self._called[0], x)
+
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Context in which the network runs as it is written, which its layers are recorded in."""
+        return uncompiled(self._called[0])
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -167,6 +172,8 @@ class SupervisedModule(LightningModule):
                 f"trainer.devices: this process is one of {self.communicator.size} of torch.distributed, but the "
                 f"trainer counts {self.trainer.world_size}: let Lightning start them, or leave the process group."
             )
+        if not self.automatic_optimization:  # its training steps record
+            tell_uncompiled(self._called[0])
         self.val_metrics.reset()  # a pass in inference mode leaves states that no other may write into
         self.untouched = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         saved, own = self._saved_optimizers, self._optimizer_names()

@@ -197,10 +197,15 @@ def _refusal(layer: nn.Module, kind: LayerKind, owners: Mapping[Tensor, int]) ->
     named = [p for p in kind.parameters(layer) if p is not None]
     if any(p.is_complex() for p in parameters):
         return "complex weights"
-    own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
-    plain = all(isinstance(p, nn.Parameter) and p.is_floating_point() for p in named)
-    if not (own and plain and len(parameters) == len(named)):
-        return "weights are shared or parametrized"
+    if any(owners[p] > 1 for p in parameters):
+        return "weights are shared with another layer"
+    if not all(isinstance(p, nn.Parameter) and p.is_leaf and p.is_floating_point() for p in named):
+        return "weights are made of other parameters (a parametrization)"
+    if len(parameters) != len(named):
+        others = [name for name, p in layer.named_parameters() if not any(p is own for own in named)]
+        return f"has parameters beside weight and bias ({', '.join(others)})"
+    if not all(p.requires_grad for p in parameters):
+        return "partly frozen"
     return kind.refusal(layer)
 
 
@@ -209,4 +214,7 @@ def _without_kind(module: nn.Module) -> str:
     for classes, reason in UNSEEN.items():
         if isinstance(module, classes):
             return reason
-    return "no registered kind takes it" if any(p.dim() > 1 for p in module.parameters(recurse=False)) else ""
+    sizes = [p.shape for p in module.parameters(recurse=False)]
+    if any(len(size) == 3 and size[0] > 1 for size in sizes):
+        return "several matrices in one tensor, such as fused experts; layers that are nn.Linear are local"
+    return "no registered kind takes it" if any(len(size) > 1 for size in sizes) else ""

@@ -15,7 +15,6 @@ class LinearKind(LayerKind):
 
     sparse = True
     modules: tuple[type[nn.Module], ...] = (nn.Linear,)
-    paths: tuple[str, ...] = ("torch_geometric.nn.dense.linear.Linear",)
 
     def operator(self, module: nn.Linear, inputs: Sequence[Tensor]) -> MatrixOperator:  # noqa: D102
         rows = join([x.reshape(-1, x.shape[-1]) for x in inputs])
@@ -23,6 +22,13 @@ class LinearKind(LayerKind):
 
     def empty(self, module: nn.Linear) -> Tensor:  # noqa: D102
         return module.weight.new_zeros(0, module.weight.shape[1])
+
+
+class GraphLinearKind(LinearKind):
+    """PyTorch Geometric's own ``Linear``, which its convolutions multiply the features of nodes by."""
+
+    modules = ()
+    paths = ("torch_geometric.nn.dense.linear.Linear",)
 
 
 class TransposedLinearKind(LinearKind):
