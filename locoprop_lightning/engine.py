@@ -14,7 +14,7 @@ from locoprop_lightning.layers import LayerInfo, Record, Tape, discover
 from locoprop_lightning.layers.discovery import candidates, reasons
 from locoprop_lightning.layers.tape import Content
 from locoprop_lightning.local import LocalProblem, Rows
-from locoprop_lightning.local_layer import LocalLayer, Report
+from locoprop_lightning.local_layer import UNRECORDED, LocalLayer, Report
 from locoprop_lightning.oracles import Oracle
 from locoprop_lightning.settings import LocalSettings, check_takes_rows
 from locoprop_lightning.solvers import (
@@ -250,7 +250,7 @@ class LocalEngine:
             elif info.local and self.local[info.name].gradients() is None:
                 trained[info.name], info.reason = type(self.solver).__name__, "no gradient in the first batch"
             elif info.local:
-                trained[info.name], info.reason = rest, "called where its rows cannot be recorded"
+                trained[info.name], info.reason = rest, UNRECORDED
             elif info.reason != "frozen":
                 trained[info.name] = rest
         return trained

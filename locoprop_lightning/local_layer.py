@@ -15,6 +15,7 @@ from locoprop_lightning.local import LocalProblem, State, Transfer
 from locoprop_lightning.solvers import Solution, Status
 
 _log = logging.getLogger(__name__)
+UNRECORDED = "called where its rows cannot be recorded, as in checkpoint(use_reentrant=True); set it to False"
 _TOLERANCE = FORWARD_TOLERANCE
 _EXACT = 2**-10  # of a weight gradient that nothing has rounded to 16 bits: above the rounding of TF32
 

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW
 
-from locoprop_lightning.distributed import SharedBatch, share_batch
+from locoprop_lightning.distributed import SharedBatch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.layer_table import print_layers
@@ -20,7 +20,7 @@ from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings, check_trainer
 from locoprop_lightning.solvers import LocalSolver, Recording, Solution
-from locoprop_lightning.supervised import Batch, SupervisedModule, optimizer_from
+from locoprop_lightning.supervised import SupervisedModule, optimizer_from
 from locoprop_lightning.tasks import Task
 
 
@@ -121,16 +121,16 @@ class LocoPropModule(SupervisedModule):
     def oracle(self, oracle: Oracle) -> None:
         self.engine.replace(self.engine.solver, oracle)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One pass, all local solves, one outer step."""
         engine, processes, outer = self.engine, self.communicator, self.optimizers()[0]  # type: ignore[index]
-        x, target = batch[0], self.task.target(*batch)
+        x, target = self.task.inputs(batch), self.task.target(batch)
         starting = engine.discover(self.network, x, processes)
         self.network.zero_grad(set_to_none=True)
-        with engine.tape(self.network, processes, self.task.complete(target)) as tape:
+        with self.uncompiled(), engine.tape(self.network, processes, self.task.complete(target)) as tape:
             output = self(x)
-        shared = share_batch(processes, x, output, self.task.terms(target), asked(self.trainer))
-        loss = shared.weigh(self.task.loss(output, target))
+        shared = self.share(x, output, target, asked(self.trainer))
+        loss = shared.weigh(self.task.mean_loss(output, target))
         sampled = sampled_gradients(engine, tape, self.task, output, target, shared, self.global_step)
         self.manual_backward(loss)
         outer_rate, inner_rate = rates(self.trainer.optimizers, self._scheduled)

@@ -33,7 +33,7 @@ def sampled_gradients(
     draws = engine.oracle.draws(known or {name: {} for name in tape.records})
     if draws == 0:
         return []
-    seed, prediction = [run_seed(), step], detached(output)
+    seed, prediction = [run_seed(), step], detached(task.logits(output))
     if batch.alike:  # the labels are those that one process would draw
         prediction = batch.processes.interleave(prediction, batch.outputs)
     else:
@@ -42,4 +42,4 @@ def sampled_gradients(
     labels = [task.sample_labels(prediction, generator) for _ in range(draws)]
     if batch.alike:
         labels = [batch.processes.own_part(label, batch.outputs) for label in labels]
-    return [tape.gradients(batch.weigh(task.loss(output, task.hide(label, target)))) for label in labels]
+    return [tape.gradients(batch.weigh(task.sampled_loss(output, task.hide(label, target)))) for label in labels]

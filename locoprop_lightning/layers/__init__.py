@@ -4,7 +4,7 @@ from locoprop_lightning.layers.convolution import ConvolutionKind
 from locoprop_lightning.layers.discovery import LayerInfo, discover
 from locoprop_lightning.layers.embedding import EmbeddingKind
 from locoprop_lightning.layers.kind import LayerKind, kind_of, register
-from locoprop_lightning.layers.linear import BilinearKind, LinearKind, TransposedLinearKind
+from locoprop_lightning.layers.linear import BilinearKind, GraphLinearKind, LinearKind, TransposedLinearKind
 from locoprop_lightning.layers.tape import Record, Tape
 from locoprop_lightning.layers.transposed import TransposedConvolutionKind
 
@@ -12,6 +12,7 @@ __all__ = [
     "BilinearKind",
     "ConvolutionKind",
     "EmbeddingKind",
+    "GraphLinearKind",
     "LayerInfo",
     "LayerKind",
     "LinearKind",
@@ -27,6 +28,7 @@ __all__ = [
 for _kind in (
     LinearKind,
     TransposedLinearKind,
+    GraphLinearKind,
     BilinearKind,
     ConvolutionKind,
     TransposedConvolutionKind,

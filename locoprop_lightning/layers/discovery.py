@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.layers.compiled import named_modules
 from locoprop_lightning.layers.kind import LayerKind, kind_of
 from locoprop_lightning.layers.probe import probe
 from locoprop_lightning.local.transfer import Identity, Transfer, resolve_transfer
@@ -62,7 +63,7 @@ def candidates(
     Raises:
         UserError: If a pattern matches no layer.
     """
-    known = {name: (m, kind) for name, m in network.named_modules() if (kind := kind_of(m)) is not None}
+    known = {name: (m, kind) for name, m in named_modules(network) if (kind := kind_of(m)) is not None}
     check_patterns("skip", skip, known)
     check_patterns("include", include, known)
     told = reasons(network, skip, include)
@@ -75,7 +76,7 @@ def check_shapes(network: nn.Module) -> None:
     Raises:
         UserError: Names the layer.
     """
-    for name, module in network.named_modules():
+    for name, module in named_modules(network):
         if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
             raise UserError(
                 f"network: layer {name!r} has no shape yet: call the network once with a batch of its data."
@@ -138,7 +139,7 @@ def discover(
     check_names("transfers", transfers, found)
     watched = probe(network, inputs, found)
     layers = []
-    for name, module in network.named_modules():
+    for name, module in named_modules(network):
         if not any(True for _ in module.parameters(recurse=False)):
             continue
         if name not in found:
@@ -174,7 +175,7 @@ def reasons(network: nn.Module, skip: Sequence[str] = (), include: Sequence[str]
     """
     owners: Counter[Tensor] = Counter(parameter for _, parameter in network.named_parameters(remove_duplicate=False))
     told = {}
-    for name, module in network.named_modules():
+    for name, module in named_modules(network):
         kind, own = kind_of(module), list(module.parameters(recurse=False))
         if kind is None and not own:
             continue
@@ -196,10 +197,15 @@ def _refusal(layer: nn.Module, kind: LayerKind, owners: Mapping[Tensor, int]) ->
     named = [p for p in kind.parameters(layer) if p is not None]
     if any(p.is_complex() for p in parameters):
         return "complex weights"
-    own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
-    plain = all(isinstance(p, nn.Parameter) and p.is_floating_point() for p in named)
-    if not (own and plain and len(parameters) == len(named)):
-        return "weights are shared or parametrized"
+    if any(owners[p] > 1 for p in parameters):
+        return "weights are shared with another layer"
+    if not all(isinstance(p, nn.Parameter) and p.is_leaf and p.is_floating_point() for p in named):
+        return "weights are made of other parameters (a parametrization)"
+    if len(parameters) != len(named):
+        others = [name for name, p in layer.named_parameters() if not any(p is own for own in named)]
+        return f"has parameters beside weight and bias ({', '.join(others)})"
+    if not all(p.requires_grad for p in parameters):
+        return "partly frozen"
     return kind.refusal(layer)
 
 
@@ -208,4 +214,7 @@ def _without_kind(module: nn.Module) -> str:
     for classes, reason in UNSEEN.items():
         if isinstance(module, classes):
             return reason
-    return "no registered kind takes it" if any(p.dim() > 1 for p in module.parameters(recurse=False)) else ""
+    sizes = [p.shape for p in module.parameters(recurse=False)]
+    if any(len(size) == 3 and size[0] > 1 for size in sizes):
+        return "several matrices in one tensor, such as fused experts; layers that are nn.Linear are local"
+    return "no registered kind takes it" if any(len(size) > 1 for size in sizes) else ""

@@ -21,7 +21,14 @@ class LinearKind(LayerKind):
         return MatrixOperator(rows, module.bias is not None)
 
     def empty(self, module: nn.Linear) -> Tensor:  # noqa: D102
-        return module.weight.new_zeros(0, module.in_features)
+        return module.weight.new_zeros(0, module.weight.shape[1])
+
+
+class GraphLinearKind(LinearKind):
+    """PyTorch Geometric's own ``Linear``, which its convolutions multiply the features of nodes by."""
+
+    modules = ()
+    paths = ("torch_geometric.nn.dense.linear.Linear",)
 
 
 class TransposedLinearKind(LinearKind):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from locoprop_lightning.layers.compiled import uncompiled
 from locoprop_lightning.layers.kind import LayerKind
 from locoprop_lightning.local.transfer import (
     Identity,
@@ -34,7 +35,7 @@ def call(network: nn.Module, inputs: Any) -> Any:
 
 
 def probe(network: nn.Module, inputs: Any, layers: Candidates) -> "Probe":
-    """Runs the network once, in eval mode, and leaves random state, buffers and training modes as they were.
+    """Runs the network once, uncompiled, in eval mode; leaves random state, buffers and modes as they were.
 
     Args:
         network: The network.
@@ -48,7 +49,7 @@ def probe(network: nn.Module, inputs: Any, layers: Candidates) -> "Probe":
     devices = {x.device for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.device.type == "cuda"}
     try:
         network.eval()
-        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad(), watch:
+        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad(), uncompiled(network), watch:
             output = call(network, inputs)
         watch.finish(output)
     finally:

@@ -356,7 +356,10 @@ def test_biases_of_others():
     assert reasons(Borrowed(), torch.randn(5, 3))["a"] == ("weights are read outside the layer", None)
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     nn.utils.parametrize.register_parametrization(network[0], "bias", nn.Tanh())
-    assert reasons(network, torch.randn(5, 3))["0"] == ("weights are shared or parametrized", None)
+    assert reasons(network, torch.randn(5, 3))["0"] == (
+        "weights are made of other parameters (a parametrization)",
+        None,
+    )
 
 
 def test_what_is_written_over_is_followed_by_nothing():

@@ -125,7 +125,7 @@ def test_embeddings_whose_output_or_weight_is_not_their_own_say_why():
 
     tied = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5))
     tied[2].weight = tied[0].weight
-    shared = "weights are shared or parametrized"
+    shared = "weights are shared with another layer"
     for include in ([], ["0"]):
         assert reasons(tied, torch.arange(5), include=include) == {"0": shared, "1": None, "2": shared}
     own = "an embedding with a forward or a hook of its own"
