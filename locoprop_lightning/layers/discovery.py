@@ -10,7 +10,8 @@ from torch.nn.parameter import UninitializedParameter
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers.kind import LayerKind, kind_of
 from locoprop_lightning.layers.probe import probe
-from locoprop_lightning.local.transfer import Identity, Transfer, resolve_transfer
+from locoprop_lightning.local import Transfer, resolve_transfer
+from locoprop_lightning.local.transfer import Identity
 
 
 class LayerInfo:
