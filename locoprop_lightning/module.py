@@ -15,6 +15,7 @@ from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, observers
+from locoprop_lightning.optimizers import owned_parameters
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
@@ -133,7 +134,7 @@ class LocoPropModule(SupervisedModule):
         outer_rate, inner_rate = rates(self.trainer.optimizers, self._scheduled)
         problems = engine.problems(tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D
         if starting:
-            self._announce(problems, shared)
+            self._announce(problems)
         self._step_rest(problems)
         solutions = engine.solve(problems, shared)
         engine.write(solutions)  # W0 - W+ where gradients are
@@ -143,9 +144,9 @@ class LocoPropModule(SupervisedModule):
         self._step_schedule()
         return {"loss": self.log_training(loss, output, target, outer_rate * inner_rate, logs)}
 
-    def _announce(self, problems: Mapping[str, LocalProblem], batch: SharedBatch) -> None:
+    def _announce(self, problems: Mapping[str, LocalProblem]) -> None:
         """Prints who trains what, with the first batch."""
-        trained = self.engine.trained_by(problems, batch, type(self.trainer.optimizers[1]).__name__)
+        trained = self.engine.trained_by(problems, *self.trainer.optimizers)
         print_layers(self.trainer, self.engine.found or [], trained)
 
     def _step_rest(self, problems: Mapping[str, LocalProblem]) -> None:
@@ -180,8 +181,9 @@ class LocoPropModule(SupervisedModule):
         Only the first batch tells which layers cannot be local, so the rest optimizer is given every parameter; torch's
         optimizers pass over those without a gradient.
         """
-        outer = optimizer_from("optimizer", self._optimizer, self.engine.refresh(self.network))
-        rest = optimizer_from("rest_optimizer", self._rest_optimizer, dict(self.network.named_parameters()))
+        local, everything = set(self.engine.refresh(self.network).values()), owned_parameters(self.network)
+        outer = optimizer_from("optimizer", self._optimizer, [p for p in everything if p.parameter in local])
+        rest = optimizer_from("rest_optimizer", self._rest_optimizer, everything)
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
             if isinstance(optimizer, LBFGS):
                 raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
