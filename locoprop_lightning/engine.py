@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from locoprop_lightning.checkpoints import LOCAL_LAYERS, local_layers
 from locoprop_lightning.distributed import Communicator, SharedBatch
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.layers import LayerInfo, Tape, discover
+from locoprop_lightning.layers import LayerInfo, Record, Tape, discover
 from locoprop_lightning.layers.discovery import candidates, reasons
 from locoprop_lightning.layers.tape import Content
 from locoprop_lightning.local import LocalProblem, Rows
@@ -176,9 +176,10 @@ class LocalEngine:
             The rows of each, and whether autocast has rounded its weight gradient.
         """
         numbers = []
-        for record in tape.records.values():
+        for name, record in tape.records.items():
             content = record.content
-            numbers += [content, record.n if content == Content.SOLVABLE else 0, record.autocast, record.calls]
+            n = self._number(name, record, batch) if content == Content.SOLVABLE else 0
+            numbers += [content, n, record.autocast, record.calls]
         table = batch.processes.gather([int(number) for number in numbers], batch.device)
         found = {}
         for index, name in enumerate(tape.records):
@@ -188,6 +189,11 @@ class LocalEngine:
             elif max(contents) == Content.EMPTY:  # zeros would be a reason to decay to the rest optimizer
                 self.local[name].clear_gradients()
         return found
+
+    def _number(self, name: str, record: Record, batch: SharedBatch) -> int:
+        """How many rows the problem of a layer has in this process."""
+        reduces = self.settings.shared_rows == "reduce"
+        return record.blocks(name, batch.samples[batch.processes.rank]).count if reduces else record.n
 
     def trained_by(self, problems: Mapping[str, LocalProblem], outer: Optimizer, rest: Optimizer) -> dict[str, str]:
         """Who trains each layer, by name, with the reasons of those that turn out not to be local.

@@ -82,19 +82,20 @@ class LocalLayer:
         whole = gradients is not None and len(gradients) == parts and gradients[0].dtype == dtype
         return gradients if whole else None
 
-    def check(self, problem: LocalProblem, total: Callable[[Tensor], Tensor]) -> None:
+    def check(self, problem: LocalProblem, record: Record, total: Callable[[Tensor], Tensor]) -> None:
         """Refuses a layer that does not act as its kind says, by the first batch.
 
         Nothing is seen of an output that an activation in place has overwritten.
 
         Args:
             problem: The layer's problem.
+            record: What was recorded of the layer.
             total: Adds up what each part of the batch says, so that all refuse the layer or none.
 
         Raises:
             UserError: Names the kind and the layer.
         """
-        kind, operator = type(self.kind).__name__, problem.operator
+        kind, operator = type(self.kind).__name__, problem.operator.expanded or problem.operator
         weight, bias = self.matrices()
         if (weight.shape[1], bias is not None) != (operator.d_in, operator.bias):
             has, of_operator = (
@@ -107,7 +108,8 @@ class LocalLayer:
             raise UserError(f"{kind}: layer {self.name!r}: from_matrix does not undo matrix.")
         with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
             start = problem.start_matrix()
-            a, z = problem.pre_activation, operator.apply(start)
+            a = problem.pre_activation if operator is problem.operator else record.pre_activation(operator)
+            z = operator.apply(start)
             # Of the products before they cancel, which is what rounding is relative to.
             bound = _TOLERANCE * torch.linalg.vector_norm(start) * operator.trace().sqrt()
             wrong = torch.linalg.vector_norm(z - a) > bound if z.shape == a.shape else torch.ones_like(bound)
@@ -129,8 +131,9 @@ class LocalLayer:
         Raises:
             UserError: As ``check``, for a kind that is not of this package, in which the mistake is.
         """
+        record = record if record.content == Content.SOLVABLE else record.without_rows()
         try:
-            self.check(problem, total)
+            self.check(problem, record, total)
         except UserError:
             if type(self.kind).__module__.split(".")[0] != __name__.split(".")[0]:
                 raise
@@ -147,8 +150,7 @@ class LocalLayer:
         gradients = self.gradients()
         if gradients is None:
             return False
-        record = record if record.content == Content.SOLVABLE else record.without_rows()
-        g, operator = record.gradient(), problem.operator
+        g, operator = record.gradient(), problem.operator.expanded or problem.operator
         product = operator.adjoint(g)
         own = torch.cat(gradients, 1).to(product)
         missing = product[:, own.shape[1] :]  # of a bias without a gradient

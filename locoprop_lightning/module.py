@@ -8,19 +8,19 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW
 
-from locoprop_lightning.distributed import SharedBatch, share_batch
+from locoprop_lightning.distributed import share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
-from locoprop_lightning.observer import asked, observers
+from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings, check_trainer
-from locoprop_lightning.solvers import LocalSolver, Recording, Solution
+from locoprop_lightning.solvers import LocalSolver, Recording
 from locoprop_lightning.supervised import Batch, SupervisedModule, optimizer_from
 from locoprop_lightning.tasks import Task
 
@@ -48,6 +48,9 @@ class LocoPropModule(SupervisedModule):
         overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
         step_length: lambda_a is the length of the oracle's step in "targets", or that of a layer's step in
             "activations": the root mean square by which its outputs move, measured on 256 rows or more.
+        shared_rows: What a row is where a layer acts at several positions of a sample: "expand" takes each position for
+            one, "reduce" a sample, with the mean of its inputs and the sum of its gradients (Eschenhagen et al., 2023),
+            for ``ClosedForm`` alone. The first dimension of a layer's output must then be the samples.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
@@ -74,6 +77,7 @@ class LocoPropModule(SupervisedModule):
         damping: Literal["absolute", "relative"] = "absolute",
         overrides: dict[str, dict[str, float]] | None = None,
         step_length: Literal["targets", "activations"] = "targets",
+        shared_rows: Literal["expand", "reduce"] = "expand",
         guard: bool = True,
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
         rest_optimizer: OptimizerCallable = lambda p: AdamW(p),
@@ -96,6 +100,7 @@ class LocoPropModule(SupervisedModule):
             guard=guard,
             scheduled=scheduled,
             step_length=step_length,
+            shared_rows=shared_rows,
         )
         self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
         self._optimizer, self._rest_optimizer = optimizer, rest_optimizer
@@ -138,7 +143,8 @@ class LocoPropModule(SupervisedModule):
         self._step_rest(problems)
         solutions = engine.solve(problems, shared)
         engine.write(solutions)  # W0 - W+ where gradients are
-        self._observe(problems, solutions, shared)
+        if shared.wish > Recording.NOTHING:
+            tell(self.trainer, problems, engine.reports(solutions, shared), engine.counts)
         logs = self.logs_this_step
         outer.step()
         self._step_schedule()
@@ -156,15 +162,6 @@ class LocoPropModule(SupervisedModule):
         if self._scheduled == "inner" or any(p.grad is not None for p in self.network.parameters()):
             self.trainer.optimizers[1].step()  # not the wrapper's, which would count a second global step
         self.network.zero_grad(set_to_none=True)
-
-    def _observe(
-        self, problems: Mapping[str, LocalProblem], solutions: Mapping[str, Solution], batch: SharedBatch
-    ) -> None:
-        """Tells the observers what was recorded."""
-        if batch.wish > Recording.NOTHING:
-            reports = self.engine.reports(solutions, batch)
-            for observer in observers(self.trainer):
-                observer.on_solved(self.trainer, problems, reports, self.engine.counts)
 
     def _step_schedule(self) -> None:
         if (schedule := self.lr_schedulers()) is not None:

@@ -12,7 +12,7 @@ from locoprop_lightning.errors import UserError, check_choice, check_object, che
 from locoprop_lightning.layers.discovery import check_names, check_patterns
 from locoprop_lightning.local import Transfer, resolve_transfer
 from locoprop_lightning.oracles import Oracle
-from locoprop_lightning.solvers import IterativeSolver, LocalSolver
+from locoprop_lightning.solvers import ClosedForm, IterativeSolver, LocalSolver
 
 
 @dataclass
@@ -34,12 +34,14 @@ class LocalSettings:
     guard: bool
     scheduled: str = "outer"
     step_length: str = "targets"
+    shared_rows: str = "expand"
 
     def __post_init__(self) -> None:
         check_choice("", ("matching", "squared"), objective=self.objective)
         check_choice("", ("absolute", "relative"), damping=self.damping)
         check_choice("", ("outer", "inner"), scheduled=self.scheduled)
         check_choice("", ("targets", "activations"), step_length=self.step_length)
+        check_choice("", ("expand", "reduce"), shared_rows=self.shared_rows)
         check_positive("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
         for pattern, values in self.overrides.items():
@@ -88,6 +90,11 @@ class LocalSettings:
             raise UserError(
                 f"oracle={type(oracle).__name__} asks the solver for (C + lambda_r I)^-1, which {name} does not have; "
                 "take ClosedForm or Majorization."
+            )
+        if self.shared_rows == "reduce" and not isinstance(solver, ClosedForm):
+            raise UserError(
+                f"shared_rows='reduce': solver={name} goes over the rows, which then do not make the weight gradient; "
+                "take ClosedForm, or 'expand'."
             )
         if self.scheduled == "inner" and not solver.has_rate:
             raise UserError(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from locoprop_lightning.layers.kind import LayerKind, join
+from locoprop_lightning.local.blocks import Blocks
 from locoprop_lightning.local.operator import LinearOperator, MatrixOperator, gram
 
 _CHUNK_BYTES = 32 << 20  # of patches that are unfolded at once
@@ -164,7 +165,16 @@ class ConvolutionOperator(LinearOperator):
         rest, column = index // self.positions[1], index % self.positions[1]
         image, row = rest // self.positions[0], rest % self.positions[0]
         windows = self._windows(self.inputs[image])
-        patches = windows[torch.arange(len(index), device=index.device), row, column]  # [m, height, width, channels]
+        return self._at(windows[torch.arange(len(index), device=index.device), row, column])
+
+    def average(self, blocks: Blocks) -> "ConvolutionOperator":
+        """The operator at the mean patch of each image; the blocks are images."""
+        made = self._at(self._windows(self.inputs).mean((1, 2)))
+        made.expanded = self
+        return made
+
+    def _at(self, patches: Tensor) -> "ConvolutionOperator":
+        """The operator at patches [m, height, width, channels]."""
         return ConvolutionOperator(patches.permute(0, 3, 1, 2), self.bias, self.kernel_size, groups=self.groups)
 
     def dense(self) -> MatrixOperator:  # noqa: D102

@@ -65,7 +65,9 @@ class RightPreconditioner:
 
     def uses_kernel(self, problem: LocalProblem) -> bool:
         """Whether the layer is solved through Y Y^T."""
-        return problem.operator.groups == 1 and problem.n * (1 if self.kept.current else 2) < problem.operator.width
+        operator = problem.operator
+        few = problem.n * (1 if self.kept.current else 2) < operator.width
+        return few and operator.groups == 1 and operator.expanded is None
 
     def describe(self, problem: LocalProblem) -> str:
         """Who trains the layer, for the table of layers."""
