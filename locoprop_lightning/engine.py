@@ -118,8 +118,7 @@ class LocalEngine:
                 info.transfer, info.reason = None, "unfrozen after the optimizers were made"
             if info.transfer is not None:
                 self.local[info.name] = layer = self.layers[info.name]
-                lambdas = chosen.lambdas(info.name)
-                layer.transfer, layer.lambda_a, layer.lambda_r = info.transfer, lambdas["lambda_a"], lambdas["lambda_r"]
+                layer.take(info.transfer, **chosen.of_layer(info.name))
         transfers = str([(info.name, info.transfer and info.transfer.name) for info in found])
         if not processes.agree(transfers, next(network.parameters()).device):
             raise UserError(

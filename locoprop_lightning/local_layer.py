@@ -44,6 +44,7 @@ class LocalLayer:
     Attributes:
         lambda_a: Length of the oracle's step, as the settings of the fit have it.
         lambda_r: Strength of the proximal term.
+        unit_groups: Groups of neighbouring units that are layers of their own to the oracle.
         transfer: f, once the first batch has told what follows the layer; None where the layer is not local.
         solver_state: What the solver keeps from step to step.
         oracle_state: What the oracle keeps.
@@ -52,6 +53,7 @@ class LocalLayer:
 
     lambda_a: float
     lambda_r: float
+    unit_groups = 1
 
     def __init__(self, name: str, module: nn.Module, kind: LayerKind) -> None:
         self.name = name
@@ -61,6 +63,27 @@ class LocalLayer:
         self.solver_state: State = {}
         self.oracle_state: State = {}
         self.counts: dict[str, int] = {}
+
+    def take(self, transfer: Transfer, lambda_a: float, lambda_r: float, unit_groups: float) -> None:
+        """Takes the settings of a fit.
+
+        Args:
+            transfer: f.
+            lambda_a: As the attribute.
+            lambda_r: As the attribute.
+            unit_groups: As the attribute.
+
+        Raises:
+            UserError: Where the units do not fall into so many groups of one size.
+        """
+        units = len(self.matrices()[0])
+        if units % unit_groups:
+            raise UserError(
+                f"overrides: unit_groups={unit_groups:g}: layer {self.name!r} has {units} units, which are not "
+                "so many groups of one size."
+            )
+        self.transfer, self.lambda_a, self.lambda_r = transfer, lambda_a, lambda_r
+        self.unit_groups = int(unit_groups)
 
     def matrices(self) -> tuple[Tensor, Tensor | None]:
         """W0 [d_out, d_in] and b0 [d_out]."""

@@ -13,6 +13,7 @@ from locoprop_lightning.layers.tape import Content
 from locoprop_lightning.local import LinearOperator, LocalProblem, Rows, State
 from locoprop_lightning.local_layer import LocalLayer
 from locoprop_lightning.oracles import Oracle
+from locoprop_lightning.oracles.grouped import GroupedOracle
 from locoprop_lightning.settings import LocalSettings
 
 
@@ -50,6 +51,13 @@ def make_problem(
         own, g, sampled = own.average(blocks), blocks.sums(every), [blocks.sums(x) for x in sampled]
         pre_activation = lambda _: blocks.means(record.pre_activation(expanded))  # noqa: E731
     terms, state = batch.terms, layer.oracle_state
+    if layer.unit_groups > 1:
+        if own.groups > 1:
+            raise UserError(
+                f"overrides: unit_groups={layer.unit_groups}: layer {layer.name!r} is a convolution with groups of "
+                "its own; leave it out."
+            )
+        oracle = GroupedOracle(oracle, layer.unit_groups)
     shard = {"rows": rows} if batch.processes.size > 1 else {}  # an oracle may do without in one process
     oracle.observe(g, sampled, terms, state, **shard)
     operator = batch.processes.operator(own, rows)

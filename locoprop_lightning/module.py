@@ -45,7 +45,9 @@ class LocoPropModule(SupervisedModule):
         transfers: f of a layer by name, a name or a Transfer, overriding what the probing pass finds.
         skip: Patterns of layers that ``rest_optimizer`` trains.
         damping: "absolute" takes lambda_r as it is, "relative" times the mean eigenvalue of C.
-        overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
+        overrides: By pattern of layers, of which a later match wins: lambda_a, lambda_r, and unit_groups, the number of
+            equal groups of neighbouring units that the oracle takes for layers of their own, such as 3 where queries,
+            keys and values are one layer.
         step_length: lambda_a is the length of the oracle's step in "targets", or that of a layer's step in
             "activations": the root mean square by which its outputs move, measured on 256 rows or more.
         shared_rows: What a row is where a layer acts at several positions of a sample: "expand" takes each position for

@@ -46,9 +46,13 @@ class LocalSettings:
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
         for pattern, values in self.overrides.items():
             for key, value in values.items():
-                if key not in ("lambda_a", "lambda_r"):
-                    raise UserError(f"overrides[{pattern!r}] has no setting {key!r}: take lambda_a or lambda_r.")
+                if key not in ("lambda_a", "lambda_r", "unit_groups"):
+                    raise UserError(
+                        f"overrides[{pattern!r}] has no setting {key!r}: take lambda_a, lambda_r or unit_groups."
+                    )
                 check_positive("", **{f"overrides[{pattern!r}].{key}": value})
+                if key == "unit_groups" and value != int(value):
+                    raise UserError(f"overrides[{pattern!r}].unit_groups={value}: must be a whole number.")
 
     def check(self, layers: Iterable[str], reasons: Mapping[str, str]) -> None:
         """Refuses names and patterns that match none of the layers that may be local.
@@ -102,13 +106,13 @@ class LocalSettings:
                 "GradientDescent."
             )
 
-    def lambdas(self, name: str) -> dict[str, float]:
-        """The lambdas of a layer; a later pattern wins."""
-        lambdas = {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r}
+    def of_layer(self, name: str) -> dict[str, float]:
+        """The lambdas and the groups of units of a layer; a later pattern wins."""
+        found: dict[str, float] = {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r, "unit_groups": 1}
         for pattern, values in self.overrides.items():
             if fnmatchcase(name, pattern):
-                lambdas |= values
-        return lambdas
+                found |= values
+        return found
 
 
 def check_takes_rows(oracle: Oracle) -> None:
