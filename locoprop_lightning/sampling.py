@@ -8,6 +8,7 @@ import torch
 from locoprop_lightning.distributed import SharedBatch
 from locoprop_lightning.engine import Draw, LocalEngine
 from locoprop_lightning.layers import Tape
+from locoprop_lightning.oracles.grouped import group_states
 from locoprop_lightning.seed import run_seed
 from locoprop_lightning.tasks import Task, detached
 
@@ -29,7 +30,12 @@ def sampled_gradients(
     Returns:
         For each draw the gradients of each call by layer, as ``Record.join`` takes them.
     """
-    known = {name: layer.oracle_state for name, layer in engine.local.items() if layer.oracle_state}
+    known = {
+        f"{name} {i}": state
+        for name, layer in engine.local.items()
+        if layer.oracle_state
+        for i, state in enumerate(group_states(layer.oracle_state, layer.unit_groups))
+    }
     draws = engine.oracle.draws(known or {name: {} for name in tape.records})
     if draws == 0:
         return []

@@ -1,6 +1,6 @@
 """What all Lightning modules of this package share, and the module of the baselines: plain back-propagation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,8 +17,8 @@ from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
 from locoprop_lightning.layers.compiled import original, tell_uncompiled, uncompiled
 from locoprop_lightning.layers.probe import call
-from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
-from locoprop_lightning.optimizers.split import NamesNeeded
+from locoprop_lightning.optimizers import LinearDecay, owned_parameters
+from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter, describe
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
 
@@ -197,8 +197,7 @@ class SupervisedModule(LightningModule):
         """What must be the same for the optimizers' state to fit: their kinds, and how many parameters they have."""
         names = []
         for optimizer in self.trainer.optimizers:
-            parts = optimizer.children if isinstance(optimizer, SplitOptimizer) else (optimizer,)
-            kinds = "/".join(type(part).__name__ for part in parts)
+            kinds = optimizer.signature if isinstance(optimizer, JoinedOptimizer) else type(optimizer).__name__
             names.append(f"{kinds} ({sum(len(group['params']) for group in optimizer.param_groups)} parameters)")
         return names
 
@@ -235,8 +234,8 @@ class BackpropModule(SupervisedModule):
         if self._starting:
             self._starting = False
             layers = discover(self.network, self.task.inputs(batch))
-            name = type(self.trainer.optimizers[0]).__name__
-            trained = {layer.name: name for layer in layers if layer.reason != "frozen"}
+            (optimizer,) = self.trainer.optimizers
+            trained = {x.name: describe(optimizer, x.module) for x in layers if x.reason != "frozen"}
             print_layers(self.trainer, layers, trained, plain=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -249,7 +248,7 @@ class BackpropModule(SupervisedModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of all trainable parameters, and its schedule."""
-        trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        trainable = [entry for entry in owned_parameters(self.network) if entry.parameter.requires_grad]
         optimizer = optimizer_from("optimizer", self._optimizer, trainable)
         if self._lr_scheduler is None:
             return optimizer
@@ -259,20 +258,20 @@ class BackpropModule(SupervisedModule):
         }
 
 
-def optimizer_from(setting: str, factory: OptimizerCallable, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """Makes an optimizer; it is given the parameters' names where it asks for them.
+def optimizer_from(setting: str, factory: OptimizerCallable, parameters: Sequence[OwnedParameter]) -> Optimizer:
+    """Makes an optimizer; it is given the parameters' names and modules where it asks for them.
 
     Args:
         setting: Name of the setting.
         factory: What the user chose.
-        parameters: The parameters by name.
+        parameters: The parameters.
     """
-    optimizer: Optimizer
     try:
-        optimizer = make_from(setting, factory, list(parameters.values()))
+        optimizer: Optimizer = make_from(setting, factory, [entry.parameter for entry in parameters])
+        wants_modules = isinstance(optimizer, JoinedOptimizer) and optimizer.wants_modules
     except NamesNeeded:
-        optimizer = make_from(setting, factory, list(parameters.items()))
-    return optimizer
+        wants_modules = True
+    return make_from(setting, factory, list(parameters)) if wants_modules else optimizer
 
 
 def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:

@@ -97,6 +97,7 @@ class SummedOperator(LinearOperator):
         self.bias = own.bias
         self.groups = own.groups
         self.diagonal = own.diagonal
+        self.expanded = None if own.expanded is None else SummedOperator(own.expanded, shard)
 
     @property
     def n(self) -> int:  # noqa: D102

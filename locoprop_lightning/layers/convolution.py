@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from locoprop_lightning.layers.kind import LayerKind, join
+from locoprop_lightning.local.blocks import Blocks
 from locoprop_lightning.local.operator import LinearOperator, MatrixOperator, gram
 
 _CHUNK_BYTES = 32 << 20  # of patches that are unfolded at once
@@ -194,7 +195,16 @@ class ConvolutionOperator(LinearOperator):
             places.insert(0, image % size)
             image = image // size
         windows = self._windows(self.inputs[image])
-        patches = windows[(torch.arange(len(index), device=index.device), *places)]  # [m, *kernel_size, channels]
+        return self._at(windows[(torch.arange(len(index), device=index.device), *places)])
+
+    def average(self, blocks: Blocks) -> "ConvolutionOperator":
+        """The operator at the mean patch of each image; the blocks are images."""
+        made = self._at(self._windows(self.inputs).mean(tuple(range(1, 1 + len(self.positions)))))
+        made.expanded = self
+        return made
+
+    def _at(self, patches: Tensor) -> "ConvolutionOperator":
+        """The operator at patches [m, *kernel_size, channels]."""
         return ConvolutionOperator(patches.movedim(-1, 1), self.bias, self.kernel_size, groups=self.groups)
 
     def dense(self) -> MatrixOperator:  # noqa: D102

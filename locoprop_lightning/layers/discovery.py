@@ -12,7 +12,8 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers.compiled import named_modules
 from locoprop_lightning.layers.kind import LayerKind, kind_of
 from locoprop_lightning.layers.probe import probe
-from locoprop_lightning.local.transfer import Identity, Transfer, resolve_transfer
+from locoprop_lightning.local import Transfer, resolve_transfer
+from locoprop_lightning.local.transfer import Identity
 
 ON_REQUEST = "local on request (include)"
 UNSEEN: Mapping[tuple[type[nn.Module], ...], str] = {

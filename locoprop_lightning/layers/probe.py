@@ -9,17 +9,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from locoprop_lightning.layers.compiled import uncompiled
+from locoprop_lightning.layers.consumers import name_of, transfer_of
 from locoprop_lightning.layers.kind import LayerKind
-from locoprop_lightning.local.transfer import (
-    Identity,
-    LeakyReLU,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Softplus,
-    Tanh,
-    Transfer,
-)
+from locoprop_lightning.local.transfer import Identity, Transfer
 
 FORWARD_TOLERANCE = 2**-7  # of an output against its operator's, relative: above the rounding of bfloat16
 
@@ -132,8 +124,8 @@ class Probe(TorchFunctionMode):
             if key in self._outputs and self._outputs[key][1] is tensor:
                 name = self._outputs[key][0]
                 layer, kind = self._layers[name]
-                self._consumers[name].append(_transfer_of(func, args, kwargs, kind.units(layer)))
-                self._functions[name].append(getattr(func, "__name__", "a function").strip("_"))
+                self._consumers[name].append(transfer_of(func, args, kwargs, kind.units(layer)))
+                self._functions[name].append(name_of(func))
                 if any(x is tensor for x in made):  # in place: what follows consumes the activation
                     del self._outputs[key]
         return result
@@ -165,36 +157,3 @@ class Probe(TorchFunctionMode):
         if any(repr(c) != repr(first) for c in consumers):
             return Identity(), "different activations follow", False
         return first, "", False
-
-
-def _transfer_of(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], units: int
-) -> Transfer | None:
-    """The transfer that a torch function or Tensor method computes of its first argument, if it is a known one.
-
-    Args:
-        func: The function.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        units: The dimension of the units in the first argument, from the last, which is -1.
-    """
-
-    def argument(position: int, name: str, default: Any) -> Any:
-        return args[position] if len(args) > position else kwargs.get(name, default)
-
-    name = getattr(func, "__name__", "").rstrip("_")
-    if name == "tanh":
-        return Tanh()
-    if name == "relu":
-        return ReLU()
-    if name == "sigmoid":
-        return Sigmoid()
-    if name == "leaky_relu":
-        slope = argument(1, "negative_slope", 0.01)
-        return LeakyReLU(slope) if slope >= 0 else None
-    if name == "softplus":
-        return Softplus(float(argument(1, "beta", 1.0)))
-    if name == "softmax" and args:
-        dim = argument(1, "dim", None)
-        return Softmax() if dim is not None and dim in (units, args[0].dim() + units) else None
-    return None

@@ -1,5 +1,6 @@
 """Records inputs Y, pre-activations A and gradients G of chosen layers in one forward and backward pass."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from itertools import islice
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers.kind import LayerKind, join
+from locoprop_lightning.local.blocks import Blocks
 from locoprop_lightning.local.operator import LinearOperator
 
 
@@ -128,6 +130,37 @@ class Record:
             return len(index)
         outputs = [self._outputs[call][0] for call in self._counting]
         return sum(a.numel() // a.shape[units] for a in outputs)
+
+    def blocks(self, name: str, samples: int) -> Blocks:
+        """The rows of each sample and call, of the rows that count; an output without positions has a row a sample.
+
+        Args:
+            name: Name of the layer, for messages.
+            samples: Samples of the batch, which the first dimension of every output with positions must be.
+
+        Raises:
+            UserError: Where it is not.
+        """
+        units, lengths = self._kind.units(self._module), []
+        for a in (self._outputs[call][0] for call in self._counting):
+            leading = list(a.shape)
+            del leading[units]
+            count = leading[0] if leading else 1
+            if len(leading) > 1 and count not in (0, samples):
+                raise UserError(
+                    f"shared_rows='reduce': layer {name!r} has outputs {list(a.shape)}, whose first dimension is not "
+                    f"that of the batch's {samples} samples; leave the layer out with skip, or take 'expand'."
+                )
+            lengths += [math.prod(leading[1:])] * count
+        index = self._rows_that_count()
+        if index is None and len(set(lengths)) <= 1:
+            return Blocks(len(lengths), lengths[0] if lengths else 1)
+        found = torch.tensor(lengths, device=self._outputs[0][0].device)
+        if index is not None:
+            owner = torch.repeat_interleave(torch.arange(len(found), device=found.device), found)
+            found = torch.bincount(owner[index], minlength=len(found))
+            found = found[found > 0]
+        return Blocks(len(found), lengths=found)
 
     @property
     def content(self) -> Content:

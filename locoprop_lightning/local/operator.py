@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from locoprop_lightning.local.blocks import Blocks
+
 _BLOCK = 128  # columns of X^T X below which a block does not pay
 
 
@@ -23,11 +25,13 @@ class LinearOperator(ABC):
         bias: Whether the layer has a bias.
         groups: Groups of units, each of which sees inputs of its own.
         diagonal: Whether C is a diagonal, which is then all that ``gram`` gives.
+        expanded: The operator of all rows, where these are but means of them: the weight gradient is its G^T Y.
     """
 
     bias: bool
     groups = 1
     diagonal = False
+    expanded: "LinearOperator | None" = None
 
     @property
     @abstractmethod
@@ -69,6 +73,10 @@ class LinearOperator(ABC):
     def select(self, index: Tensor) -> "LinearOperator":
         """The operator at some of the rows at hand, int64 [m]."""
 
+    def average(self, blocks: Blocks) -> "LinearOperator":
+        """The operator, with one group, whose rows are the means of blocks of the rows at hand."""
+        return MatrixOperator(blocks.means(self.dense().rows), self.bias, expanded=self)
+
     @abstractmethod
     def dense(self) -> "MatrixOperator":
         """The same operator, with one group, as a product with a matrix Y."""
@@ -108,11 +116,13 @@ class MatrixOperator(LinearOperator):
     Args:
         rows: Y, inputs of the layer [n, d_in].
         bias: Whether the layer has a bias.
+        expanded: As in ``LinearOperator``.
     """
 
-    def __init__(self, rows: Tensor, bias: bool) -> None:
+    def __init__(self, rows: Tensor, bias: bool, expanded: LinearOperator | None = None) -> None:
         self.rows = rows  # Y
         self.bias = bias
+        self.expanded = expanded
 
     @property
     def n(self) -> int:  # noqa: D102

@@ -67,7 +67,7 @@ class RightPreconditioner:
     def uses_kernel(self, problem: LocalProblem) -> bool:
         """Whether the layer is solved through Y Y^T."""
         operator = problem.operator
-        if operator.groups > 1 or operator.diagonal:
+        if operator.groups > 1 or operator.diagonal or operator.expanded is not None:
             return False
         return problem.n * (1 if self.kept.current else 2) < operator.width
 

@@ -241,6 +241,19 @@ RUNS = {
     "spectral": (Convolutions, partial(ClosedForm, **KEPT), SPECTRAL, {}),
     "spectral_wide": (mlp, partial(ClosedForm, **KEPT), SPECTRAL, dict(size=24)),
     "spectral_m": (mlp, partial(Majorization, 2), SPECTRAL | dict(objective="matching"), {}),
+    "reduced": (
+        Convolutions,
+        partial(ClosedForm, **KEPT),
+        dict(
+            oracle=partial(WhitenedOracle, samples=0, damping=0.1),
+            lambda_a=0.05,
+            lambda_r=0.1,
+            damping="relative",
+            shared_rows="reduce",
+            **SQUARED,
+        ),
+        dict(size=81),
+    ),
     "rest": (mlp, ClosedForm, dict(lambda_a=30.0, lambda_r=10.0, skip=["3"], **SQUARED), {}),
     "twice": (
         Twice,

@@ -5,6 +5,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import discover
+from locoprop_lightning.local.activations import SELU, Hardsigmoid
 from locoprop_lightning.local.transfer import Softplus
 
 
@@ -54,6 +55,22 @@ def test_tanh(tanh):
         (nn.Softplus(beta=2.0), "Softplus(2.0)"),
         (nn.Softmax(dim=-1), "Softmax()"),
         (lambda a: a.softmax(1), "Softmax()"),
+        (nn.ELU(0.5), "ELU(0.5, 1.0, 1.0)"),
+        (lambda a: F.elu_(a), "ELU(1.0, 1.0, 1.0)"),
+        (nn.CELU(2.0, inplace=True), "ELU(2.0, 1.0, 0.5)"),
+        (nn.SELU(), repr(SELU())),
+        (nn.Softsign(), "Softsign()"),
+        (nn.LogSigmoid(), "LogSigmoid()"),
+        (nn.Hardtanh(-2.0, 3.0), "Hardtanh(-2.0, 3.0, 1.0, 0.0)"),
+        (nn.ReLU6(), "Hardtanh(0.0, 6.0, 1.0, 0.0)"),
+        (F.relu6, "Hardtanh(0.0, 6.0, 1.0, 0.0)"),
+        (nn.Hardsigmoid(), repr(Hardsigmoid())),
+        (lambda a: a.clamp(-1, 1), "Hardtanh(-1.0, 1.0, 1.0, 0.0)"),
+        (lambda a: torch.clip(a, max=2), "Hardtanh(-inf, 2.0, 1.0, 0.0)"),
+        (lambda a: a.clamp(min=0), "ReLU()"),
+        (lambda a: a.clamp(min=torch.zeros(4)), "Identity()"),
+        (lambda a: a.clamp(1, -1), "Identity()"),
+        (nn.ELU(-0.5), "Identity()"),
         (nn.Softmax(dim=0), "Identity()"),
         (nn.GELU(), "Identity()"),
         (nn.LayerNorm(4), "Identity()"),
