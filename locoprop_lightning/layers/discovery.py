@@ -145,10 +145,10 @@ def discover(
             continue
         if name not in found:
             layers.append(LayerInfo(name, module, None, told.get(name, "")))
-        elif watched.read_elsewhere(name):
-            layers.append(LayerInfo(name, module, None, "weights are read outside the layer"))
         elif name in watched.strangers:
             layers.append(LayerInfo(name, module, None, "its output is not its matrix times its input"))
+        elif watched.read_elsewhere(name):
+            layers.append(LayerInfo(name, module, None, "weights are read outside the layer"))
         elif watched.calls[name] == 0:  # a later batch may call it
             transfer = resolve_transfer(transfers.get(name, "identity"))
             layers.append(LayerInfo(name, module, transfer, "not called in the first batch"))
