@@ -2,6 +2,7 @@
 
 import ast
 import re
+import warnings
 
 import pytest
 
@@ -16,6 +17,25 @@ def test_examples_of_the_architecture_run(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", PAGES["architecture.md"], re.DOTALL)
     assert len(blocks) > 10
     scope = {"__name__": "architecture"}
+    for block in blocks:
+        exec(block, scope)
+
+
+SECTIONS = [part for part in PAGES["your_model.md"].split("\n## ") if "```python" in part]
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the packages, about each other
+@pytest.mark.parametrize("section", SECTIONS[1:], ids=lambda section: section.partition("\n")[0])
+def test_examples_of_your_model_run(section):
+    blocks = [block for part in (SECTIONS[0], section) for block in re.findall(r"```python\n(.*?)```", part, re.DOTALL)]
+    for package in ("transformers", "timm", "torch_geometric", "peft"):
+        if package in section.partition("```python")[2]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what packages say when they are imported
+                pytest.importorskip(package, reason=f"{package} is not installed")
+    scope = {"__name__": "your_model"}
     for block in blocks:
         exec(block, scope)
 
