@@ -39,7 +39,7 @@ class SupervisedModule(LightningModule):
         check_object(nn.Module, network=network)
         check_object(Task, task=task)
         self.network = original(network)
-        self._called = (network,)  # in a tuple, so that it is no second part of this module
+        self._compiled = (network,)  # in a tuple, so that it is no second part of this module
         self.task = task
         metrics = task.metrics()
         self.train_metrics = metrics.clone(prefix="train/")
@@ -52,11 +52,17 @@ class SupervisedModule(LightningModule):
 
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
-        return call(self._called[0], x)
+        return call(self._called, x)
+
+    @property
+    def _called(self) -> nn.Module:
+        """The network as it was given, compiled perhaps; another one, if it has been set since."""
+        (compiled,) = self._compiled
+        return compiled if original(compiled) is self.network else self.network
 
     def uncompiled(self) -> AbstractContextManager[object]:
         """Context in which the network runs as it is written, which its layers are recorded in."""
-        return uncompiled(self._called[0])
+        return uncompiled(self._called)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -173,7 +179,7 @@ class SupervisedModule(LightningModule):
                 f"trainer counts {self.trainer.world_size}: let Lightning start them, or leave the process group."
             )
         if not self.automatic_optimization:  # its training steps record
-            tell_uncompiled(self._called[0])
+            tell_uncompiled(self._called)
         self.val_metrics.reset()  # a pass in inference mode leaves states that no other may write into
         self.untouched = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         saved, own = self._saved_optimizers, self._optimizer_names()

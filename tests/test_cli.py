@@ -122,7 +122,8 @@ def test_fit_validate_test_and_predict(folder, capsys):
         (["--model.lambda_a", "nan"], "model.lambda_a: must be a finite number, not nan"),
         (
             ["--model.overrides.1.lambda_r", "3"],
-            """model.overrides: must be lambdas by pattern of layers, such as '{"1": {"lambda_r": 3}}', not 3""",
+            "model.overrides: must be lambdas and unit_groups by pattern of layers, such as "
+            """'{"1": {"lambda_r": 3}}', not 3""",
         ),
         (["--model.skip", "5"], """model.skip: must be a list of patterns of layers, such as '["1"]', not 5"""),
         (["--seed_everything=-5"], "seed_everything=-5: must be at least 0."),

@@ -40,20 +40,21 @@ class LabelTask(Task):
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """Mean cross-entropy of logits and labels, nats a label that counts; 0 where none does."""
-        flat = self.logits(output).movedim(self.dim, -1).flatten(0, -2)
+        flat = self.tensor_of_logits(output).movedim(self.dim, -1).flatten(0, -2)
         total = nn.functional.cross_entropy(flat, target.flatten(), ignore_index=self.ignore_index, reduction="sum")
         return total / (target != self.ignore_index).sum().clamp_min(1)
 
-    def logits(self, output: Any) -> Tensor:
-        """The output, which must be a tensor.
+    def tensor_of_logits(self, output: Any) -> Tensor:
+        """The logits of an output.
 
         Raises:
-            UserError: Names what it is.
+            UserError: Names what they are, where they are no tensor.
         """
-        if not isinstance(output, Tensor):
-            name, kind = type(self).__name__, type(output).__name__
+        logits = self.logits(output)
+        if not isinstance(logits, Tensor):
+            name, kind = type(self).__name__, type(logits).__name__
             raise UserError(f"{name}: the network's output is a {kind}, not a tensor of logits; override logits().")
-        return output
+        return logits
 
     def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Labels drawn from softmax of logits."""
@@ -63,7 +64,7 @@ class LabelTask(Task):
 
     def predict(self, output: Any) -> Any:
         """The most likely labels."""
-        return self.logits(output).argmax(self.dim)
+        return self.tensor_of_logits(output).argmax(self.dim)
 
 
 class Classification(LabelTask):
@@ -81,7 +82,7 @@ class Classification(LabelTask):
 
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """Mean cross-entropy of logits [n, num_classes, ...] and labels [n, ...], nats."""
-        outputs = self.logits(output).shape[1]
+        outputs = self.tensor_of_logits(output).shape[1]
         if outputs != self.num_classes:
             way_out = f"the network has {outputs} outputs; make them agree"
             raise UserError(f"Classification(num_classes={self.num_classes}): {way_out}.")
@@ -107,4 +108,4 @@ class LanguageModelling(LabelTask):
 
     def score(self, output: Any) -> Tensor:
         """The logits [n, length, vocabulary]."""
-        return self.logits(output)
+        return self.tensor_of_logits(output)
