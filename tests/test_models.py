@@ -1,5 +1,6 @@
 """Networks of other packages, and what is particular about them: tiny, with random weights, a fit of 20 steps."""
 
+import copy
 import gc
 import importlib
 import math
@@ -16,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.oracles import RMSOracle
+from locoprop_lightning.oracles import RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Classification, HuggingFaceTask
+from tests.support import close
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -252,6 +254,40 @@ def test_a_family(name, tmp_path):
     assert len(rest) == STEPS // 2 and rest == losses[STEPS // 2 :]
     for a, b in zip(network.parameters(), other.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def tokens(padded):
+    """Tokens with a class each, that of every fifth missing; padded ones have no class."""
+    ids = 1 + torch.arange(SAMPLES * LENGTH).reshape(SAMPLES, LENGTH) * 7 % (TOKENS - 1)
+    mask, labels = torch.ones_like(ids), torch.where(ids % 5 > 0, ids % CLASSES, -100)
+    if padded:
+        more = torch.zeros(SAMPLES, 3, dtype=torch.long)
+        ids, mask, labels = (torch.cat(parts, 1) for parts in ((ids, more), (mask, more), (labels, more - 100)))
+    return [dict(input_ids=i, attention_mask=m, labels=y) for i, m, y in zip(ids, mask, labels, strict=True)]
+
+
+PADDED = {
+    "gpt2": (gpt2, NEXT),
+    "bert": (lambda: hugging_face("BertForTokenClassification", "BertConfig", **SIZES, num_labels=CLASSES), LABELS),
+}
+
+
+@pytest.mark.parametrize("oracle", [RMSOracle(), WhitenedOracle(damping=1.0, samples=0), SpectralOracle()], ids=repr)
+@pytest.mark.parametrize("name", PADDED)
+def test_a_padded_batch_trains_as_one_without_padding(name, oracle):
+    make, task = PADDED[name]
+    torch.manual_seed(0)
+    network, found = deterministic(make()).double(), []
+    start, rest = copy.deepcopy(network), lambda p: torch.optim.SGD(p, lr=0.1)
+    for padded in (False, True):
+        module, losses = train(
+            copy.deepcopy(network), task, tokens(padded), steps=2, oracle=oracle, rest_optimizer=rest, lambda_a=0.05
+        )
+        found.append((dict(module.network.named_parameters()), torch.tensor(losses)))
+    close(found[1][1], found[0][1], 1e-6)
+    for key, value in found[0][0].items():
+        close(found[1][0][key], value, 1e-10)
+    assert all(not torch.equal(found[0][0][n], p) for n, p in start.named_parameters() if "encoder" in n or ".h." in n)
 
 
 class Memory(Callback):
