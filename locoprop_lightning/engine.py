@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from locoprop_lightning.checkpoints import LOCAL_LAYERS, local_layers
 from locoprop_lightning.distributed import Communicator, SharedBatch
@@ -14,7 +15,9 @@ from locoprop_lightning.layers import LayerInfo, Record, Tape, discover
 from locoprop_lightning.layers.discovery import candidates, reasons
 from locoprop_lightning.layers.tape import Content
 from locoprop_lightning.local import LocalProblem, Rows
-from locoprop_lightning.local_layer import LocalLayer, Report
+from locoprop_lightning.local_layer import UNRECORDED, LocalLayer, Report
+from locoprop_lightning.local_problems import make_problem
+from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
 from locoprop_lightning.oracles import Oracle
 from locoprop_lightning.settings import LocalSettings, check_takes_rows
 from locoprop_lightning.solvers import (
@@ -55,7 +58,7 @@ class LocalEngine:
         self._verified = False
         self._known: list[LocalLayer] = []  # to the optimizers
         self.refresh(network)
-        settings.check((layer.name for layer in self._known), reasons(network, settings.skip))
+        settings.check((layer.name for layer in self._known), reasons(network, settings.skip, settings.include))
 
     def replace(self, solver: LocalSolver, oracle: Oracle) -> None:
         """Takes another solver or oracle from the next step on; what the one before has kept is forgotten.
@@ -78,7 +81,7 @@ class LocalEngine:
         Args:
             network: The network; some of its layers may have been frozen or replaced since.
         """
-        now = candidates(network, self.settings.skip)
+        now = candidates(network, self.settings.skip, self.settings.include)
         for name, (module, kind) in now.items():
             if name not in self.layers or self.layers[name].module is not module:
                 self.layers[name] = LocalLayer(name, module, kind)
@@ -102,21 +105,20 @@ class LocalEngine:
         """
         if self.found is not None:
             return False
-        chosen = self.settings
-        found = discover(network, x, chosen.skip, chosen.transfers, chosen.objective, chosen.output_transfer)
+        own = self.settings
+        found = discover(network, x, own.skip, own.transfers, own.objective, own.output_transfer, own.include)
         outputs = sum(info.output for info in found)
-        if chosen.output_transfer != "identity" and outputs != 1:
+        if own.output_transfer != "identity" and outputs != 1:
             raise UserError(
                 f"output_transfer='link' needs one layer whose pre-activation is the network's output, but there are "
-                f"{outputs}: set transfers={{name: {chosen.output_transfer!r}}} instead."
+                f"{outputs}: set transfers={{name: {own.output_transfer!r}}} instead."
             )
         for info in found:
             if info.local and self.layers.get(info.name) not in self._known:
                 info.transfer, info.reason = None, "unfrozen after the optimizers were made"
             if info.transfer is not None:
                 self.local[info.name] = layer = self.layers[info.name]
-                lambdas = chosen.lambdas(info.name)
-                layer.transfer, layer.lambda_a, layer.lambda_r = info.transfer, lambdas["lambda_a"], lambdas["lambda_r"]
+                layer.take(info.transfer, **own.of_layer(info.name))
         transfers = str([(info.name, info.transfer and info.transfer.name) for info in found])
         if not processes.agree(transfers, next(network.parameters()).device):
             raise UserError(
@@ -150,7 +152,8 @@ class LocalEngine:
         with torch.autocast(batch.device.type, enabled=False):
             for name, (rows, rounded) in self._with_rows(tape, batch).items():
                 layer, record, draws = self.local[name], tape.records[name], [draw.get(name) for draw in sampled]
-                tasks[name] = partial(self._problem, layer, record, draws, batch, rows, rounded, rate)
+                parts = layer, record, draws, self.oracle, self.settings
+                tasks[name] = partial(make_problem, *parts, batch, rows, rounded, rate)
             problems = batch.processes.run(tasks)
             return problems if self._verified else self._verify(problems, tape, batch)
 
@@ -172,9 +175,10 @@ class LocalEngine:
             The rows of each, and whether autocast has rounded its weight gradient.
         """
         numbers = []
-        for record in tape.records.values():
+        for name, record in tape.records.items():
             content = record.content
-            numbers += [content, record.n if content == Content.SOLVABLE else 0, record.autocast, record.calls]
+            n = self._number(name, record, batch) if content == Content.SOLVABLE else 0
+            numbers += [content, n, record.autocast, record.calls]
         table = batch.processes.gather([int(number) for number in numbers], batch.device)
         found = {}
         for index, name in enumerate(tape.records):
@@ -185,59 +189,18 @@ class LocalEngine:
                 self.local[name].clear_gradients()
         return found
 
-    def _problem(
-        self,
-        layer: LocalLayer,
-        record: Record,
-        draws: list[Sequence[Tensor | None] | None],
-        batch: SharedBatch,
-        rows: Rows,
-        rounded: bool,
-        rate: float,
-    ) -> LocalProblem:
-        """The problem of one layer, after the oracle has seen its gradients."""
-        if record.content != Content.SOLVABLE:  # other processes alone have rows
-            record, draws = record.without_rows(), [None] * len(draws)
-        g, oracle, terms, state = record.gradient(), self.oracle, batch.terms, layer.oracle_state
-        shard = {"rows": rows} if batch.processes.size > 1 else {}  # an oracle may do without in one process
-        oracle.observe(g, [g if draw is None else record.join(draw) for draw in draws], terms, state, **shard)
-        operator = batch.processes.operator(record.operator(), rows)
-        weight, bias = layer.matrices()
-        reused, weight_direction, prepare = None if rounded else layer.reusable(g.dtype), None, None
-        # G^T Y as a tensor that the oracle may write over
-        plain = partial(operator.adjoint, g) if reused is None else partial(torch.cat, reused, 1)
-        if reused is not None or oracle.asks_inverse:
-            weight_direction = lambda: oracle.weight_direction(plain(), terms, state)  # noqa: E731
-        if oracle.asks_inverse:
-            prepare = lambda inverse: oracle.prepare(plain(), inverse, operator.groups, state)  # noqa: E731
-        lambda_r: float | Tensor = layer.lambda_r
-        if self.settings.damping == "relative":
-            mean = operator.trace() / operator.width
-            lambda_r = layer.lambda_r * mean.clamp_min(torch.finfo(mean.dtype).tiny)  # inputs of zeros
-        assert layer.transfer is not None
-        return LocalProblem(
-            operator,
-            pre_activation=partial(record.pre_activation, operator),
-            direction=partial(oracle.direction, g, terms, state),
-            weight=weight.to(g.dtype),
-            bias=None if bias is None else bias.to(g.dtype),
-            transfer=layer.transfer,
-            lambda_a=layer.lambda_a,
-            lambda_r=lambda_r,
-            rate=rate,
-            weight_direction=weight_direction,
-            prepare=prepare,
-            length=layer.lambda_a if self.settings.step_length == "activations" else None,
-            name=layer.name,
-        )
+    def _number(self, name: str, record: Record, batch: SharedBatch) -> int:
+        """How many rows the problem of a layer has in this process."""
+        reduces = self.settings.shared_rows == "reduce"
+        return record.blocks(name, batch.samples[batch.processes.rank]).count if reduces else record.n
 
-    def trained_by(self, problems: Mapping[str, LocalProblem], batch: SharedBatch, rest: str) -> dict[str, str]:
+    def trained_by(self, problems: Mapping[str, LocalProblem], outer: Optimizer, rest: Optimizer) -> dict[str, str]:
         """Who trains each layer, by name, with the reasons of those that turn out not to be local.
 
         Args:
             problems: The problems of the first step.
-            batch: Its batch.
-            rest: Name of the optimizer of all that is not local.
+            outer: The optimizer of the displacements, which is named where it goes by parameter.
+            rest: That of all that is not local.
 
         Raises:
             UserError: For a layer that does not act as its kind says, and for a problem that the solver cannot solve.
@@ -247,12 +210,14 @@ class LocalEngine:
             if info.name in problems:
                 self.solver.check(problems[info.name])
                 trained[info.name] = self.solver.describe(problems[info.name])
+                if isinstance(outer, JoinedOptimizer):
+                    trained[info.name] += f", {describe(outer, info.module)}"
             elif info.local and self.local[info.name].gradients() is None:
                 trained[info.name], info.reason = type(self.solver).__name__, "no gradient in the first batch"
             elif info.local:
-                trained[info.name], info.reason = rest, "called where its rows cannot be recorded"
+                trained[info.name], info.reason = describe(rest, info.module), UNRECORDED
             elif info.reason != "frozen":
-                trained[info.name] = rest
+                trained[info.name] = describe(rest, info.module)
         return trained
 
     def solve(self, problems: Mapping[str, LocalProblem], batch: SharedBatch) -> dict[str, Solution]:

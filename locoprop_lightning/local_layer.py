@@ -15,6 +15,7 @@ from locoprop_lightning.local import LocalProblem, State, Transfer
 from locoprop_lightning.solvers import Solution, Status
 
 _log = logging.getLogger(__name__)
+UNRECORDED = "called where its rows cannot be recorded, as in checkpoint(use_reentrant=True); set it to False"
 _TOLERANCE = FORWARD_TOLERANCE
 _EXACT = 2**-10  # of a weight gradient that nothing has rounded to 16 bits: above the rounding of TF32
 
@@ -44,6 +45,7 @@ class LocalLayer:
     Attributes:
         lambda_a: Length of the oracle's step, as the settings of the fit have it.
         lambda_r: Strength of the proximal term.
+        unit_groups: Groups of neighbouring units that are layers of their own to the oracle.
         transfer: f, once the first batch has told what follows the layer; None where the layer is not local.
         solver_state: What the solver keeps from step to step.
         oracle_state: What the oracle keeps.
@@ -52,6 +54,7 @@ class LocalLayer:
 
     lambda_a: float
     lambda_r: float
+    unit_groups = 1
 
     def __init__(self, name: str, module: nn.Module, kind: LayerKind) -> None:
         self.name = name
@@ -61,6 +64,27 @@ class LocalLayer:
         self.solver_state: State = {}
         self.oracle_state: State = {}
         self.counts: dict[str, int] = {}
+
+    def take(self, transfer: Transfer, lambda_a: float, lambda_r: float, unit_groups: float) -> None:
+        """Takes the settings of a fit.
+
+        Args:
+            transfer: f.
+            lambda_a: As the attribute.
+            lambda_r: As the attribute.
+            unit_groups: As the attribute.
+
+        Raises:
+            UserError: Where the units do not fall into so many groups of one size.
+        """
+        units = len(self.matrices()[0])
+        if units % unit_groups:
+            raise UserError(
+                f"overrides: unit_groups={unit_groups:g}: layer {self.name!r} has {units} units, which are not "
+                "so many groups of one size."
+            )
+        self.transfer, self.lambda_a, self.lambda_r = transfer, lambda_a, lambda_r
+        self.unit_groups = int(unit_groups)
 
     def matrices(self) -> tuple[Tensor, Tensor | None]:
         """W0 [d_out, d_in] and b0 [d_out]."""
@@ -82,19 +106,20 @@ class LocalLayer:
         whole = gradients is not None and len(gradients) == parts and gradients[0].dtype == dtype
         return gradients if whole else None
 
-    def check(self, problem: LocalProblem, total: Callable[[Tensor], Tensor]) -> None:
+    def check(self, problem: LocalProblem, record: Record, total: Callable[[Tensor], Tensor]) -> None:
         """Refuses a layer that does not act as its kind says, by the first batch.
 
         Nothing is seen of an output that an activation in place has overwritten.
 
         Args:
             problem: The layer's problem.
+            record: What was recorded of the layer.
             total: Adds up what each part of the batch says, so that all refuse the layer or none.
 
         Raises:
             UserError: Names the kind and the layer.
         """
-        kind, operator = type(self.kind).__name__, problem.operator
+        kind, operator = type(self.kind).__name__, problem.operator.expanded or problem.operator
         weight, bias = self.matrices()
         if (weight.shape[1], bias is not None) != (operator.d_in, operator.bias):
             has, of_operator = (
@@ -107,7 +132,8 @@ class LocalLayer:
             raise UserError(f"{kind}: layer {self.name!r}: from_matrix does not undo matrix.")
         with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
             start = problem.start_matrix()
-            a, z = problem.pre_activation, operator.apply(start)
+            a = problem.pre_activation if operator is problem.operator else record.pre_activation(operator)
+            z = operator.apply(start)
             # Of the products before they cancel, which is what rounding is relative to.
             bound = _TOLERANCE * torch.linalg.vector_norm(start) * operator.trace().sqrt()
             wrong = torch.linalg.vector_norm(z - a) > bound if z.shape == a.shape else torch.ones_like(bound)
@@ -129,8 +155,9 @@ class LocalLayer:
         Raises:
             UserError: As ``check``, for a kind that is not of this package, in which the mistake is.
         """
+        record = record if record.content == Content.SOLVABLE else record.without_rows()
         try:
-            self.check(problem, total)
+            self.check(problem, record, total)
         except UserError:
             if type(self.kind).__module__.split(".")[0] != __name__.split(".")[0]:
                 raise
@@ -147,8 +174,7 @@ class LocalLayer:
         gradients = self.gradients()
         if gradients is None:
             return False
-        record = record if record.content == Content.SOLVABLE else record.without_rows()
-        g, operator = record.gradient(), problem.operator
+        g, operator = record.gradient(), problem.operator.expanded or problem.operator
         product = operator.adjoint(g)
         own = torch.cat(gradients, 1).to(product)
         missing = product[:, own.shape[1] :]  # of a bias without a gradient

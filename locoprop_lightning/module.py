@@ -8,19 +8,19 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW
 
-from locoprop_lightning.distributed import SharedBatch, share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
-from locoprop_lightning.observer import asked, observers
+from locoprop_lightning.observer import asked, tell
+from locoprop_lightning.optimizers import owned_parameters
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings, check_trainer
-from locoprop_lightning.solvers import LocalSolver, Recording, Solution
-from locoprop_lightning.supervised import Batch, SupervisedModule, optimizer_from
+from locoprop_lightning.solvers import LocalSolver, Recording
+from locoprop_lightning.supervised import SupervisedModule, optimizer_from
 from locoprop_lightning.tasks import Task
 
 
@@ -43,10 +43,16 @@ class LocoPropModule(SupervisedModule):
             paper (the task's link function).
         transfers: f of a layer by name, a name or a Transfer, overriding what the probing pass finds.
         skip: Patterns of layers that ``rest_optimizer`` trains.
+        include: Patterns of layers that are local on request only, such as embeddings.
         damping: "absolute" takes lambda_r as it is, "relative" times the mean eigenvalue of C.
-        overrides: lambda_a and lambda_r by pattern of layers; a later match wins.
+        overrides: By pattern of layers, of which a later match wins: lambda_a, lambda_r, and unit_groups, the number of
+            equal groups of neighbouring units that the oracle takes for layers of their own, such as 3 where queries,
+            keys and values are one layer.
         step_length: lambda_a is the length of the oracle's step in "targets", or that of a layer's step in
             "activations": the root mean square by which its outputs move, measured on 256 rows or more.
+        shared_rows: What a row is where a layer acts at several positions of a sample: "expand" takes each position for
+            one, "reduce" a sample, with the mean of its inputs and the sum of its gradients (Eschenhagen et al., 2023),
+            for ``ClosedForm`` alone. The first dimension of a layer's output must then be the samples.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
@@ -70,9 +76,11 @@ class LocoPropModule(SupervisedModule):
         output_transfer: Literal["identity", "link"] = "identity",
         transfers: dict[str, str | Transfer] | None = None,
         skip: Sequence[str] = (),
+        include: Sequence[str] = (),
         damping: Literal["absolute", "relative"] = "absolute",
         overrides: dict[str, dict[str, float]] | None = None,
         step_length: Literal["targets", "activations"] = "targets",
+        shared_rows: Literal["expand", "reduce"] = "expand",
         guard: bool = True,
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
         rest_optimizer: OptimizerCallable = lambda p: AdamW(p),
@@ -90,11 +98,13 @@ class LocoPropModule(SupervisedModule):
             output_transfer=task.link if output_transfer == "link" else "identity",
             transfers=transfers or {},
             skip=list(skip),
+            include=list(include),
             damping=damping,
             overrides=overrides or {},
             guard=guard,
             scheduled=scheduled,
             step_length=step_length,
+            shared_rows=shared_rows,
         )
         self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
         self._optimizer, self._rest_optimizer = optimizer, rest_optimizer
@@ -118,34 +128,35 @@ class LocoPropModule(SupervisedModule):
     def oracle(self, oracle: Oracle) -> None:
         self.engine.replace(self.engine.solver, oracle)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One pass, all local solves, one outer step."""
         engine, processes, outer = self.engine, self.communicator, self.optimizers()[0]  # type: ignore[index]
-        x, target = batch[0], self.task.target(*batch)
+        x, target = self.task.inputs(batch), self.task.target(batch)
         starting = engine.discover(self.network, x, processes)
         self.network.zero_grad(set_to_none=True)
-        with engine.tape(self.network, processes, self.task.complete(target)) as tape:
+        with self.uncompiled(), engine.tape(self.network, processes, self.task.complete(target)) as tape:
             output = self(x)
-        shared = share_batch(processes, x, output, self.task.terms(target), asked(self.trainer))
-        loss = shared.weigh(self.task.loss(output, target))
+        shared = self.share(x, output, target, asked(self.trainer))
+        loss = shared.weigh(self.task.mean_loss(output, target))
         sampled = sampled_gradients(engine, tape, self.task, output, target, shared, self.global_step)
         self.manual_backward(loss)
         outer_rate, inner_rate = rates(self.trainer.optimizers, self._scheduled)
         problems = engine.problems(tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D
         if starting:
-            self._announce(problems, shared)
+            self._announce(problems)
         self._step_rest(problems)
         solutions = engine.solve(problems, shared)
         engine.write(solutions)  # W0 - W+ where gradients are
-        self._observe(problems, solutions, shared)
+        if shared.wish > Recording.NOTHING:
+            tell(self.trainer, problems, engine.reports(solutions, shared), engine.counts)
         logs = self.logs_this_step
         outer.step()
         self._step_schedule()
         return {"loss": self.log_training(loss, output, target, outer_rate * inner_rate, logs)}
 
-    def _announce(self, problems: Mapping[str, LocalProblem], batch: SharedBatch) -> None:
+    def _announce(self, problems: Mapping[str, LocalProblem]) -> None:
         """Prints who trains what, with the first batch."""
-        trained = self.engine.trained_by(problems, batch, type(self.trainer.optimizers[1]).__name__)
+        trained = self.engine.trained_by(problems, *self.trainer.optimizers)
         print_layers(self.trainer, self.engine.found or [], trained)
 
     def _step_rest(self, problems: Mapping[str, LocalProblem]) -> None:
@@ -155,15 +166,6 @@ class LocoPropModule(SupervisedModule):
         if self._scheduled == "inner" or any(p.grad is not None for p in self.network.parameters()):
             self.trainer.optimizers[1].step()  # not the wrapper's, which would count a second global step
         self.network.zero_grad(set_to_none=True)
-
-    def _observe(
-        self, problems: Mapping[str, LocalProblem], solutions: Mapping[str, Solution], batch: SharedBatch
-    ) -> None:
-        """Tells the observers what was recorded."""
-        if batch.wish > Recording.NOTHING:
-            reports = self.engine.reports(solutions, batch)
-            for observer in observers(self.trainer):
-                observer.on_solved(self.trainer, problems, reports, self.engine.counts)
 
     def _step_schedule(self) -> None:
         if (schedule := self.lr_schedulers()) is not None:
@@ -180,8 +182,9 @@ class LocoPropModule(SupervisedModule):
         Only the first batch tells which layers cannot be local, so the rest optimizer is given every parameter; torch's
         optimizers pass over those without a gradient.
         """
-        outer = optimizer_from("optimizer", self._optimizer, self.engine.refresh(self.network))
-        rest = optimizer_from("rest_optimizer", self._rest_optimizer, dict(self.network.named_parameters()))
+        local, everything = set(self.engine.refresh(self.network).values()), owned_parameters(self.network)
+        outer = optimizer_from("optimizer", self._optimizer, [p for p in everything if p.parameter in local])
+        rest = optimizer_from("rest_optimizer", self._rest_optimizer, everything)
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
             if isinstance(optimizer, LBFGS):
                 raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")

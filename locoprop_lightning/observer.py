@@ -58,3 +58,21 @@ def asked(trainer: Trainer) -> Recording:
             raise UserError(f"{name}.recording: must return Recording.NOTHING, ENDS or CURVE, not {wish!r}.")
         most = max(most, wish)
     return most
+
+
+def tell(
+    trainer: Trainer,
+    problems: Mapping[str, LocalProblem],
+    reports: Mapping[str, Report],
+    counts: Mapping[str, Mapping[str, int]],
+) -> None:
+    """Tells the observers of a trainer what was recorded.
+
+    Args:
+        trainer: The trainer.
+        problems: As ``SolveObserver.on_solved`` takes them.
+        reports: Those of the solutions.
+        counts: Solves that failed at first.
+    """
+    for observer in observers(trainer):
+        observer.on_solved(trainer, problems, reports, counts)

@@ -85,8 +85,9 @@ def _refusal(chain: Sequence[BaseException]) -> str:
 _GONE = {"reduction": "leave it out, or delete its line in the file; what it named is always done"}
 
 _FORMS = {
-    "overrides": 'lambdas by pattern of layers, such as \'{"1": {"lambda_r": 3}}\'',
+    "overrides": 'lambdas and unit_groups by pattern of layers, such as \'{"1": {"lambda_r": 3}}\'',
     "skip": "a list of patterns of layers, such as '[\"1\"]'",
+    "include": "a list of patterns of layers, such as '[\"tokens\"]'",
     "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
 }
 

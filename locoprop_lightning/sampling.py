@@ -8,6 +8,7 @@ import torch
 from locoprop_lightning.distributed import SharedBatch
 from locoprop_lightning.engine import Draw, LocalEngine
 from locoprop_lightning.layers import Tape
+from locoprop_lightning.oracles.grouped import group_states
 from locoprop_lightning.seed import run_seed
 from locoprop_lightning.tasks import Task, detached
 
@@ -29,11 +30,16 @@ def sampled_gradients(
     Returns:
         For each draw the gradients of each call by layer, as ``Record.join`` takes them.
     """
-    known = {name: layer.oracle_state for name, layer in engine.local.items() if layer.oracle_state}
+    known = {
+        f"{name} {i}": state
+        for name, layer in engine.local.items()
+        if layer.oracle_state
+        for i, state in enumerate(group_states(layer.oracle_state, layer.unit_groups))
+    }
     draws = engine.oracle.draws(known or {name: {} for name in tape.records})
     if draws == 0:
         return []
-    seed, prediction = [run_seed(), step], detached(output)
+    seed, prediction = [run_seed(), step], detached(task.logits(output))
     if batch.alike:  # the labels are those that one process would draw
         prediction = batch.processes.interleave(prediction, batch.outputs)
     else:
@@ -42,4 +48,4 @@ def sampled_gradients(
     labels = [task.sample_labels(prediction, generator) for _ in range(draws)]
     if batch.alike:
         labels = [batch.processes.own_part(label, batch.outputs) for label in labels]
-    return [tape.gradients(batch.weigh(task.loss(output, task.hide(label, target)))) for label in labels]
+    return [tape.gradients(batch.weigh(task.sampled_loss(output, task.hide(label, target)))) for label in labels]

@@ -12,7 +12,7 @@ from locoprop_lightning.errors import UserError, check_choice, check_object, che
 from locoprop_lightning.layers.discovery import check_names, check_patterns
 from locoprop_lightning.local import Transfer, resolve_transfer
 from locoprop_lightning.oracles import Oracle
-from locoprop_lightning.solvers import IterativeSolver, LocalSolver
+from locoprop_lightning.solvers import ClosedForm, IterativeSolver, LocalSolver
 
 
 @dataclass
@@ -34,19 +34,26 @@ class LocalSettings:
     guard: bool
     scheduled: str = "outer"
     step_length: str = "targets"
+    include: Sequence[str] = ()
+    shared_rows: str = "expand"
 
     def __post_init__(self) -> None:
         check_choice("", ("matching", "squared"), objective=self.objective)
         check_choice("", ("absolute", "relative"), damping=self.damping)
         check_choice("", ("outer", "inner"), scheduled=self.scheduled)
         check_choice("", ("targets", "activations"), step_length=self.step_length)
+        check_choice("", ("expand", "reduce"), shared_rows=self.shared_rows)
         check_positive("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
         for pattern, values in self.overrides.items():
             for key, value in values.items():
-                if key not in ("lambda_a", "lambda_r"):
-                    raise UserError(f"overrides[{pattern!r}] has no setting {key!r}: take lambda_a or lambda_r.")
+                if key not in ("lambda_a", "lambda_r", "unit_groups"):
+                    raise UserError(
+                        f"overrides[{pattern!r}] has no setting {key!r}: take lambda_a, lambda_r or unit_groups."
+                    )
                 check_positive("", **{f"overrides[{pattern!r}].{key}": value})
+                if key == "unit_groups" and value != int(value):
+                    raise UserError(f"overrides[{pattern!r}].unit_groups={value}: must be a whole number.")
 
     def check(self, layers: Iterable[str], reasons: Mapping[str, str]) -> None:
         """Refuses names and patterns that match none of the layers that may be local.
@@ -89,19 +96,24 @@ class LocalSettings:
                 f"oracle={type(oracle).__name__} asks the solver for (C + lambda_r I)^-1, which {name} does not have; "
                 "take ClosedForm or Majorization."
             )
+        if self.shared_rows == "reduce" and not isinstance(solver, ClosedForm):
+            raise UserError(
+                f"shared_rows='reduce': solver={name} goes over the rows, which then do not make the weight gradient; "
+                "take ClosedForm, or 'expand'."
+            )
         if self.scheduled == "inner" and not solver.has_rate:
             raise UserError(
                 f"scheduled='inner': solver={name} has no rate of inner steps; take 'outer', or InnerOptimizer or "
                 "GradientDescent."
             )
 
-    def lambdas(self, name: str) -> dict[str, float]:
-        """The lambdas of a layer; a later pattern wins."""
-        lambdas = {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r}
+    def of_layer(self, name: str) -> dict[str, float]:
+        """The lambdas and the groups of units of a layer; a later pattern wins."""
+        found: dict[str, float] = {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r, "unit_groups": 1}
         for pattern, values in self.overrides.items():
             if fnmatchcase(name, pattern):
-                lambdas |= values
-        return lambdas
+                found |= values
+        return found
 
 
 def check_takes_rows(oracle: Oracle) -> None:

@@ -1,6 +1,7 @@
 """What all Lightning modules of this package share, and the module of the baselines: plain back-propagation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -10,23 +11,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
-from locoprop_lightning.distributed import Communicator, connect
+from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
+from locoprop_lightning.layers.compiled import original, tell_uncompiled, uncompiled
 from locoprop_lightning.layers.probe import call
-from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
-from locoprop_lightning.optimizers.split import NamesNeeded
+from locoprop_lightning.optimizers import LinearDecay, owned_parameters
+from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter, describe
 from locoprop_lightning.tasks import MeanLoss, Task, detached
-
-Batch = tuple[Any, Any]
 
 
 class SupervisedModule(LightningModule):
     """Evaluation, logging, and checks of checkpoints.
 
     Args:
-        network: The network.
+        network: The network. One that ``torch.compile`` made is ``network._orig_mod`` here, with the names of that.
         task: Loss and metrics.
 
     Attributes:
@@ -38,7 +38,8 @@ class SupervisedModule(LightningModule):
         super().__init__()
         check_object(nn.Module, network=network)
         check_object(Task, task=task)
-        self.network = network
+        self.network = original(network)
+        self._compiled = (network,)  # in a tuple, so that it is no second part of this module
         self.task = task
         metrics = task.metrics()
         self.train_metrics = metrics.clone(prefix="train/")
@@ -51,27 +52,50 @@ class SupervisedModule(LightningModule):
 
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
-        return call(self.network, x)
+        return call(self._called, x)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    @property
+    def _called(self) -> nn.Module:
+        """The network as it was given, compiled perhaps; another one, if it has been set since."""
+        (compiled,) = self._compiled
+        return compiled if original(compiled) is self.network else self.network
+
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Context in which the network runs as it is written, which its layers are recorded in."""
+        return uncompiled(self._called)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
         self._evaluate(batch, "val", self.val_metrics, self.val_loss)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a test batch."""
         self._evaluate(batch, "test", self.test_metrics, self.test_loss)
 
-    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """Predictions of the task for a batch, with or without targets."""
-        return self.task.predict(self(batch if isinstance(batch, Tensor) else batch[0]))
+        return self.task.predict(self(self.task.inputs(batch)))
 
-    def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection, mean: MeanLoss) -> None:
-        output, target = self(batch[0]), self.task.target(*batch)
-        loss, size = self.task.loss(output, target), self.task.terms(target)
+    def _evaluate(self, batch: Any, stage: str, metrics: MetricCollection, mean: MeanLoss) -> None:
+        output, target = self(self.task.inputs(batch)), self.task.target(batch)
+        loss, size = self.task.mean_loss(output, target), self.task.terms(target)
         metrics.update(self.task.score(output), target)
-        mean.update(loss, size)  # Lightning's own mean does not weigh the processes
+        mean.update(loss, self.task.weight(target, size))  # Lightning's own mean does not weigh the processes
         self.log(f"{stage}/loss", mean, batch_size=size, prog_bar=stage == "val")
         self.log_dict(metrics, batch_size=size, prog_bar=stage == "val")
+
+    def share(self, x: Any, output: Any, target: Any, wish: int) -> SharedBatch:
+        """What the processes know of each other's part of a batch.
+
+        Args:
+            x: Inputs of the network.
+            output: Its output.
+            target: What that is compared with.
+            wish: A number of which all come to know the largest.
+        """
+        terms = self.task.terms(target)
+        weight = self.task.weight(target, terms)
+        return share_batch(self.communicator, x, self.task.logits(output), terms, wish, weight)
 
     def log_training(self, loss: Tensor, output: Any, target: Any, rate: float, logs: bool) -> Tensor:
         """Logs a training step, and gives the mean of its loss over processes, scalar.
@@ -154,6 +178,9 @@ class SupervisedModule(LightningModule):
                 f"trainer.devices: this process is one of {self.communicator.size} of torch.distributed, but the "
                 f"trainer counts {self.trainer.world_size}: let Lightning start them, or leave the process group."
             )
+        if not self.automatic_optimization:  # its training steps record
+            tell_uncompiled(self._called)
+        self.val_metrics.reset()  # a pass in inference mode leaves states that no other may write into
         self.untouched = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         saved, own = self._saved_optimizers, self._optimizer_names()
         if self.trainer.ckpt_path is not None and saved is not None and saved != own:
@@ -176,8 +203,7 @@ class SupervisedModule(LightningModule):
         """What must be the same for the optimizers' state to fit: their kinds, and how many parameters they have."""
         names = []
         for optimizer in self.trainer.optimizers:
-            parts = optimizer.children if isinstance(optimizer, SplitOptimizer) else (optimizer,)
-            kinds = "/".join(type(part).__name__ for part in parts)
+            kinds = optimizer.signature if isinstance(optimizer, JoinedOptimizer) else type(optimizer).__name__
             names.append(f"{kinds} ({sum(len(group['params']) for group in optimizer.param_groups)} parameters)")
         return names
 
@@ -209,26 +235,26 @@ class BackpropModule(SupervisedModule):
         super().on_fit_start()
         self._starting = True
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Prints the table of layers before the first step."""
         if self._starting:
             self._starting = False
-            layers = discover(self.network, batch[0])
-            name = type(self.trainer.optimizers[0]).__name__
-            trained = {layer.name: name for layer in layers if layer.reason != "frozen"}
+            layers = discover(self.network, self.task.inputs(batch))
+            (optimizer,) = self.trainer.optimizers
+            trained = {x.name: describe(optimizer, x.module) for x in layers if x.reason != "frozen"}
             print_layers(self.trainer, layers, trained, plain=True)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One forward pass; Lightning does the rest."""
-        output, target = self(batch[0]), self.task.target(*batch)
-        loss = self.task.loss(output, target)
+        output, target = self(self.task.inputs(batch)), self.task.target(batch)
+        loss = self.task.mean_loss(output, target)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         mean = self.log_training(loss, output, target, rate, self.logs_this_step)
         return {"loss": loss, "mean_loss": mean}
 
     def configure_optimizers(self) -> Any:
         """The optimizer of all trainable parameters, and its schedule."""
-        trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        trainable = [entry for entry in owned_parameters(self.network) if entry.parameter.requires_grad]
         optimizer = optimizer_from("optimizer", self._optimizer, trainable)
         if self._lr_scheduler is None:
             return optimizer
@@ -238,20 +264,20 @@ class BackpropModule(SupervisedModule):
         }
 
 
-def optimizer_from(setting: str, factory: OptimizerCallable, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """Makes an optimizer; it is given the parameters' names where it asks for them.
+def optimizer_from(setting: str, factory: OptimizerCallable, parameters: Sequence[OwnedParameter]) -> Optimizer:
+    """Makes an optimizer; it is given the parameters' names and modules where it asks for them.
 
     Args:
         setting: Name of the setting.
         factory: What the user chose.
-        parameters: The parameters by name.
+        parameters: The parameters.
     """
-    optimizer: Optimizer
     try:
-        optimizer = make_from(setting, factory, list(parameters.values()))
+        optimizer: Optimizer = make_from(setting, factory, [entry.parameter for entry in parameters])
+        wants_modules = isinstance(optimizer, JoinedOptimizer) and optimizer.wants_modules
     except NamesNeeded:
-        optimizer = make_from(setting, factory, list(parameters.items()))
-    return optimizer
+        wants_modules = True
+    return make_from(setting, factory, list(parameters)) if wants_modules else optimizer
 
 
 def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:

@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from locoprop_lightning.data.fashion_mnist import DEBIAN_FOLDER
 from locoprop_lightning.local import LocalProblem, resolve_transfer
 
 DATA = Path(__file__).parents[1] / "data"
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # its neighbours have the other threads
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

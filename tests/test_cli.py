@@ -7,6 +7,7 @@ import yaml
 
 from locoprop_lightning.callbacks import FitSummary, StepTimer
 from locoprop_lightning.cli import LocoPropCLI, main
+from locoprop_lightning.layers import kind
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -42,6 +43,51 @@ def arguments(command, *more, lambda_r="1000"):
     return [command, *MODEL, "--model.lambda_r", lambda_r, *QUIET, *more]
 
 
+STRANGERS = """
+import torch
+from torch import nn
+from locoprop_lightning.layers import LayerKind, register
+from locoprop_lightning.local import MatrixOperator
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 64) / 8)
+
+    def forward(self, x):
+        return x @ self.kernel.t() / 2
+
+@register
+class HalvesKind(LayerKind):
+    modules = (Halves,)
+
+    def parameters(self, module):
+        return module.kernel, None
+
+    def operator(self, module, inputs):
+        return MatrixOperator(torch.cat(list(inputs)) / 2, False)
+
+    def empty(self, module):
+        return module.kernel.new_zeros(0, 64)
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), Halves(), nn.Tanh(), nn.Linear(4, 10))
+"""
+
+
+def test_a_kind_of_somebody_else_stands_in_the_table(folder, capsys, monkeypatch):
+    (folder / "strangers.py").write_text(STRANGERS)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(kind, "_KINDS", list(kind._KINDS))
+    monkeypatch.setenv("COLUMNS", "120")
+    model = ["--model", "LocoPropModule", "--model.network", "strangers.Net", *MODEL[MODEL.index("--model.task") :]]
+    main(["fit", *model, "--model.lambda_r=1000", *QUIET, "--trainer.max_steps=1", "--trainer.log_every_n_steps=1"])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "Halves" in line]
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells == ["1", "Halves", "4x64", "tanh", "AndersonAcceleration", ""]
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")
 def test_fit_validate_test_and_predict(folder, capsys):
     main(arguments("fit", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1"))
@@ -65,13 +111,19 @@ def test_fit_validate_test_and_predict(folder, capsys):
         (["--model.lambda_r", "-1"], "lambda_r=-1.0: must be above 0."),
         (["--model.solver.memory", "0"], "AndersonAcceleration(memory=0): must be at least 1."),
         (["--model.skip", "[frist]"], "skip: 'frist' matches no layer; the layers are 1, 3."),
+        (["--model.include", "[frist]"], "include: 'frist' matches no layer; the layers are 1, 3."),
+        (
+            ["--model.include", "5"],
+            """model.include: must be a list of patterns of layers, such as '["tokens"]', not 5""",
+        ),
         (["--model.network.in_features", "65"], "set in_features to 64."),
         (["--data.batch_size", "0"], "batch_size=0: must be at least 1."),
         (["--model.objective", "sqared"], "model.objective: must be one of 'matching', 'squared', not sqared"),
         (["--model.lambda_a", "nan"], "model.lambda_a: must be a finite number, not nan"),
         (
             ["--model.overrides.1.lambda_r", "3"],
-            """model.overrides: must be lambdas by pattern of layers, such as '{"1": {"lambda_r": 3}}', not 3""",
+            "model.overrides: must be lambdas and unit_groups by pattern of layers, such as "
+            """'{"1": {"lambda_r": 3}}', not 3""",
         ),
         (["--model.skip", "5"], """model.skip: must be a list of patterns of layers, such as '["1"]', not 5"""),
         (["--seed_everything=-5"], "seed_everything=-5: must be at least 0."),

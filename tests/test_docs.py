@@ -2,9 +2,14 @@
 
 import ast
 import re
+import warnings
 
 import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
 
+from locoprop_lightning.cli import main
 from locoprop_lightning.layers import kind
 from tests.support import ROOT
 
@@ -18,6 +23,56 @@ def test_examples_of_the_architecture_run(monkeypatch):
     scope = {"__name__": "architecture"}
     for block in blocks:
         exec(block, scope)
+
+
+SECTIONS = [part for part in PAGES["your_model.md"].split("\n## ") if "```python" in part]
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the packages, about each other
+@pytest.mark.parametrize("section", SECTIONS[1:], ids=lambda section: section.partition("\n")[0])
+def test_examples_of_your_model_run(section):
+    blocks = [block for part in (SECTIONS[0], section) for block in re.findall(r"```python\n(.*?)```", part, re.DOTALL)]
+    for package in ("transformers", "timm", "torch_geometric", "peft"):
+        if package in section.partition("```python")[2]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what packages say when they are imported
+                pytest.importorskip(package, reason=f"{package} is not installed")
+    scope = {"__name__": "your_model"}
+    for block in blocks:
+        exec(block, scope)
+
+
+class Tokens(LightningDataModule):
+    def train_dataloader(self):
+        ids = torch.arange(8) + torch.arange(32)[:, None] % 7
+        return DataLoader([{"input_ids": i, "labels": i} for i in ids], batch_size=8)
+
+
+class Images(LightningDataModule):
+    def train_dataloader(self):
+        labels = torch.arange(16) % 4
+        return DataLoader(list(zip(torch.randn(16, 3, 32, 32), labels, strict=True)), batch_size=8)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("index", "package", "data"), [(0, "transformers", "Tokens"), (1, "timm", "Images")])
+def test_configurations_of_your_model_run(index, package, data, tmp_path, monkeypatch, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.chdir(tmp_path)
+    block = re.findall(r"```yaml\n(.*?)```", PAGES["your_model.md"], re.DOTALL)[index]
+    settings = "trainer: {max_epochs: 1, accelerator: cpu, logger: false, enable_checkpointing: false}\n"
+    (tmp_path / "config.yaml").write_text(f"{block}data: tests.test_docs.{data}\n{settings}")
+    monkeypatch.setattr("sys.argv", ["locoprop"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which the command sets, and is then undone
+    main(["fit", "--config", "config.yaml", "--trainer.enable_progress_bar", "false"])
+    assert "ClosedForm" in capsys.readouterr().out
 
 
 def defined(path):

@@ -536,7 +536,7 @@ def test_arguments():
         (dict(overrides={"5": {"lambda_r": 1.0}}), r"overrides: '5' matches no layer"),
         (
             dict(overrides={"1": {"lambda": 1.0}}),
-            r"overrides\['1'\] has no setting 'lambda': take lambda_a or lambda_r",
+            r"overrides\['1'\] has no setting 'lambda': take lambda_a, lambda_r or unit_groups",
         ),
         (dict(transfers={"1": "tahn"}), r"transfers\['1'\]: There is no transfer 'tahn'"),
         (dict(skip=["*"]), r"no layer to train locally"),

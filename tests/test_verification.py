@@ -79,6 +79,17 @@ class Complex(nn.Module):
         return self.head(self.first(x.to(torch.cdouble)).real)
 
 
+class Sized(nn.Module):
+    """A transposed convolution that is told how large its output shall be."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.ConvTranspose1d(1, 2, 3, stride=2), nn.Linear(20, 1)
+
+    def forward(self, x):
+        return self.head(self.first(x[:, None], output_size=[10]).tanh().flatten(1))
+
+
 class Scaled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -120,6 +131,7 @@ CASES = {
     "derivative alone": (Derivative, {"body.0": GRADIENT, "body.2": GRADIENT}, ["head"]),
     "masked weight": (Masked, {"first": OUTPUT}, ["head"]),
     "complex weight": (Complex, {"first": "complex weights"}, ["head"]),
+    "output size": (Sized, {"first": OUTPUT}, ["head"]),
     "scaled output": (lambda: chained(Scaled(4, 8)), {"0": OUTPUT}, ["2"]),
     "noise in training": (lambda: chained(Noisy(4, 8)), {"0": OUTPUT}, ["2"]),
 }
@@ -207,9 +219,9 @@ def test_rows_of_a_detached_call_do_not_count():
 
 def test_a_network_without_a_local_layer_says_why_of_each():
     frozen = nn.Linear(4, 4).requires_grad_(False)
-    table, complex_ = nn.Embedding(4, 4), nn.Linear(4, 4, dtype=torch.cfloat)
-    network = nn.Sequential(frozen, table, complex_, nn.Linear(4, 1), nn.LayerNorm(1))
-    told = "0: frozen; 1: no registered kind takes it; 2: complex weights; 3: skipped"
+    bag, table, complex_ = nn.EmbeddingBag(4, 4), nn.Embedding(4, 4), nn.Linear(4, 4, dtype=torch.cfloat)
+    network = nn.Sequential(frozen, bag, complex_, nn.Linear(4, 1), nn.LayerNorm(1), table)
+    told = r"0: frozen; 1: no registered kind takes it; 2: complex weights; 3: skipped; 5: local on request \(include\)"
     with pytest.raises(UserError, match=rf"no layer to train locally \({told}\); use BackpropModule"):
         local(network, skip=["3"])
 

@@ -13,6 +13,8 @@ from locoprop_lightning.errors import UserError
 class PredictionWriter(Callback):
     """Writes the predictions of ``locoprop predict`` as one tensor, in the order of the data.
 
+    Where batches differ in more than the number of their samples, as padded sequences do, it is a list of tensors.
+
     Args:
         path: File to write; ``predictions.pt`` in the folder of the logs if not given.
     """
@@ -44,9 +46,10 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the batches and writes them."""
-        predictions = torch.cat(self._parts)
+        alike = len({part.shape[1:] for part in self._parts}) == 1
+        predictions, number = torch.cat(self._parts) if alike else list(self._parts), sum(map(len, self._parts))
         self._parts.clear()
         path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.pt")
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(predictions, path)
-        print(f"{len(predictions)} predictions written to {path}; read them with torch.load.")
+        print(f"{number} predictions written to {path}; read them with torch.load.")

@@ -1,6 +1,7 @@
 """A batch as all processes of a run have it together."""
 
 from collections.abc import Sequence
+from struct import pack, unpack
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -16,8 +17,9 @@ class SharedBatch(NamedTuple):
 
     Attributes:
         processes: What the processes do together.
-        own: Terms of the loss that this process has.
-        terms: N, terms of the loss of all.
+        own: What this process's mean over terms of the loss has been divided by: their number, or weight.
+        weight: That of all.
+        terms: N, number of the terms of all.
         samples: Samples of each process.
         outputs: Rows of each process's output.
         alike: Whether these rows could be joined, so that labels may be drawn for all of them at once.
@@ -26,7 +28,8 @@ class SharedBatch(NamedTuple):
     """
 
     processes: Communicator
-    own: int
+    own: float
+    weight: float
     terms: int  # N
     samples: Sequence[int]
     outputs: Sequence[int]
@@ -35,29 +38,45 @@ class SharedBatch(NamedTuple):
     device: torch.device
 
     def weigh(self, loss: Tensor) -> Tensor:
-        """A loss of this process, weighted by its part of the terms: the mean over processes is the whole batch's loss.
+        """A loss of this process, weighted by its part of the whole: the mean over processes is the whole batch's loss.
 
         That mean is what DDP makes of gradients.
         """
         size = self.processes.size
-        return loss * (self.own * size / max(self.terms, 1)) if size > 1 else loss
+        return loss * (self.own * size / (self.weight or 1)) if size > 1 else loss
 
 
-def share_batch(processes: Communicator, x: Any, output: Any, terms: int, wish: int) -> SharedBatch:
+def share_batch(
+    processes: Communicator, x: Any, output: Any, terms: int, wish: int, weight: float | None = None
+) -> SharedBatch:
     """Tells the processes of each other's part of a batch, in one exchange.
 
     Args:
         processes: What the processes do together.
         x: Inputs of the network.
-        output: Its output.
+        output: Its output, or the part of it that labels are drawn from.
         terms: Terms of the loss that this process has.
         wish: A number of which all come to know the largest.
+        weight: What the mean of the terms has been divided by; their number if not given.
     """
-    numbers = [terms, _length(x), _length(output), _layout(output), wish]
+    weight = terms if weight is None else weight
+    numbers = [terms, _bits(weight), _length(x), _length(output), _layout(output), wish]
     device = next((leaf.device for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), torch.device("cpu"))
-    counts, samples, outputs, layouts, wishes = zip(*processes.gather(numbers, device), strict=True)
+    counts, bits, samples, outputs, layouts, wishes = zip(*processes.gather(numbers, device), strict=True)
     alike = processes.size == 1 or (isinstance(output, Tensor) and len(set(layouts)) == 1)
-    return SharedBatch(processes, terms, sum(counts), samples, outputs, alike, max(wishes), device)
+    total = sum(map(_number, bits))
+    return SharedBatch(processes, weight, total, sum(counts), samples, outputs, alike, max(wishes), device)
+
+
+def _bits(number: float) -> int:
+    """A number as a whole one, which is what processes exchange."""
+    return int.from_bytes(pack("<d", number), "little", signed=True)
+
+
+def _number(bits: int) -> float:
+    """The inverse of ``_bits``."""
+    number: float = unpack("<d", bits.to_bytes(8, "little", signed=True))[0]
+    return number
 
 
 def _length(x: Any) -> int:

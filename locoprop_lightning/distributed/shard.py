@@ -96,6 +96,8 @@ class SummedOperator(LinearOperator):
         self._n = shard.count(own.n) if n is None else n
         self.bias = own.bias
         self.groups = own.groups
+        self.diagonal = own.diagonal
+        self.expanded = None if own.expanded is None else SummedOperator(own.expanded, shard)
 
     @property
     def n(self) -> int:  # noqa: D102

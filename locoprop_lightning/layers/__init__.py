@@ -2,22 +2,36 @@
 
 from locoprop_lightning.layers.convolution import ConvolutionKind
 from locoprop_lightning.layers.discovery import LayerInfo, discover
+from locoprop_lightning.layers.embedding import EmbeddingKind
 from locoprop_lightning.layers.kind import LayerKind, kind_of, register
-from locoprop_lightning.layers.linear import LinearKind, TransposedLinearKind
+from locoprop_lightning.layers.linear import BilinearKind, GraphLinearKind, LinearKind, TransposedLinearKind
 from locoprop_lightning.layers.tape import Record, Tape
+from locoprop_lightning.layers.transposed import TransposedConvolutionKind
 
 __all__ = [
+    "BilinearKind",
     "ConvolutionKind",
+    "EmbeddingKind",
+    "GraphLinearKind",
     "LayerInfo",
     "LayerKind",
     "LinearKind",
     "Record",
     "Tape",
+    "TransposedConvolutionKind",
     "TransposedLinearKind",
     "discover",
     "kind_of",
     "register",
 ]
 
-for _kind in (LinearKind, TransposedLinearKind, ConvolutionKind):
+for _kind in (
+    LinearKind,
+    TransposedLinearKind,
+    GraphLinearKind,
+    BilinearKind,
+    ConvolutionKind,
+    TransposedConvolutionKind,
+    EmbeddingKind,
+):
     register(_kind)

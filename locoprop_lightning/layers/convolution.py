@@ -1,24 +1,40 @@
-"""``nn.Conv1d`` and ``nn.Conv2d``: rows are patches, and products convolve instead of unfolding them."""
+"""``nn.Conv1d`` to ``nn.Conv3d``: rows are patches, and products convolve instead of unfolding them."""
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from locoprop_lightning.layers.kind import LayerKind, join
+from locoprop_lightning.local.blocks import Blocks
 from locoprop_lightning.local.operator import LinearOperator, MatrixOperator, gram
 
 _CHUNK_BYTES = 32 << 20  # of patches that are unfolded at once
 
-Convolution = nn.Conv1d | nn.Conv2d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class _Products(NamedTuple):
+    """What torch has for convolutions in some number of dimensions."""
+
+    convolve: Callable[..., Tensor]
+    weight_gradient: Callable[..., Tensor]
+    channels_last: torch.memory_format
+
+
+_PRODUCTS = {
+    2: _Products(nn.functional.conv2d, conv2d_weight, torch.channels_last),
+    3: _Products(nn.functional.conv3d, conv3d_weight, torch.channels_last_3d),
+}
 
 
 class ConvolutionKind(LayerKind):
-    """Convolutions in one or two dimensions, with stride, padding of every mode, dilation and groups."""
+    """Convolutions in one to three dimensions, with stride, padding of every mode, dilation and groups."""
 
-    modules = (nn.Conv1d, nn.Conv2d)
+    modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     forwards = ("forward", "_conv_forward")
 
     def units(self, module: Convolution) -> int:  # noqa: D102
@@ -35,8 +51,7 @@ class ConvolutionKind(LayerKind):
 
     def operator(self, module: Convolution, inputs: Sequence[Tensor]) -> LinearOperator:  # noqa: D102
         bias = module.bias is not None
-        # torch lets one leave out the dimension of samples
-        x = join([x if x.dim() == len(module.kernel_size) + 2 else x.unsqueeze(0) for x in inputs])
+        x = images(module, inputs)
         stride, dilation, kernel = module.stride, module.dilation, module.kernel_size
         pad = _padding(module)
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -45,9 +60,20 @@ class ConvolutionKind(LayerKind):
                 x, pad = nn.functional.pad(x, pad, mode), [0, 0]
             x = x.unsqueeze(2)
             stride, dilation, kernel, pad = (1, *stride), (1, *dilation), (1, *kernel), [*pad, 0, 0]
-        if tuple(kernel) == (1, 1) and module.groups == 1 and not any(pad):
-            return MatrixOperator(x[:, :, :: stride[0], :: stride[1]].movedim(1, -1).reshape(-1, x.shape[1]), bias)
+        if set(kernel) == {1} and module.groups == 1 and not any(pad):
+            return MatrixOperator(every(x, stride).movedim(1, -1).reshape(-1, x.shape[1]), bias)
         return ConvolutionOperator(x, bias, kernel, stride, pad, mode, dilation, module.groups)
+
+
+def images(module: Any, inputs: Sequence[Tensor]) -> Tensor:
+    """The inputs of some calls, joined; torch lets one leave out the dimension of samples."""
+    return join([x if x.dim() == len(module.kernel_size) + 2 else x.unsqueeze(0) for x in inputs])
+
+
+def every(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """The first pixel of images and every one a stride apart, as a view."""
+    index: tuple[Any, ...] = (..., *(slice(None, None, step) for step in stride))
+    return x[index]
 
 
 def _padding(module: Convolution) -> list[int]:
@@ -64,16 +90,18 @@ def _padding(module: Convolution) -> list[int]:
 
 
 class ConvolutionOperator(LinearOperator):
-    """The operator of ``nn.Conv2d``; patches are unfolded of 32 MB of images at a time, or of one image.
+    """The operator of ``nn.Conv2d`` or ``nn.Conv3d``.
+
+    Patches are unfolded of 32 MB of images at a time, or of one image.
 
     Args:
-        inputs: Input of the layer [N, channels, height, width].
+        inputs: Input of the layer [N, channels, height, width], or with the depth before the height.
         bias: Whether the layer has a bias.
-        kernel: Size of the kernel (height, width).
-        stride: Stride.
-        pad: Padding, in the order of ``torch.nn.functional.pad``: left, right, top, bottom.
+        kernel: Size of the kernel, (height, width) or (depth, height, width).
+        stride: Stride, 1 if not given.
+        pad: Padding, in the order of ``torch.nn.functional.pad`` (left, right, top, ...); none if not given.
         mode: Mode of the padding, as there.
-        dilation: Dilation.
+        dilation: Dilation, 1 if not given.
         groups: Groups of channels.
     """
 
@@ -81,32 +109,32 @@ class ConvolutionOperator(LinearOperator):
         self,
         inputs: Tensor,
         bias: bool,
-        kernel: tuple[int, ...],
-        stride: tuple[int, ...] = (1, 1),
-        pad: list[int] | tuple[int, ...] = (0, 0, 0, 0),
+        kernel: Sequence[int],
+        stride: Sequence[int] | None = None,
+        pad: Sequence[int] | None = None,
         mode: str = "constant",
-        dilation: tuple[int, ...] = (1, 1),
+        dilation: Sequence[int] | None = None,
         groups: int = 1,
     ) -> None:
         self.bias = bias
-        self.kernel_size = kernel
-        self.stride = stride
-        self.pad = list(pad)
-        self.mode = mode
-        self.dilation = dilation
+        self.kernel_size = tuple(kernel)
+        ones = (1,) * len(self.kernel_size)
+        self.stride = stride or ones
+        self.dilation = dilation or ones
         self.groups = groups
-        symmetric = mode == "constant" and pad[0] == pad[1] and pad[2] == pad[3]
-        if not symmetric:
-            inputs, self.pad = nn.functional.pad(inputs, self.pad, mode), [0, 0, 0, 0]
+        pad = pad or (0, 0) * len(ones)
+        if mode != "constant" or pad[::2] != pad[1::2]:
+            inputs, pad = nn.functional.pad(inputs, pad, mode), (0, 0) * len(ones)
+        self.padding = tuple(pad[::-2])  # of both sides
         self.inputs = inputs
+        self._torch = _PRODUCTS[len(ones)]
         self._last: Tensor | None = None  # the inputs with channels last, as apply and adjoint take them
-        spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-        sizes = (inputs.shape[2] + 2 * self.pad[2], inputs.shape[3] + 2 * self.pad[0])
-        self.positions = tuple((s - span) // t + 1 for s, span, t in zip(sizes, spans, stride, strict=True))
+        sizes = zip(inputs.shape[2:], self.padding, self.kernel_size, self.dilation, self.stride, strict=True)
+        self.positions = tuple((size + 2 * p - d * (k - 1) - 1) // t + 1 for size, p, k, d, t in sizes)
 
     @property
     def n(self) -> int:  # noqa: D102
-        return self.inputs.shape[0] * self.positions[0] * self.positions[1]
+        return self.inputs.shape[0] * math.prod(self.positions)
 
     @property
     def device(self) -> torch.device:  # noqa: D102
@@ -114,21 +142,21 @@ class ConvolutionOperator(LinearOperator):
 
     @property
     def d_in(self) -> int:  # noqa: D102
-        return self.inputs.shape[1] // self.groups * self.kernel_size[0] * self.kernel_size[1]
+        return self.inputs.shape[1] // self.groups * math.prod(self.kernel_size)
 
     def apply(self, v: Tensor, start: Tensor | None = None) -> Tensor:
         """Y V^T by a convolution, added to ``start`` if given [n, d_out]; a new tensor."""
         weight = v[:, : self.d_in].reshape(-1, self.inputs.shape[1] // self.groups, *self.kernel_size)
         bias = v[:, self.d_in] if self.bias else None
-        out = nn.functional.conv2d(self._channels_last(), weight, bias, **self._geometry())
-        rows = out.permute(0, 2, 3, 1).reshape(-1, v.shape[0])
+        out = self._torch.convolve(self._channels_last(), weight, bias, **self._geometry())
+        rows = out.movedim(1, -1).reshape(-1, v.shape[0])
         return rows if start is None else rows.add_(start)
 
     def adjoint(self, r: Tensor) -> Tensor:
         """R^T Y [d_out, width] of R [n, d_out], by the weight gradient of a convolution."""
         shape = (r.shape[1], self.inputs.shape[1] // self.groups, *self.kernel_size)
-        image = r.reshape(-1, *self.positions, r.shape[1]).permute(0, 3, 1, 2)
-        weight = conv2d_weight(self._channels_last(), shape, image, **self._geometry())
+        image = r.reshape(-1, *self.positions, r.shape[1]).movedim(-1, 1)
+        weight = self._torch.weight_gradient(self._channels_last(), shape, image, **self._geometry())
         out = r.new_empty(r.shape[1], self.width)
         out[:, : self.d_in] = weight.flatten(1)
         if self.bias:
@@ -136,10 +164,10 @@ class ConvolutionOperator(LinearOperator):
         return out
 
     def gram(self) -> Tensor:  # noqa: D102
-        k, c, d = self.kernel_size[0] * self.kernel_size[1], self.inputs.shape[1] // self.groups, self.d_in
+        k, c, d = math.prod(self.kernel_size), self.inputs.shape[1] // self.groups, self.d_in
         total = self.inputs.new_zeros(self.groups, d, d)
         sums = self.inputs.new_zeros(self.groups, d)
-        per_image = self.positions[0] * self.positions[1] * d * self.groups * self.inputs.element_size()
+        per_image = math.prod(self.positions) * d * self.groups * self.inputs.element_size()
         for images in self.inputs.split(max(1, _CHUNK_BYTES // per_image)):
             rows = self._patches(images)
             if self.groups == 1:
@@ -161,36 +189,48 @@ class ConvolutionOperator(LinearOperator):
         return self._windows(squares).sum() / self.groups + self.n * self.bias
 
     def select(self, index: Tensor) -> "ConvolutionOperator":  # noqa: D102
-        rest, column = index // self.positions[1], index % self.positions[1]
-        image, row = rest // self.positions[0], rest % self.positions[0]
+        image = index
+        places: list[Tensor] = []
+        for size in reversed(self.positions):
+            places.insert(0, image % size)
+            image = image // size
         windows = self._windows(self.inputs[image])
-        patches = windows[torch.arange(len(index), device=index.device), row, column]  # [m, height, width, channels]
-        return ConvolutionOperator(patches.permute(0, 3, 1, 2), self.bias, self.kernel_size, groups=self.groups)
+        return self._at(windows[(torch.arange(len(index), device=index.device), *places)])
+
+    def average(self, blocks: Blocks) -> "ConvolutionOperator":
+        """The operator at the mean patch of each image; the blocks are images."""
+        made = self._at(self._windows(self.inputs).mean(tuple(range(1, 1 + len(self.positions)))))
+        made.expanded = self
+        return made
+
+    def _at(self, patches: Tensor) -> "ConvolutionOperator":
+        """The operator at patches [m, *kernel_size, channels]."""
+        return ConvolutionOperator(patches.movedim(-1, 1), self.bias, self.kernel_size, groups=self.groups)
 
     def dense(self) -> MatrixOperator:  # noqa: D102
-        k, c = self.kernel_size[0] * self.kernel_size[1], self.inputs.shape[1]
+        k, c = math.prod(self.kernel_size), self.inputs.shape[1]
         return MatrixOperator(self._patches(self.inputs)[0].reshape(-1, k, c).mT.reshape(-1, k * c), self.bias)
 
     def _geometry(self) -> dict[str, Any]:
-        padding = (self.pad[2], self.pad[0])
-        return {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     def _channels_last(self) -> Tensor:
         """The inputs in the layout in which the rows of an output are contiguous."""
         if self._last is None:
-            self._last = self.inputs.contiguous(memory_format=torch.channels_last)
+            self._last = self.inputs.contiguous(memory_format=self._torch.channels_last)
         return self._last
 
     def _windows(self, images: Tensor) -> Tensor:
         """Patches of images, as a view of the padded images [N, *positions, *kernel_size, channels]."""
-        x = nn.functional.pad(images, self.pad).permute(0, 2, 3, 1).contiguous()
-        n, _, _, channels = x.shape
-        a, b, c, d = x.stride()
-        (down, right), (dilate_down, dilate_right) = self.stride, self.dilation
-        sizes = (n, *self.positions, *self.kernel_size, channels)
-        return x.as_strided(sizes, (a, b * down, c * right, b * dilate_down, c * dilate_right, d))
+        pad = [side for p in reversed(self.padding) for side in (p, p)]
+        x = nn.functional.pad(images, pad).movedim(1, -1).contiguous()
+        n, *_, channels = x.shape
+        image, *space, unit = x.stride()
+        steps = (a * b for a, b in zip(space, self.stride, strict=True))
+        taps = (a * b for a, b in zip(space, self.dilation, strict=True))
+        return x.as_strided((n, *self.positions, *self.kernel_size, channels), (image, *steps, *taps, unit))
 
     def _patches(self, images: Tensor) -> Tensor:
         """Patches of images as rows, copied; within a row channels run fastest [groups, n, d_in]."""
-        windows = self._windows(images).unflatten(5, (self.groups, -1))
-        return windows.permute(5, 0, 1, 2, 3, 4, 6).reshape(self.groups, -1, self.d_in)
+        windows = self._windows(images).unflatten(-1, (self.groups, -1))
+        return windows.movedim(-2, 0).reshape(self.groups, -1, self.d_in)

@@ -1,5 +1,6 @@
 """Which layers are local, and the transfer that follows each, found by one probing forward pass."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -8,9 +9,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.layers.compiled import named_modules
 from locoprop_lightning.layers.kind import LayerKind, kind_of
 from locoprop_lightning.layers.probe import probe
-from locoprop_lightning.local.transfer import Identity, Transfer, resolve_transfer
+from locoprop_lightning.local import Transfer, resolve_transfer
+from locoprop_lightning.local.transfer import Identity
+
+ON_REQUEST = "local on request (include)"
+UNSEEN: Mapping[tuple[type[nn.Module], ...], str] = {
+    (nn.MultiheadAttention,): "reads its weights in a function of torch; projections that are nn.Linear are local",
+    (nn.RNNBase, nn.RNNCellBase): "reads its weights in a kernel of torch; a cell made of nn.Linear layers is local",
+}
 
 
 class LayerInfo:
@@ -39,30 +48,27 @@ class LayerInfo:
         return self.transfer is not None
 
 
-def candidates(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, tuple[nn.Module, LayerKind]]:
+def candidates(
+    network: nn.Module, skip: Sequence[str] = (), include: Sequence[str] = ()
+) -> dict[str, tuple[nn.Module, LayerKind]]:
     """Layers that a local solver may train, with their kinds, by name.
 
-    They are of a registered kind, real, trainable, not skipped, and their weights are their own. What they compute is
-    looked at in the first passes.
+    They are of a registered kind, real, trainable, not skipped, asked for where their kind is local on request only,
+    and their weights are their own. What they compute is looked at in the first passes.
+
+    Args:
+        network: The network.
+        skip: Patterns of layers that are not local.
+        include: Patterns of layers that are local though their kind is so on request only.
 
     Raises:
-        UserError: If a pattern of ``skip`` matches no layer.
+        UserError: If a pattern matches no layer.
     """
-    known = {name: (m, kind) for name, m in network.named_modules() if (kind := kind_of(m)) is not None}
+    known = {name: (m, kind) for name, m in named_modules(network) if (kind := kind_of(m)) is not None}
     check_patterns("skip", skip, known)
-    owners: dict[Tensor, int] = {}
-    for _, parameter in network.named_parameters(remove_duplicate=False):
-        owners[parameter] = owners.get(parameter, 0) + 1
-    found = {}
-    for name, (layer, kind) in known.items():
-        parameters = list(layer.parameters())
-        own = all(p.is_leaf and p.requires_grad and owners[p] == 1 for p in parameters)
-        named = [p for p in kind.parameters(layer) if p is not None]
-        plain = all(isinstance(p, nn.Parameter) and p.is_floating_point() for p in named)
-        plain = plain and len(parameters) == len(named)
-        if own and plain and not any(fnmatchcase(name, pattern) for pattern in skip):
-            found[name] = layer, kind
-    return found
+    check_patterns("include", include, known)
+    told = reasons(network, skip, include)
+    return {name: layer for name, layer in known.items() if name not in told}
 
 
 def check_shapes(network: nn.Module) -> None:
@@ -71,7 +77,7 @@ def check_shapes(network: nn.Module) -> None:
     Raises:
         UserError: Names the layer.
     """
-    for name, module in network.named_modules():
+    for name, module in named_modules(network):
         if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
             raise UserError(
                 f"network: layer {name!r} has no shape yet: call the network once with a batch of its data."
@@ -109,6 +115,7 @@ def discover(
     transfers: Mapping[str, "str | Transfer"] | None = None,
     objective: str = "matching",
     output_transfer: str | Transfer = "identity",
+    include: Sequence[str] = (),
 ) -> list[LayerInfo]:
     """Runs the network once, in eval mode, and says of every layer who trains it.
 
@@ -123,24 +130,25 @@ def discover(
         transfers: Transfer of a layer by name, overriding what is found.
         objective: "matching" takes the activation that follows a layer, "squared" the identity for all.
         output_transfer: Transfer of a layer whose pre-activation is the network's output.
+        include: As ``candidates`` takes it.
 
     Returns:
         Every layer that has parameters of its own, in the network's order.
     """
-    found = candidates(network, skip)
+    found, told = candidates(network, skip, include), reasons(network, skip, include)
     transfers = dict(transfers or {})
     check_names("transfers", transfers, found)
     watched = probe(network, inputs, found)
     layers = []
-    for name, module in network.named_modules():
+    for name, module in named_modules(network):
         if not any(True for _ in module.parameters(recurse=False)):
             continue
         if name not in found:
-            layers.append(LayerInfo(name, module, None, _why_not(name, module, skip)))
-        elif watched.read_elsewhere(name):
-            layers.append(LayerInfo(name, module, None, "weights are read outside the layer"))
+            layers.append(LayerInfo(name, module, None, told.get(name, "")))
         elif name in watched.strangers:
             layers.append(LayerInfo(name, module, None, "its output is not its matrix times its input"))
+        elif watched.read_elsewhere(name):
+            layers.append(LayerInfo(name, module, None, "weights are read outside the layer"))
         elif watched.calls[name] == 0:  # a later batch may call it
             transfer = resolve_transfer(transfers.get(name, "identity"))
             layers.append(LayerInfo(name, module, transfer, "not called in the first batch"))
@@ -158,28 +166,56 @@ def discover(
     return layers
 
 
-def _why_not(name: str, module: nn.Module, skip: Sequence[str]) -> str:
-    if any(fnmatchcase(name, pattern) for pattern in skip):
-        return "skipped"
-    trainable = [p.requires_grad for p in module.parameters(recurse=False)]
-    if not all(trainable):
-        return "partly frozen" if any(trainable) else "frozen"
-    kind = kind_of(module)
-    if kind is None:  # normalisations and the like need no word
-        return "no registered kind takes it" if any(p.dim() > 1 for p in module.parameters(recurse=False)) else ""
-    if any(p.is_complex() for p in module.parameters(recurse=False)):
-        return "complex weights"
-    return "weights are shared or parametrized"
-
-
-def reasons(network: nn.Module, skip: Sequence[str] = ()) -> dict[str, str]:
+def reasons(network: nn.Module, skip: Sequence[str] = (), include: Sequence[str] = ()) -> dict[str, str]:
     """Why layers with weights are not local, by name, where there is a reason to give.
 
     Args:
         network: The network.
-        skip: Patterns of layers that are not local.
+        skip: As ``candidates`` takes it.
+        include: As ``candidates`` takes it.
     """
-    found = candidates(network, skip)
-    others = {name: module for name, module in network.named_modules() if name not in found}
-    told = {name: _why_not(name, m, skip) for name, m in others.items() if any(True for _ in m.parameters(False))}
+    owners: Counter[Tensor] = Counter(parameter for _, parameter in network.named_parameters(remove_duplicate=False))
+    told = {}
+    for name, module in named_modules(network):
+        kind, own = kind_of(module), list(module.parameters(recurse=False))
+        if kind is None and not own:
+            continue
+        if any(fnmatchcase(name, pattern) for pattern in skip):
+            told[name] = "skipped"
+        elif not all(p.requires_grad for p in own):
+            told[name] = "partly frozen" if any(p.requires_grad for p in own) else "frozen"
+        elif kind is None:
+            told[name] = _without_kind(module)
+        else:
+            asked = any(fnmatchcase(name, pattern) for pattern in include)
+            told[name] = _refusal(module, kind, owners) or ("" if asked or not kind.on_request else ON_REQUEST)
     return {name: reason for name, reason in told.items() if reason}
+
+
+def _refusal(layer: nn.Module, kind: LayerKind, owners: Mapping[Tensor, int]) -> str:
+    """Why a layer of a kind cannot be local; empty where it can."""
+    parameters = list(layer.parameters())
+    named = [p for p in kind.parameters(layer) if p is not None]
+    if any(p.is_complex() for p in parameters):
+        return "complex weights"
+    if any(owners[p] > 1 for p in parameters):
+        return "weights are shared with another layer"
+    if not all(isinstance(p, nn.Parameter) and p.is_leaf and p.is_floating_point() for p in named):
+        return "weights are made of other parameters (a parametrization)"
+    if len(parameters) != len(named):
+        others = [name for name, p in layer.named_parameters() if not any(p is own for own in named)]
+        return f"has parameters beside weight and bias ({', '.join(others)})"
+    if not all(p.requires_grad for p in parameters):
+        return "partly frozen"
+    return kind.refusal(layer)
+
+
+def _without_kind(module: nn.Module) -> str:
+    """Why a layer of no kind is not local; normalisations and the like need no word."""
+    for classes, reason in UNSEEN.items():
+        if isinstance(module, classes):
+            return reason
+    sizes = [p.shape for p in module.parameters(recurse=False)]
+    if any(len(size) == 3 and size[0] > 1 for size in sizes):
+        return "several matrices in one tensor, such as fused experts; layers that are nn.Linear are local"
+    return "no registered kind takes it" if any(len(size) > 1 for size in sizes) else ""

@@ -22,9 +22,12 @@ class LayerKind(ABC):
             pass must show that its output is still its operator's.
         paths: Classes that it takes by their import path, of packages that need not be installed.
         forwards: Methods that make the output, which is as the kind says where they are those of ``modules``.
+        sparse: Whether rows that no gradient reaches may be left out.
+        on_request: Whether its layers are local only where ``include`` names them.
     """
 
-    sparse = False  # whether rows that no gradient reaches may be left out
+    sparse = False
+    on_request = False
     modules: tuple[type[nn.Module], ...] = ()
     paths: tuple[str, ...] = ()
     forwards: tuple[str, ...] = ("forward",)
@@ -33,14 +36,18 @@ class LayerKind(ABC):
         """Whether it takes a module of its classes; all of them if not overridden."""
         return True
 
+    def refusal(self, module: Any) -> str:
+        """Why a module that it takes cannot be local, for the table of layers; empty where it can."""
+        return ""
+
     @abstractmethod
     def operator(self, module: Any, inputs: Sequence[Tensor]) -> LinearOperator:
         """The linear operator of the layer at its inputs.
 
         Args:
             module: The layer.
-            inputs: Input of each call, float32 at least; their signatures are equal. Rows stand in the order of the
-                calls, and within a call as ``rows`` has them.
+            inputs: Input of each call, whole numbers or float32 at least; their signatures are equal. Rows stand in the
+                order of the calls, and within a call as ``rows`` has them.
         """
 
     @abstractmethod
@@ -68,6 +75,11 @@ class LayerKind(ABC):
         x: Tensor = args[0] if args else kwargs["input"]
         return x
 
+    def call(self, module: Any, x: Tensor) -> Tensor:
+        """Output of the layer at an input as ``input`` gives it."""
+        out: Tensor = module(x)
+        return out
+
     def units(self, module: Any) -> int:
         """Which dimension of the output holds the units, counted from the last, which is -1."""
         return -1
@@ -83,6 +95,10 @@ class LayerKind(ABC):
     def signature(self, module: Any, x: Tensor) -> Hashable:
         """What must be equal for the rows of several calls to be joined, of the input of one."""
         return ()
+
+    def counting(self, module: Any, inputs: Sequence[Tensor]) -> Tensor | None:
+        """Which rows count for the weight, bool [n], of the inputs of some calls; None where all do."""
+        return None
 
     def rows(self, module: Any, output: Tensor) -> Tensor:
         """An output of the layer, or a gradient w.r.t. it, as rows [n, d_out]."""

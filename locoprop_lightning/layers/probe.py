@@ -8,17 +8,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from locoprop_lightning.layers.compiled import uncompiled
+from locoprop_lightning.layers.consumers import name_of, transfer_of
 from locoprop_lightning.layers.kind import LayerKind
-from locoprop_lightning.local.transfer import (
-    Identity,
-    LeakyReLU,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Softplus,
-    Tanh,
-    Transfer,
-)
+from locoprop_lightning.local.transfer import Identity, Transfer
 
 FORWARD_TOLERANCE = 2**-7  # of an output against its operator's, relative: above the rounding of bfloat16
 
@@ -34,7 +27,7 @@ def call(network: nn.Module, inputs: Any) -> Any:
 
 
 def probe(network: nn.Module, inputs: Any, layers: Candidates) -> "Probe":
-    """Runs the network once, in eval mode, and leaves random state, buffers and training modes as they were.
+    """Runs the network once, uncompiled, in eval mode; leaves random state, buffers and modes as they were.
 
     Args:
         network: The network.
@@ -48,7 +41,7 @@ def probe(network: nn.Module, inputs: Any, layers: Candidates) -> "Probe":
     devices = {x.device for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.device.type == "cuda"}
     try:
         network.eval()
-        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad(), watch:
+        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad(), uncompiled(network), watch:
             output = call(network, inputs)
         watch.finish(output)
     finally:
@@ -73,7 +66,7 @@ def _acts(module: nn.Module, kind: LayerKind, x: Any, output: Any) -> bool:
         matrix = kind.matrix(module, weight.detach()).to(wide)
         start = matrix if bias is None else torch.cat([matrix, bias.detach().to(wide)[:, None]], 1)
         try:
-            operator = kind.operator(module, [x.detach().to(wide)])
+            operator = kind.operator(module, [x.detach().to(wide) if x.is_floating_point() else x])
             z, a = operator.apply(start), kind.rows(module, output.detach().to(wide))
         except (RuntimeError, IndexError, ValueError):  # its input or its output has another shape
             return False
@@ -104,12 +97,12 @@ class Probe(TorchFunctionMode):
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             self.calls[name] += 1
+            self._paused = True
             x = kind.input(args, kwargs)
             self._signatures[name].add(kind.signature(module, x))
             if name in self._own:
-                self._paused = True
                 self.strangers |= set() if _acts(module, kind, x, output) else {name}
-                self._paused = False
+            self._paused = False
             self._outputs[id(output)] = (name, output)
 
         return hook
@@ -131,8 +124,8 @@ class Probe(TorchFunctionMode):
             if key in self._outputs and self._outputs[key][1] is tensor:
                 name = self._outputs[key][0]
                 layer, kind = self._layers[name]
-                self._consumers[name].append(_transfer_of(func, args, kwargs, kind.units(layer)))
-                self._functions[name].append(getattr(func, "__name__", "a function").strip("_"))
+                self._consumers[name].append(transfer_of(func, args, kwargs, kind.units(layer)))
+                self._functions[name].append(name_of(func))
                 if any(x is tensor for x in made):  # in place: what follows consumes the activation
                     del self._outputs[key]
         return result
@@ -164,36 +157,3 @@ class Probe(TorchFunctionMode):
         if any(repr(c) != repr(first) for c in consumers):
             return Identity(), "different activations follow", False
         return first, "", False
-
-
-def _transfer_of(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], units: int
-) -> Transfer | None:
-    """The transfer that a torch function or Tensor method computes of its first argument, if it is a known one.
-
-    Args:
-        func: The function.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        units: The dimension of the units in the first argument, from the last, which is -1.
-    """
-
-    def argument(position: int, name: str, default: Any) -> Any:
-        return args[position] if len(args) > position else kwargs.get(name, default)
-
-    name = getattr(func, "__name__", "").rstrip("_")
-    if name == "tanh":
-        return Tanh()
-    if name == "relu":
-        return ReLU()
-    if name == "sigmoid":
-        return Sigmoid()
-    if name == "leaky_relu":
-        slope = argument(1, "negative_slope", 0.01)
-        return LeakyReLU(slope) if slope >= 0 else None
-    if name == "softplus":
-        return Softplus(float(argument(1, "beta", 1.0)))
-    if name == "softmax" and args:
-        dim = argument(1, "dim", None)
-        return Softmax() if dim is not None and dim in (units, args[0].dim() + units) else None
-    return None

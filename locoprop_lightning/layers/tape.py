@@ -1,5 +1,6 @@
 """Records inputs Y, pre-activations A and gradients G of chosen layers in one forward and backward pass."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from itertools import islice
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers.kind import LayerKind, join
+from locoprop_lightning.local.blocks import Blocks
 from locoprop_lightning.local.operator import LinearOperator
 
 
@@ -67,7 +69,8 @@ class Record:
         """Takes in one call of the layer; its gradient follows in the backward pass."""
         call = len(self._inputs)
         self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
-        y = inputs.detach().to(output.dtype)  # what the layer computes with under autocast
+        y = inputs.detach()
+        y = y.to(output.dtype) if y.is_floating_point() else y  # what the layer computes with under autocast
         self._inputs.append(y.clone() if y.untyped_storage().data_ptr() in self._moving else y)
         self._outputs.append((output.detach(), output._version))
         # Both are taken before any in-place activation, so they stand for the pre-activation itself.
@@ -109,9 +112,13 @@ class Record:
         return rows if index is None else rows[index]
 
     def _rows_that_count(self) -> Tensor | None:
-        """Indices of the rows that a gradient reaches, int64 [n]; None where all count. Waits for the device."""
-        if self._index is None and self._gradients and not self._complete:
-            self._index = (self._join(self._gradients) != 0).any(1).nonzero()[:, 0]
+        """Indices of the rows that count, int64 [n]; None where all do. Waits for the device."""
+        if self._index is None and self._gradients:
+            counting = self._kind.counting(self._module, [self._inputs[call] for call in self._counting])
+            if not self._complete:
+                reached = (self._join(self._gradients) != 0).any(1)
+                counting = reached if counting is None else counting & reached
+            self._index = None if counting is None else counting.nonzero()[:, 0]
         return self._index
 
     @property
@@ -123,6 +130,37 @@ class Record:
             return len(index)
         outputs = [self._outputs[call][0] for call in self._counting]
         return sum(a.numel() // a.shape[units] for a in outputs)
+
+    def blocks(self, name: str, samples: int) -> Blocks:
+        """The rows of each sample and call, of the rows that count; an output without positions has a row a sample.
+
+        Args:
+            name: Name of the layer, for messages.
+            samples: Samples of the batch, which the first dimension of every output with positions must be.
+
+        Raises:
+            UserError: Where it is not.
+        """
+        units, lengths = self._kind.units(self._module), []
+        for a in (self._outputs[call][0] for call in self._counting):
+            leading = list(a.shape)
+            del leading[units]
+            count = leading[0] if leading else 1
+            if len(leading) > 1 and count not in (0, samples):
+                raise UserError(
+                    f"shared_rows='reduce': layer {name!r} has outputs {list(a.shape)}, whose first dimension is not "
+                    f"that of the batch's {samples} samples; leave the layer out with skip, or take 'expand'."
+                )
+            lengths += [math.prod(leading[1:])] * count
+        index = self._rows_that_count()
+        if index is None and len(set(lengths)) <= 1:
+            return Blocks(len(lengths), lengths[0] if lengths else 1)
+        found = torch.tensor(lengths, device=self._outputs[0][0].device)
+        if index is not None:
+            owner = torch.repeat_interleave(torch.arange(len(found), device=found.device), found)
+            found = torch.bincount(owner[index], minlength=len(found))
+            found = found[found > 0]
+        return Blocks(len(found), lengths=found)
 
     @property
     def content(self) -> Content:
@@ -148,7 +186,7 @@ class Record:
         record = Record(self._module, self._kind)
         inputs = self._kind.empty(self._module)
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
-            record.add(inputs, self._module(inputs))
+            record.add(inputs, self._kind.call(self._module, inputs))
         return record
 
     def pre_activation(self, operator: LinearOperator) -> Tensor:
@@ -245,4 +283,4 @@ class Tape:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return x.float() if x.is_floating_point() and x.dtype != torch.float64 else x

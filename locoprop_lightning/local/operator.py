@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from locoprop_lightning.local.blocks import Blocks
+
 _BLOCK = 128  # columns of X^T X below which a block does not pay
 
 
@@ -22,10 +24,14 @@ class LinearOperator(ABC):
     Attributes:
         bias: Whether the layer has a bias.
         groups: Groups of units, each of which sees inputs of its own.
+        diagonal: Whether C is a diagonal, which is then all that ``gram`` gives.
+        expanded: The operator of all rows, where these are but means of them: the weight gradient is its G^T Y.
     """
 
     bias: bool
     groups = 1
+    diagonal = False
+    expanded: "LinearOperator | None" = None
 
     @property
     @abstractmethod
@@ -57,7 +63,7 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def gram(self) -> Tensor:
-        """C = Y^T Y [width, width], or [groups, width, width] with several groups."""
+        """C = Y^T Y [width, width], [groups, width, width] with several groups, or its diagonal [width]."""
 
     @abstractmethod
     def trace(self) -> Tensor:
@@ -66,6 +72,10 @@ class LinearOperator(ABC):
     @abstractmethod
     def select(self, index: Tensor) -> "LinearOperator":
         """The operator at some of the rows at hand, int64 [m]."""
+
+    def average(self, blocks: Blocks) -> "LinearOperator":
+        """The operator, with one group, whose rows are the means of blocks of the rows at hand."""
+        return MatrixOperator(blocks.means(self.dense().rows), self.bias, expanded=self)
 
     @abstractmethod
     def dense(self) -> "MatrixOperator":
@@ -106,11 +116,13 @@ class MatrixOperator(LinearOperator):
     Args:
         rows: Y, inputs of the layer [n, d_in].
         bias: Whether the layer has a bias.
+        expanded: As in ``LinearOperator``.
     """
 
-    def __init__(self, rows: Tensor, bias: bool) -> None:
+    def __init__(self, rows: Tensor, bias: bool, expanded: LinearOperator | None = None) -> None:
         self.rows = rows  # Y
         self.bias = bias
+        self.expanded = expanded
 
     @property
     def n(self) -> int:  # noqa: D102
@@ -203,7 +215,9 @@ def spread(n: int, count: int, device: torch.device) -> Tensor:
 
 
 def times(v: Tensor, c: Tensor) -> Tensor:
-    """V C [d_out, width] with a matrix C [width, width], or one for each group of units [groups, width, width]."""
+    """V C [d_out, width] with C as ``LinearOperator.gram`` gives it: a matrix, one for each group, or a diagonal."""
+    if c.dim() == 1:
+        return v * c
     return v @ c if c.dim() == 2 else torch.bmm(v.unflatten(0, (len(c), -1)), c).flatten(0, 1)
 
 

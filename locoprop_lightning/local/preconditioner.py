@@ -205,5 +205,7 @@ def factorize(c: Tensor, damping: "float | Tensor") -> Tensor:
 
 
 def invert(c: Tensor, damping: "float | Tensor") -> Tensor:
-    """(c + damping I)^-1 [..., d, d], in float64 where the dtype of ``c`` did not do."""
+    """(c + damping I)^-1 [..., d, d], in float64 where the dtype of ``c`` did not do; of a diagonal c [d] its own."""
+    if c.dim() == 1:
+        return 1 / (c + damping)
     return torch.cholesky_inverse(factorize(c, damping))

@@ -168,7 +168,7 @@ class LocalProblem:
         return self._first_gradient
 
     def gram(self) -> Tensor:
-        """C = Y^T Y [width, width], or [groups, width, width]; made once; not to be changed."""
+        """C = Y^T Y as ``LinearOperator.gram`` gives it; made once; not to be changed."""
         if self._gram is None:
             self._gram = self.operator.gram()
         return self._gram
@@ -268,8 +268,8 @@ class LocalProblem:
         return by_gram if self.uses_gram else by_rows
 
     def gram_cost(self) -> float:
-        """Floating-point operations that C still takes; infinite where it is one for each group of units."""
-        if self.operator.groups > 1:
+        """Floating-point operations that C still takes; infinite where it is not one matrix for all units."""
+        if self.operator.groups > 1 or self.operator.diagonal:
             return math.inf
         return gram_cost(self.operator.rows_at_hand, self.operator.width) if self._gram is None else 0.0
 

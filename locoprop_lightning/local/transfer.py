@@ -195,19 +195,3 @@ class Softmax(Transfer):
 
     def F(self, a: Tensor) -> Tensor:  # noqa: D102, N802
         return a.logsumexp(-1)
-
-
-_TRANSFERS = {t.name: t for t in (Identity, ReLU, LeakyReLU, Tanh, Sigmoid, Softplus, Softmax)}
-
-
-def resolve_transfer(transfer: "str | Transfer") -> Transfer:
-    """Turns a name into a transfer with its default arguments; an instance passes through.
-
-    Raises:
-        UserError: For a name that is not known.
-    """
-    if isinstance(transfer, Transfer):
-        return transfer
-    if transfer not in _TRANSFERS:
-        raise UserError(f"There is no transfer {transfer!r}; take one of {', '.join(_TRANSFERS)}.")
-    return _TRANSFERS[transfer]()

@@ -1,5 +1,6 @@
 """Majorisation-minimisation of the matching loss: quadratic upper bounds solved exactly, without a step size."""
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -47,6 +48,20 @@ class Majorization(IterativeSolver):
             raise UserError(f"Majorization(acceleration={acceleration!r}): take null or 'nesterov'.")
         self.acceleration = acceleration
         self.preconditioner = RightPreconditioner(average, refresh_every, warmup, type(self).__name__)
+
+    def check(self, problem: LocalProblem) -> None:
+        """Refuses a transfer whose slope has no bound too.
+
+        Raises:
+            UserError: Names the layer and its transfer.
+        """
+        super().check(problem)
+        if not math.isfinite(problem.transfer.bound):
+            raise UserError(
+                f"Majorization needs a bound of the slope, but layer {problem.name!r} matches through "
+                f"{problem.transfer.name}, which has none: set transfers={{{problem.name!r}: 'relu'}}, or take "
+                "AndersonAcceleration."
+            )
 
     def describe(self, problem: LocalProblem) -> str:  # noqa: D102
         return self.preconditioner.describe(problem)

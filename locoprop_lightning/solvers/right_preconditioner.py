@@ -38,7 +38,8 @@ class RightPreconditioner:
     anew from the current batch alone, which the average restarts from, and the layer is solved again in the same step.
 
     Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
-    Y Y^T [n, n] of the current batch. A grouped convolution has one C for each group.
+    Y Y^T [n, n] of the current batch. A grouped convolution has one C for each group. Where C is a diagonal, as of an
+    embedding, nothing is kept: that of the current batch costs next to nothing.
 
     Args:
         average: Decay of the moving average of C/n, in [0, 1); 0 takes the current batch alone.
@@ -65,7 +66,10 @@ class RightPreconditioner:
 
     def uses_kernel(self, problem: LocalProblem) -> bool:
         """Whether the layer is solved through Y Y^T."""
-        return problem.operator.groups == 1 and problem.n * (1 if self.kept.current else 2) < problem.operator.width
+        operator = problem.operator
+        if operator.groups > 1 or operator.diagonal or operator.expanded is not None:
+            return False
+        return problem.n * (1 if self.kept.current else 2) < operator.width
 
     def describe(self, problem: LocalProblem) -> str:
         """Who trains the layer, for the table of layers."""
@@ -84,7 +88,7 @@ class RightPreconditioner:
         if kept.get("shape", shape) != shape:
             kept.clear()  # type: ignore[attr-defined]  # another layer of the same name
         kept["shape"] = shape
-        if self.kept.current:
+        if self.kept.current or problem.operator.diagonal:
             inverse = invert(bound * problem.gram(), problem.lambda_r)
             return _offered(problem, lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True)
         damping = problem.lambda_r if isinstance(problem.lambda_r, float | int) else 0.0

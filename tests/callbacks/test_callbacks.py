@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader, TensorDataset
 
 from locoprop_lightning import BackpropModule, LocoPropModule, UserError
-from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, StepTimer
+from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, PredictionWriter, StepTimer
 from locoprop_lightning.data import Digits
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.observer import SolveObserver
@@ -245,3 +245,15 @@ def test_failed_solves_are_logged_of_a_solver_that_records_nothing(tmp_path):
     counts = trained.engine.counts.items()
     assert tags == {f"local_loss/{layer}/status/{status}" for layer, failed in counts for status in failed} and tags
     assert [e.value for e in events.Scalars(min(tags))][-1] == 3
+
+
+@pytest.mark.parametrize("widths", [(3, 3), (3, 5)])
+def test_predictions_are_written_whatever_their_lengths(tmp_path, widths, capsys):
+    writer, parts = PredictionWriter(str(tmp_path / "out.pt")), [torch.rand(4, width) for width in widths]
+    for index, part in enumerate(parts):
+        writer.on_predict_batch_end(None, None, part, None, index)
+    writer.on_predict_end(None, None)
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    expected = torch.cat(parts) if widths[0] == widths[1] else parts
+    torch.testing.assert_close(found, expected)
+    assert capsys.readouterr().out.startswith("8 predictions")

@@ -31,7 +31,7 @@ from locoprop_lightning.solvers import (
     Majorization,
     Recording,
 )
-from locoprop_lightning.tasks import Classification
+from locoprop_lightning.tasks import Classification, HuggingFaceTask
 from tests.catalogue import EVERY, KINDS, draw, problem_of, solver, takes
 from tests.support import KEPT, close, flat, operator_of, rows_of, same
 
@@ -106,12 +106,16 @@ def observe_all(part=None):
 
 
 class Recorded(LightningDataModule):
-    """Batches of digits, of which each process takes its own samples; ``uneven`` gives the first one three quarters."""
+    """Batches of digits, of which each process takes its own samples; ``uneven`` gives the first one three quarters.
 
-    def __init__(self, uneven=False, size=80):
+    With ``mapping`` they are mappings, in which a label of three does not count.
+    """
+
+    def __init__(self, uneven=False, size=80, mapping=False):
         super().__init__()
         self.uneven = uneven
         self.size = size
+        self.mapping = mapping
 
     def train_dataloader(self):
         data = Digits(batch_size=self.size, seed=0)
@@ -123,7 +127,10 @@ class Recorded(LightningDataModule):
         own = slice(rank, None, size)
         if self.uneven and size > 1:
             own = slice(60) if rank == 0 else slice(60, None)
-        return DataLoader([(x[own], y[own]) for x, y in batches], batch_size=None)
+        batches = [(x[own], y[own]) for x, y in batches]
+        if self.mapping:
+            batches = [{"x": x, "labels": y.masked_fill(y % 3 == 0, -100)} for x, y in batches]
+        return DataLoader(batches, batch_size=None)
 
 
 class Experts(nn.Module):
@@ -158,6 +165,32 @@ class Convolutions(nn.Sequential):
     def __init__(self):
         layers = nn.Conv2d(1, 4, 3, stride=2), nn.Tanh(), nn.Conv2d(4, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)
         super().__init__(*layers)
+
+
+class Kinds(nn.Module):
+    """Layers of all the other kinds; black pixels are padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.up = nn.Embedding(17, 2, padding_idx=0), nn.ConvTranspose2d(2, 2, 2, 2, groups=2)
+        self.volume, self.pair = nn.Conv3d(1, 2, (1, 3, 3), (1, 4, 4)), nn.Bilinear(32, 2, 10)
+
+    def forward(self, x):
+        y = self.tokens((x * 16).round().long()).movedim(-1, -3)  # [n, 1, 2, 8, 8]
+        y = self.volume(self.up(y.flatten(1, 2))[:, None]).tanh()  # [n, 2, 2, 4, 4]
+        return self.pair(y[:, 0].flatten(1), y[:, 1].flatten(2).mean(2))
+
+
+class Answering(nn.Module):
+    """Makes the loss itself, and answers with a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, x, labels):
+        logits = self.head(torch.tanh(self.first(x.flatten(1))))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
 def mlp():
@@ -208,6 +241,19 @@ RUNS = {
     "spectral": (Convolutions, partial(ClosedForm, **KEPT), SPECTRAL, {}),
     "spectral_wide": (mlp, partial(ClosedForm, **KEPT), SPECTRAL, dict(size=24)),
     "spectral_m": (mlp, partial(Majorization, 2), SPECTRAL | dict(objective="matching"), {}),
+    "reduced": (
+        Convolutions,
+        partial(ClosedForm, **KEPT),
+        dict(
+            oracle=partial(WhitenedOracle, samples=0, damping=0.1),
+            lambda_a=0.05,
+            lambda_r=0.1,
+            damping="relative",
+            shared_rows="reduce",
+            **SQUARED,
+        ),
+        dict(size=81),
+    ),
     "rest": (mlp, ClosedForm, dict(lambda_a=30.0, lambda_r=10.0, skip=["3"], **SQUARED), {}),
     "twice": (
         Twice,
@@ -235,7 +281,32 @@ RUNS = {
         dict(size=81),
     ),
     "convolutions": (Convolutions, partial(Majorization, 3), dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=10.0), {}),
+    "kinds": (
+        Kinds,
+        partial(ClosedForm, **KEPT),
+        dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=0.1, damping="relative", include=["tokens"], **SQUARED),
+        {},
+    ),
+    "kinds_m": (
+        Kinds,
+        partial(Majorization, 2),
+        SPECTRAL | dict(objective="matching", include=["tokens"]),
+        dict(uneven=True),
+    ),
     "uneven": (mlp, partial(Majorization, 3), dict(oracle=RMSOracle, lambda_a=0.05, lambda_r=10.0), dict(uneven=True)),
+    "answering": (
+        Answering,
+        ClosedForm,
+        dict(
+            task=HuggingFaceTask,
+            oracle=partial(WhitenedOracle, damping=1.0, samples=1),
+            lambda_a=0.1,
+            lambda_r=0.1,
+            damping="relative",
+            **SQUARED,
+        ),
+        dict(mapping=True),
+    ),
     "experts": (
         Experts,
         ClosedForm,
@@ -250,7 +321,8 @@ def train(name, folder, size, checkpoint=None):
     network, solver, settings, data = RUNS[name]
     seed_everything(3, verbose=False)
     settings = {**settings, "oracle": settings.get("oracle", GradientOracle)()}
-    module = LocoPropModule(network().double(), Classification(), solver(), **settings)
+    task = settings.pop("task", Classification)()
+    module = LocoPropModule(network().double(), task, solver(), **settings)
     plain = "ddp_find_unused_parameters_true" if name == "experts" else "ddp"
     trainer = Trainer(
         max_epochs=2,
@@ -570,7 +642,9 @@ def test_processes_know_each_others_part_of_a_batch(other, alike):
             sent.append(list(numbers))
             return [sent[-1], sent[0]]
 
-    share_batch(Pair(), torch.zeros(3, 4), torch.zeros(other), 3, 2)  # what the other process sends
-    batch = share_batch(Pair(), torch.zeros(5, 4), torch.zeros(5, 10), 5, 1)
-    assert (batch.own, batch.terms, batch.samples, batch.wish, batch.alike) == (5, 8, (5, 3), 2, alike)
-    assert batch.weigh(torch.ones(())) == 5 * 2 / 8
+    share_batch(Pair(), torch.zeros(3, 4), torch.zeros(other), 3, 2, 0.75)  # what the other process sends
+    batch = share_batch(Pair(), torch.zeros(5, 4), torch.zeros(5, 10), 5, 1, 2.5)
+    assert (batch.terms, batch.samples, batch.wish, batch.alike) == (8, (5, 3), 2, alike)
+    assert (batch.own, batch.weight) == (2.5, 3.25)
+    assert batch.weigh(torch.ones(())).item() == pytest.approx(2.5 * 2 / 3.25)
+    assert all(isinstance(number, int) for number in sent[0])

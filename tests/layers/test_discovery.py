@@ -5,6 +5,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import discover
+from locoprop_lightning.local.activations import SELU, Hardsigmoid
 from locoprop_lightning.local.transfer import Softplus
 
 
@@ -54,6 +55,22 @@ def test_tanh(tanh):
         (nn.Softplus(beta=2.0), "Softplus(2.0)"),
         (nn.Softmax(dim=-1), "Softmax()"),
         (lambda a: a.softmax(1), "Softmax()"),
+        (nn.ELU(0.5), "ELU(0.5, 1.0, 1.0)"),
+        (lambda a: F.elu_(a), "ELU(1.0, 1.0, 1.0)"),
+        (nn.CELU(2.0, inplace=True), "ELU(2.0, 1.0, 0.5)"),
+        (nn.SELU(), repr(SELU())),
+        (nn.Softsign(), "Softsign()"),
+        (nn.LogSigmoid(), "LogSigmoid()"),
+        (nn.Hardtanh(-2.0, 3.0), "Hardtanh(-2.0, 3.0, 1.0, 0.0)"),
+        (nn.ReLU6(), "Hardtanh(0.0, 6.0, 1.0, 0.0)"),
+        (F.relu6, "Hardtanh(0.0, 6.0, 1.0, 0.0)"),
+        (nn.Hardsigmoid(), repr(Hardsigmoid())),
+        (lambda a: a.clamp(-1, 1), "Hardtanh(-1.0, 1.0, 1.0, 0.0)"),
+        (lambda a: torch.clip(a, max=2), "Hardtanh(-inf, 2.0, 1.0, 0.0)"),
+        (lambda a: a.clamp(min=0), "ReLU()"),
+        (lambda a: a.clamp(min=torch.zeros(4)), "Identity()"),
+        (lambda a: a.clamp(1, -1), "Identity()"),
+        (nn.ELU(-0.5), "Identity()"),
         (nn.Softmax(dim=0), "Identity()"),
         (nn.GELU(), "Identity()"),
         (nn.LayerNorm(4), "Identity()"),
@@ -139,8 +156,43 @@ def test_attention():
 
     layers = look(Attention(), torch.randn(2, 3, 4))
     assert not layers["attention"].local
+    assert (
+        layers["attention"].reason
+        == "reads its weights in a function of torch; projections that are nn.Linear are local"
+    )
     assert not layers["attention.out_proj"].local and "read" in layers["attention.out_proj"].reason
     assert layers["last"].local
+
+
+def test_inputs_of_a_bilinear_layer_are_read_by_it_alone():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.pair = nn.Linear(4, 3), nn.Linear(4, 2), nn.Bilinear(3, 2, 5)
+
+        def forward(self, x):
+            return self.pair(input2=self.second(x), input1=self.first(x)).tanh()
+
+    layers = look(Pair(), torch.randn(5, 4))
+    assert layers["pair"].local and layers["pair"].transfer.name == "tanh"
+    for name in ("first", "second"):
+        assert layers[name].local and layers[name].reason == "no single known activation follows (bilinear)"
+
+
+@pytest.mark.parametrize("make", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_recurrent_layers(make):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = make(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            out = self.layer(x)
+            return self.last(out[0] if isinstance(out, tuple) else out)
+
+    layers = look(Recurrent(), torch.randn(5, 4))
+    told = "reads its weights in a kernel of torch; a cell made of nn.Linear layers is local"
+    assert not layers["layer"].local and layers["layer"].reason == told and layers["last"].local
 
 
 def test_used_twice():
@@ -245,8 +297,8 @@ def test_convolutions():
         "first": "relu",
         "grouped": "identity",
         "gates": "softmax",
-        "volume": None,
-        "up": None,
+        "volume": "identity",
+        "up": "sigmoid",
     }
 
 
@@ -321,7 +373,10 @@ def test_biases_of_others():
     assert reasons(Borrowed(), torch.randn(5, 3))["a"] == ("weights are read outside the layer", None)
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     nn.utils.parametrize.register_parametrization(network[0], "bias", nn.Tanh())
-    assert reasons(network, torch.randn(5, 3))["0"] == ("weights are shared or parametrized", None)
+    assert reasons(network, torch.randn(5, 3))["0"] == (
+        "weights are made of other parameters (a parametrization)",
+        None,
+    )
 
 
 def test_what_is_written_over_is_followed_by_nothing():

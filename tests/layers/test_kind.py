@@ -7,22 +7,23 @@ from torch import nn
 from locoprop_lightning.distributed import Communicator, share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.layers import ConvolutionKind, LayerKind, LinearKind, discover, kind, kind_of, register
+from locoprop_lightning.layers import (
+    BilinearKind,
+    ConvolutionKind,
+    EmbeddingKind,
+    LayerKind,
+    LinearKind,
+    TransposedConvolutionKind,
+    discover,
+    kind,
+    kind_of,
+    register,
+)
 from locoprop_lightning.local import LocalProblem, MatrixOperator, resolve_transfer
 from locoprop_lightning.oracles import GradientOracle
 from locoprop_lightning.settings import LocalSettings
 from locoprop_lightning.solvers import ClosedForm, Recording, Status
-from tests.support import close, operator_of, rows_of, taped
-
-LAYERS = {
-    "linear": (lambda: nn.Linear(4, 6), (3, 4)),
-    "linear_no_bias": (lambda: nn.Linear(4, 6, bias=False), (3, 4)),
-    "tokens": (lambda: nn.Linear(4, 6), (3, 5, 4)),
-    "conv1d": (lambda: nn.Conv1d(4, 6, 3), (3, 4, 7)),
-    "conv2d": (lambda: nn.Conv2d(4, 6, (3, 2), padding=1), (3, 4, 5, 6)),
-    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (3, 4, 5, 6)),
-}
-every_layer = pytest.mark.parametrize(("make", "size"), LAYERS.values(), ids=LAYERS)
+from tests.support import close, rows_of, taped
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +73,13 @@ class TransposedKind(LayerKind):
 
 def test_kinds_of_the_package():
     assert type(kind_of(nn.Linear(2, 2))) is LinearKind
-    assert type(kind_of(nn.Conv1d(2, 2, 1))) is type(kind_of(nn.Conv2d(2, 2, 1))) is ConvolutionKind
-    for module in (nn.Conv3d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.LayerNorm(2), nn.Embedding(2, 2), nn.ReLU()):
+    assert type(kind_of(nn.Bilinear(2, 2, 2))) is BilinearKind
+    for convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        assert type(kind_of(convolution(2, 2, 1))) is ConvolutionKind
+    for transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        assert type(kind_of(transposed(2, 2, 1))) is TransposedConvolutionKind
+    assert type(kind_of(nn.Embedding(2, 2))) is EmbeddingKind
+    for module in (nn.LayerNorm(2), nn.EmbeddingBag(2, 2), nn.LSTM(2, 2), nn.MultiheadAttention(2, 1), nn.ReLU()):
         assert kind_of(module) is None
 
     class Mine(nn.Linear):
@@ -172,45 +178,6 @@ def test_a_kind_of_no_modules_is_refused():
     assert type(kind_of(nn.Linear(2, 2))) is LinearKind
 
 
-@every_layer
-def test_matrix_and_back(make, size):
-    layer = make()
-    own = kind_of(layer)
-    matrix = own.matrix(layer, layer.weight)
-    assert matrix.shape == (6, operator_of(layer, [torch.randn(size)]).d_in)
-    assert torch.equal(own.from_matrix(layer, matrix), layer.weight)
-    other = torch.randn_like(matrix)
-    assert own.from_matrix(layer, other).shape == layer.weight.shape
-    assert torch.equal(own.matrix(layer, own.from_matrix(layer, other)), other)
-
-
-@every_layer
-def test_gradients_are_written_where_those_of_the_weights_are(make, size):
-    layer = make().double()
-    own, x = kind_of(layer), torch.randn(size, dtype=torch.float64)
-    g = torch.randn_like(layer(x))
-    layer(x).backward(g)
-    expected = [p.grad for p in layer.parameters()]
-    product = operator_of(layer, [x]).adjoint(rows_of(layer, g))
-    layer.zero_grad()
-    d_in = product.shape[1] - (layer.bias is not None)
-    own.write_gradient(layer, product[:, :d_in], None if layer.bias is None else product[:, d_in])
-    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
-        close(parameter.grad, gradient, 1e-12)
-    own.write_gradient(layer.float(), product[:, :d_in], None)
-    assert layer.weight.grad.dtype == torch.float32
-
-
-@every_layer
-def test_rows_have_the_units_last(make, size):
-    layer, x = make().double(), torch.randn(size, dtype=torch.float64)
-    output = layer(x).detach()
-    units = kind_of(layer).units(layer)
-    rows = rows_of(layer, output)
-    assert output.shape[units] == 6 and rows.shape == (output.numel() // 6, 6)
-    assert torch.equal(rows, output.movedim(units, -1).reshape(-1, 6))
-
-
 def test_signatures_say_which_calls_can_be_joined():
     linear, two, one = (kind_of(layer) for layer in (nn.Linear(2, 2), nn.Conv2d(1, 1, 1), nn.Conv1d(1, 1, 1)))
     x = torch.zeros
@@ -219,15 +186,6 @@ def test_signatures_say_which_calls_can_be_joined():
     assert two.signature(layer, x(3, 1, 4, 5)) == two.signature(layer, x(7, 1, 4, 5)) == (4, 5)
     assert two.signature(layer, x(3, 1, 4, 5)) != two.signature(layer, x(3, 1, 5, 4))
     assert one.signature(nn.Conv1d(1, 1, 1), x(3, 1, 4)) == one.signature(nn.Conv1d(1, 1, 1), x(1, 4)) == (4,)
-
-
-@every_layer
-def test_an_input_without_samples_is_accepted(make, size):
-    layer = make().double()
-    empty = kind_of(layer).empty(layer)
-    assert empty.dtype == torch.float64 and layer(empty).numel() == 0
-    operator = operator_of(layer, [empty])
-    assert operator.n == 0 and operator.d_in == operator_of(layer, [torch.randn(size).double()]).d_in
 
 
 def test_forwards_that_are_not_the_kinds():

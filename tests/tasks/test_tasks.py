@@ -13,7 +13,7 @@ def case(name):
         return Classification(3), torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
     if name == "reconstruction":
         task = Reconstruction()
-        return task, torch.randn(5, 6, dtype=torch.float64), task.target(torch.rand(5, 1, 2, 3).double(), None)
+        return task, torch.randn(5, 6, dtype=torch.float64), task.target((torch.rand(5, 1, 2, 3).double(), None))
     return LanguageModelling(), torch.randn(2, 4, 3, dtype=torch.float64), torch.randint(3, (2, 4))
 
 
