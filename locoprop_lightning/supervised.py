@@ -246,8 +246,11 @@ class BackpropModule(SupervisedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One forward pass; Lightning does the rest."""
-        output, target = self(self.task.inputs(batch)), self.task.target(batch)
+        x, target = self.task.inputs(batch), self.task.target(batch)
+        output = self(x)
         loss = self.task.mean_loss(output, target)
+        if self.communicator.size > 1:  # which may have different numbers of terms
+            loss = self.share(x, output, target, 0).weigh(loss)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         mean = self.log_training(loss, output, target, rate, self.logs_this_step)
         return {"loss": loss, "mean_loss": mean}

@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.utils.data import DataLoader
 
-from locoprop_lightning import LocoPropModule
+from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.data import Digits
 from locoprop_lightning.distributed import Communicator, DataParallel, connect, share_batch
 from locoprop_lightning.distributed.lockstep import lockstep, total_of
@@ -348,6 +348,27 @@ def train(name, folder, size, checkpoint=None):
     }
 
 
+def train_plainly(size):
+    """Back-propagation on batches of which the processes have different numbers of labels that count."""
+    seed_everything(3, verbose=False)
+    network = Answering().double()
+    module = BackpropModule(network, HuggingFaceTask(), lambda p: torch.optim.SGD(p, lr=0.1))
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=size,
+        strategy="auto" if size == 1 else "ddp",
+        precision="64-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, Recorded(uneven=True, mapping=True))
+    return {"weights": dict(network.state_dict()), "loss": trainer.callback_metrics["train/loss"]}
+
+
 def count_sums():
     """How many sums over processes one solve of three layers takes."""
     calls, fingerprints = [], []
@@ -433,7 +454,7 @@ def go_astray(rank, where):
 
 
 def runs_of(rank, folder):
-    found = {name: train(name, folder, 2) for name in RUNS}
+    found = {name: train(name, folder, 2) for name in RUNS} | {"plain": train_plainly(2)}
     dist.barrier()  # the first process writes the checkpoints
     name = "locoprop_m_whitened"
     return found | {"resumed": train(name, folder / "again", 2, folder / f"{name}_epoch=0.ckpt")}
@@ -499,6 +520,14 @@ def test_processes_at_sums_of_different_layers_are_named(three):
         assert shape.startswith(start) and "process 2 at first (3,) torch.float32, second" in shape
         assert "process 0 at none; process 1 at none; process 2 at second (2,)" in more
         assert all("must take the same way on every process" in said for said in (order, shape, more))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_back_propagation_weighs_the_processes(two):
+    expected = train_plainly(1)
+    for one in two:
+        agree(one["plain"], expected, 1e-8)
 
 
 @pytest.mark.slow

@@ -97,6 +97,22 @@ def test_the_task_counts_what_the_models_loss_is_a_mean_of(padding):
     assert metrics.compute()["perplexity"].item() == pytest.approx(loss.exp().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_accuracy_of_the_labels_that_count(dim):
+    task, net, batch = HuggingFaceTask(ignore_index=-1, dim=dim), network(shifts=False), batch_of(texts())
+    labels = torch.where(batch["input_ids"] % 3 > 0, batch["input_ids"], -1)
+    logits = net(batch["input_ids"])["logits"]
+    output, target = {"logits": logits.movedim(-1, dim)}, task.target({"labels": labels})
+    assert task.terms(target) == (labels != -1).sum() and not task.complete(target)
+    metrics, counts = task.metrics(), labels != -1
+    metrics.update(task.score(output), target)
+    expected = (logits.argmax(-1) == labels)[counts].double().mean()
+    assert metrics.compute()["accuracy"].item() == pytest.approx(expected.item()) and expected > 0
+    close(task.loss(output, target), F.cross_entropy(logits[counts], labels[counts]), 1e-12)
+    drawn = task.hide(task.sample_labels(output["logits"], torch.Generator()), target)
+    assert drawn.shape == labels.shape and torch.equal(drawn == -1, ~counts)
+
+
 METHODS = {
     "foof": (GradientOracle, dict(lambda_a=5.0)),
     "rms": (RMSOracle, {}),
