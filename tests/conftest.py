@@ -24,6 +24,18 @@ def seed(monkeypatch):
     return 0
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Runs in an empty folder, without the environment variables that Lightning sets."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["locoprop"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its
+    before = dict(os.environ)
+    yield tmp_path
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def fashion_mnist():
     """The real Fashion-MNIST, read once."""

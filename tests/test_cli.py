@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,7 @@ MODEL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Runs in an empty folder, without the environment variables that Lightning sets."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["locoprop"])
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its
-    before = dict(os.environ)
-    yield tmp_path
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def arguments(command, *more, lambda_r="1000"):
@@ -94,7 +84,8 @@ def test_fit_validate_test_and_predict(folder, capsys):
     output = capsys.readouterr().out
     for text in ("Layers", "tanh", "AndersonAcceleration", "train loss", "validation accuracy"):
         assert text in output
-    (checkpoint,) = folder.rglob("*.ckpt")
+    first, checkpoint = sorted(folder.rglob("*.ckpt"))
+    assert (first.name, checkpoint.name) == ("step=0.ckpt", "step=2.ckpt") and f"--ckpt_path {checkpoint}" in output
     assert list(folder.rglob("events.out.tfevents*"))
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
     for command in ("validate", "test"):

@@ -1,16 +1,26 @@
 """A run that was stopped and goes on ends as one that was not, bit for bit."""
 
 import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from torch.utils._pytree import tree_flatten
 
 from locoprop_lightning import BackpropModule
 from locoprop_lightning.callbacks import RunCheckpoints
+from locoprop_lightning.checkpoint_files import checked, last_of
+from locoprop_lightning.cli import main
 from locoprop_lightning.data import Digits
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.tasks import Classification
 from tests.support import ROOT, same
@@ -57,23 +67,8 @@ class Noisy(BackpropModule):
     """Draws from every generator in each step."""
 
     def training_step(self, batch, batch_idx):
-        import random
-
-        import numpy as np
-
         scale = 1 + 0.1 * random.gauss(0, 1) + 0.1 * np.random.standard_normal() + 0.1 * random.random()
         return super().training_step((batch[0] * scale, batch[1]), batch_idx)
-
-
-class SignalAt(Callback):
-    """Sends this process a signal within a step."""
-
-    def __init__(self, number, step):
-        self.number, self.step = number, step
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 def noisy():
@@ -137,3 +132,153 @@ def test_from_every_step_weights_and_logs_are_those_of_the_undisturbed_run(tmp_p
             )
             assert all(alike(a[part], b[part]) for part in PARTS if part in a), (step, other)
             assert a["loops"] == b["loops"] or settings["max_epochs"] == -1
+
+
+def command(config, folder, *more):
+    """Arguments of a fit on the digits that writes into a folder."""
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+    name = ["--trainer.logger.name=run", f"--trainer.logger.save_dir={folder}"]
+    return ["fit", "--config", str(ROOT / f"configs/digits/{config}.yaml"), *quiet, *name, *map(str, more)]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("config", [path.stem for path in RESUMABLE])
+def test_every_method_goes_on_within_an_epoch(tmp_path, config):
+    settings = ["--trainer.max_steps=6", "--checkpoints.every_n_steps=3", "--trainer.log_every_n_steps=1"]
+    main(command(config, tmp_path / "whole", *settings))
+    middle, end = sorted((tmp_path / "whole").rglob("*.ckpt"))
+    assert (middle.name, end.name) == ("step=3.ckpt", "step=6.ckpt")
+    main(command(config, tmp_path / "resumed", *settings, "--ckpt_path", middle))
+    (again,) = (tmp_path / "resumed").rglob("*.ckpt")
+    a, b = (torch.load(path, weights_only=True) for path in (again, end))
+    assert all(alike(a[part], b[part]) for part in PARTS if part in b)
+
+
+@pytest.mark.usefixtures("folder")
+def test_state_that_torch_does_not_read_safely_is_not_gone_on_from(tmp_path, capsys):
+    main(command("shampoo", tmp_path, "--trainer.max_steps=25"))
+    assert "ScalableShampoo keeps objects in its state" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(
+            command("shampoo", tmp_path, "--trainer.max_steps=26", "--ckpt_path", next(tmp_path.rglob("step=25.ckpt")))
+        )
+    assert "holds weights alone, from which no fit can go on" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Two checkpoints, the older one first."""
+    paths = [tmp_path / f"checkpoints/step={step}.ckpt" for step in (1, 2)]
+    paths[0].parent.mkdir()
+    for age, path in enumerate(paths):
+        torch.save({"state_dict": {"w": torch.ones(300)}, "global_step": age, "optimizer_states": []}, path)
+        os.utime(path, (age, age))
+    return paths
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.ones(3).numpy().tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def foreign(path):
+    torch.save({"state_dict": {}}, path)
+
+
+def objects(path):
+    torch.save({"state_dict": {}, "global_step": 1, "optimizer_states": [Memory]}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "is not a checkpoint that torch has saved"),
+        (flip, "is damaged (the checksum of its part"),
+        (foreign, "is no checkpoint of a run: it has no state_dict and global_step"),
+        (objects, "holds what torch does not read safely, such as objects"),
+    ],
+)
+def test_what_is_no_whole_checkpoint_is_refused_and_the_last_whole_one_named(checkpoints, damage, reason):
+    older, newer = checkpoints
+    assert last_of(older.parent, "*.ckpt") == (newer, []) and checked(newer, resume=True) == newer
+    when = newer.stat()
+    damage(newer)
+    os.utime(newer, (when.st_atime, when.st_mtime))
+    with pytest.raises(UserError, match=re.escape(f"ckpt_path={newer}: {reason}")) as refused:
+        checked(newer, resume=True)
+    assert str(refused.value).endswith(f"; the last whole one beside it is {older}.")
+    path, (passed,) = last_of(older.parent, "*.ckpt")
+    assert path == older and passed.startswith(f"{newer} {reason}")
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_last_checkpoint_is_found_or_missed_in_a_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(command("foof", tmp_path, "--ckpt_path=last"))
+    assert stopped.value.code == 2 and not list(tmp_path.iterdir())
+    assert "ckpt_path=last: there is no whole checkpoint at " in capsys.readouterr().err
+    main(command("foof", tmp_path, "--trainer.max_steps=2"))
+    main(command("foof", tmp_path, "--trainer.max_steps=4", "--ckpt_path=last"))
+    assert sorted(path.name for path in tmp_path.rglob("version_1/checkpoints/*")) == ["step=4.ckpt"]
+    main(command("foof", tmp_path, "--trainer.max_steps=1"))
+    assert "--ckpt_path last would go on from " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(command("foof", tmp_path, "--trainer.max_steps=3", "--trainer.logger.version=1"))
+    assert "holds a run already; go on with it by --ckpt_path last, or name another folder" in capsys.readouterr().err
+
+
+def start(arguments):
+    """A fit in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "locoprop_lightning", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(folder, step, process):
+    """Waits for a checkpoint of a step, or a later one."""
+    end = time.monotonic() + 120
+    while max(steps(folder), default=-1) < step:
+        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.slow
+def test_a_run_that_is_killed_three_times_ends_as_an_undisturbed_one(tmp_path):
+    settings = ["--trainer.max_steps=120", "--trainer.max_epochs=-1", "--checkpoints.every_n_steps=1"]
+    main(command("locoprop_s_whitened", tmp_path / "whole", *settings))
+    for kills, step in enumerate((3, 29, 76)):
+        more = ["--ckpt_path=last"] if kills else []
+        process = start(command("locoprop_s_whitened", tmp_path / "killed", *settings, *more))
+        wait_for(tmp_path / "killed", step, process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    main(command("locoprop_s_whitened", tmp_path / "killed", *settings, "--ckpt_path=last"))
+    a, b = (
+        torch.load(next(tmp_path.rglob(f"{run}/**/step=120.ckpt")), weights_only=True) for run in ("whole", "killed")
+    )
+    assert all(alike(a[part], b[part]) for part in PARTS if part in a)
+
+
+@pytest.mark.slow
+def test_a_terminated_fit_leaves_its_checkpoint_and_says_how_to_go_on(tmp_path):
+    settings = ["--trainer.max_steps=100000", "--trainer.max_epochs=-1"]
+    process = start(command("foof_rms", tmp_path, *settings))
+    wait_for(tmp_path, 0, process)
+    process.send_signal(signal.SIGUSR1)  # asks for one and goes on
+    wait_for(tmp_path, 1, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    path = max(tmp_path.rglob("*.ckpt"), key=lambda path: int(path.stem[5:]))
+    assert process.returncode == 143 and "Summary" in output and "Traceback" not in output
+    assert f"--ckpt_path {path}" in output and "go on with" in output
