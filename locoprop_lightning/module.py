@@ -45,9 +45,8 @@ class LocoPropModule(SupervisedModule):
         skip: Patterns of layers that ``rest_optimizer`` trains.
         include: Patterns of layers that are local on request only, such as embeddings.
         damping: "absolute" takes lambda_r as it is, "relative" times the mean eigenvalue of C.
-        overrides: By pattern of layers, of which a later match wins: lambda_a, lambda_r, and unit_groups, the number of
-            equal groups of neighbouring units that the oracle takes for layers of their own, such as 3 where queries,
-            keys and values are one layer.
+        overrides: By pattern of layers, of which a later match wins: lambda_a, lambda_r, and unit_groups, into how many
+            equal groups of neighbouring units the oracle takes it apart, such as 3 for queries, keys and values in one.
         step_length: lambda_a is the length of the oracle's step in "targets", or that of a layer's step in
             "activations": the root mean square by which its outputs move, measured on 256 rows or more.
         shared_rows: What a row is where a layer acts at several positions of a sample: "expand" takes each position for
@@ -206,6 +205,7 @@ class LocoPropModule(SupervisedModule):
 
     def on_train_start(self) -> None:
         """Sets the rest optimizer's rate after a resume too."""
+        super().on_train_start()
         if self.lr_schedulers() is not None:
             follow(self.trainer.optimizers, self._scheduled)
 

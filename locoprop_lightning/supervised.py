@@ -189,6 +189,14 @@ class SupervisedModule(LightningModule):
                 "with the configuration that made it."
             )
 
+    def on_train_start(self) -> None:
+        """Takes up the data where a checkpoint left it.
+
+        Lightning does so when it sets the data up, which a schedule that asks for the run's length has it do before it
+        reads the checkpoint.
+        """
+        self.trainer.fit_loop._load_combined_loader_states()
+
     def on_fit_end(self) -> None:
         """Leaves the other processes."""
         self.communicator.close()
