@@ -33,11 +33,11 @@ def restore(states: dict[str, Tensor], device: torch.device) -> None:
         states: The states.
         device: The device of the process.
     """
-    torch.set_rng_state(states["torch"].cpu())
+    torch.set_rng_state(states["torch"].cpu().clone())  # a part of a larger tensor ends the process
     *words, position, has_gauss = states["numpy"].tolist()
     *own, has_next = states["python"].tolist()
     gauss, next_gauss = states["gauss"].tolist()
     np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, has_gauss, gauss))
     random.setstate((3, tuple(own), next_gauss if has_next else None))
     if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+        torch.cuda.set_rng_state(states["cuda"].cpu().clone(), device)

@@ -11,19 +11,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from torch.utils._pytree import tree_flatten
 
 from locoprop_lightning import BackpropModule
-from locoprop_lightning.callbacks import RunCheckpoints
-from locoprop_lightning.checkpoint_files import checked, last_of
-from locoprop_lightning.cli import main
+from locoprop_lightning.callbacks import FitSummary, RunCheckpoints
+from locoprop_lightning.cli import LocoPropCLI, main
 from locoprop_lightning.data import Digits
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.tasks import Classification
-from tests.support import ROOT, same
+from tests.support import ROOT, flat, same
 
 DIGITS = sorted((ROOT / "configs" / "digits").glob("*.yaml"))
 RESUMABLE = [path for path in DIGITS if path.stem != "shampoo"]  # whose state torch does not read back safely
@@ -71,6 +69,23 @@ class Noisy(BackpropModule):
         return super().training_step((batch[0] * scale, batch[1]), batch_idx)
 
 
+class SignalAt(Callback):
+    """Sends this process a signal within a step."""
+
+    def __init__(self, number, step):
+        self.number, self.step = number, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def seed_all(seed):
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 def noisy():
     torch.manual_seed(3)
     network = MLP(64, 16, 1)
@@ -82,16 +97,24 @@ def fit(folder, callbacks, checkpoint=None, module=None, **settings):
     """A fit of five steps an epoch; gives its module and what was logged."""
     logger, module = Memory(folder), module or noisy()
     trainer = Trainer(logger=logger, callbacks=callbacks, log_every_n_steps=1, **QUIET, **settings)
-    seed_everything(5, verbose=False)
+    seed_all(5 if checkpoint is None else 6)
     trainer.fit(module, Digits(batch_size=300, seed=0), ckpt_path=checkpoint, weights_only=True)
     return module, logger.rows
 
 
-def alike(a, b):
-    """Whether two parts of checkpoints are the same, bit for bit."""
-    (own, shape), (others, other_shape) = tree_flatten(a), tree_flatten(b)
-    equal = (torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(own, others, strict=False))
-    return shape == other_shape and all(equal)
+def read(path):
+    """What of a checkpoint decides how the run goes on."""
+    content = torch.load(path, weights_only=True)
+    return {part: keyed(content[part]) for part in PARTS if part in content}
+
+
+def keyed(state):
+    """A state as ``same`` takes it: lists as dictionaries by position."""
+    if isinstance(state, list | tuple):
+        state = dict(enumerate(state))
+    if isinstance(state, dict):
+        return {key: keyed(value) for key, value in state.items()}
+    return str(state) if state is None or isinstance(state, torch.dtype) else state
 
 
 def steps(folder):
@@ -123,162 +146,174 @@ def test_from_every_step_weights_and_logs_are_those_of_the_undisturbed_run(tmp_p
         path = next((tmp_path / "whole").rglob(f"step={step}.ckpt"))
         resumed, rows = fit(folder, [KeepAll()], path, **settings)
         assert same(resumed.network.state_dict(), whole.network.state_dict()), step
-        assert rows == {key: rows.get(key) and value for key, value in logged.items() if key in rows}, step
+        assert rows == {key: value for key, value in logged.items() if key in rows}, step
         assert {key for key in logged if key[0] >= step} <= rows.keys(), step
         assert steps(folder) == list(range(step + 1, last + 1))
-        for other in range(step + 1, last + 1):  # a second resume starts from the same as the first
-            a, b = (
-                torch.load(next(f.rglob(f"step={other}.ckpt")), weights_only=True) for f in (folder, tmp_path / "whole")
-            )
-            assert all(alike(a[part], b[part]) for part in PARTS if part in a), (step, other)
-            assert a["loops"] == b["loops"] or settings["max_epochs"] == -1
+        for other in steps(folder):  # what a second resume would start from
+            a, b = (read(next(of.rglob(f"step={other}.ckpt"))) for of in (folder, tmp_path / "whole"))
+            assert same(a, b), (step, other)
 
 
-def command(config, folder, *more):
-    """Arguments of a fit on the digits that writes into a folder."""
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
-    name = ["--trainer.logger.name=run", f"--trainer.logger.save_dir={folder}"]
-    return ["fit", "--config", str(ROOT / f"configs/digits/{config}.yaml"), *quiet, *name, *map(str, more)]
+@pytest.mark.parametrize("path", RESUMABLE, ids=lambda path: path.stem)
+def test_every_configuration_goes_on_within_an_epoch(path, folder):
+    def run(name, checkpoint=None):
+        settings = {
+            "trainer.max_epochs": "3",
+            "trainer.limit_train_batches": "4",
+            "trainer.limit_val_batches": "0",
+            "trainer.logger": "false",
+            "trainer.accelerator": "cpu",
+            "trainer.enable_model_summary": "false",
+            "trainer.default_root_dir": str(folder / name),
+        }
+        cli = LocoPropCLI.build(path, settings, without=(FitSummary,))
+        cli.trainer.callbacks.append(RunCheckpoints(minutes=None, every_n_steps=5))
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+
+    run("whole")
+    assert steps(folder / "whole") == [10, 12]  # the last two are kept
+    run("resumed", next((folder / "whole").rglob("step=10.ckpt")))
+    whole, resumed = (flat(read(next((folder / name).rglob("step=12.ckpt")))) for name in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert [name for name, value in whole.items() if not torch.equal(value, resumed[name])] == []
 
 
-@pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("config", [path.stem for path in RESUMABLE])
-def test_every_method_goes_on_within_an_epoch(tmp_path, config):
-    settings = ["--trainer.max_steps=6", "--checkpoints.every_n_steps=3", "--trainer.log_every_n_steps=1"]
-    main(command(config, tmp_path / "whole", *settings))
-    middle, end = sorted((tmp_path / "whole").rglob("*.ckpt"))
-    assert (middle.name, end.name) == ("step=3.ckpt", "step=6.ckpt")
-    main(command(config, tmp_path / "resumed", *settings, "--ckpt_path", middle))
-    (again,) = (tmp_path / "resumed").rglob("*.ckpt")
-    a, b = (torch.load(path, weights_only=True) for path in (again, end))
-    assert all(alike(a[part], b[part]) for part in PARTS if part in b)
+def options(*more):
+    network = {"in_features": 64, "hidden_features": 16, "hidden_layers": 1}
+    of_network = [x for name, value in network.items() for x in (f"--model.network.{name}", str(value))]
+    return [
+        *("fit", "--model", "BackpropModule", "--model.network", "locoprop_lightning.networks.MLP", *of_network),
+        *("--model.task", "Classification", "--model.optimizer", "Adam", "--data", "Digits"),
+        *("--data.batch_size", "300", "--trainer.max_epochs", "3", "--trainer.accelerator", "cpu"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "5", *more),
+    ]
 
 
-@pytest.mark.usefixtures("folder")
-def test_state_that_torch_does_not_read_safely_is_not_gone_on_from(tmp_path, capsys):
-    main(command("shampoo", tmp_path, "--trainer.max_steps=25"))
-    assert "ScalableShampoo keeps objects in its state" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(
-            command("shampoo", tmp_path, "--trainer.max_steps=26", "--ckpt_path", next(tmp_path.rglob("step=25.ckpt")))
-        )
-    assert "holds weights alone, from which no fit can go on" in capsys.readouterr().err
+def at(number, step):
+    name = "--trainer.callbacks"
+    return [f"{name}+=tests.test_resume.SignalAt", f"{name}.number={number}", f"{name}.step={step}"]
 
 
-@pytest.fixture
-def checkpoints(tmp_path):
-    """Two checkpoints, the older one first."""
-    paths = [tmp_path / f"checkpoints/step={step}.ckpt" for step in (1, 2)]
-    paths[0].parent.mkdir()
-    for age, path in enumerate(paths):
-        torch.save({"state_dict": {"w": torch.ones(300)}, "global_step": age, "optimizer_states": []}, path)
-        os.utime(path, (age, age))
-    return paths
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    at = content.index(torch.ones(3).numpy().tobytes())
-    content[at] ^= 1
-    path.write_bytes(content)
-
-
-def foreign(path):
-    torch.save({"state_dict": {}}, path)
-
-
-def objects(path):
-    torch.save({"state_dict": {}, "global_step": 1, "optimizer_states": [Memory]}, path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (truncate, "is not a checkpoint that torch has saved"),
-        (flip, "is damaged (the checksum of its part"),
-        (foreign, "is no checkpoint of a run: it has no state_dict and global_step"),
-        (objects, "holds what torch does not read safely, such as objects"),
-    ],
-)
-def test_what_is_no_whole_checkpoint_is_refused_and_the_last_whole_one_named(checkpoints, damage, reason):
-    older, newer = checkpoints
-    assert last_of(older.parent, "*.ckpt") == (newer, []) and checked(newer, resume=True) == newer
-    when = newer.stat()
-    damage(newer)
-    os.utime(newer, (when.st_atime, when.st_mtime))
-    with pytest.raises(UserError, match=re.escape(f"ckpt_path={newer}: {reason}")) as refused:
-        checked(newer, resume=True)
-    assert str(refused.value).endswith(f"; the last whole one beside it is {older}.")
-    path, (passed,) = last_of(older.parent, "*.ckpt")
-    assert path == older and passed.startswith(f"{newer} {reason}")
-
-
-@pytest.mark.usefixtures("folder")
-def test_the_last_checkpoint_is_found_or_missed_in_a_sentence(tmp_path, capsys):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_signal_ends_the_batch_and_the_summary_says_how_to_go_on(folder, capsys, number, status):
+    main(options("--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=whole"))
+    logs = ["--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=runs"]
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        main(command("foof", tmp_path, "--ckpt_path=last"))
-    assert stopped.value.code == 2 and not list(tmp_path.iterdir())
-    assert "ckpt_path=last: there is no whole checkpoint at " in capsys.readouterr().err
-    main(command("foof", tmp_path, "--trainer.max_steps=2"))
-    main(command("foof", tmp_path, "--trainer.max_steps=4", "--ckpt_path=last"))
-    assert sorted(path.name for path in tmp_path.rglob("version_1/checkpoints/*")) == ["step=4.ckpt"]
-    main(command("foof", tmp_path, "--trainer.max_steps=1"))
-    assert "--ckpt_path last would go on from " in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(command("foof", tmp_path, "--trainer.max_steps=3", "--trainer.logger.version=1"))
-    assert "holds a run already; go on with it by --ckpt_path last, or name another folder" in capsys.readouterr().err
+        main(options(*logs, *at(int(number), 6)))
+    assert stopped.value.code == status and signal.getsignal(number) is not None
+    said = capsys.readouterr().out
+    path = next((folder / "runs").rglob("step=7.ckpt")).relative_to(folder)
+    assert f"  checkpoint           {path}\n" in said and f" --ckpt_path {path}\n" in said and "train loss" in said
+    assert "  go on with           locoprop fit --model BackpropModule " in said
+    main(options(*logs, "--ckpt_path", "last"))
+    whole, resumed = (read(next((folder / name).rglob("step=15.ckpt"))) for name in ("whole", "runs"))
+    assert same(whole, resumed)
 
 
-def start(arguments):
-    """A fit in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-u", "-m", "locoprop_lightning", *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+def test_sigusr1_asks_for_a_checkpoint_and_the_run_goes_on(tmp_path):
+    fit(tmp_path, [RunCheckpoints(None), SignalAt(signal.SIGUSR1, 6)], max_epochs=3)
+    assert steps(tmp_path) == [7, 15]
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_the_first_checkpoint_is_written_before_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match="first"):
+        fit(tmp_path, [RunCheckpoints(), Failing()], max_epochs=1)
+    assert steps(tmp_path) == [0]
+
+
+class Failing(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        raise ValueError("the first batch")
+
+
+def test_a_checkpoint_within_an_epoch_is_refused_with_another_order(tmp_path):
+    fit(tmp_path, [KeepAll()], max_epochs=1)
+    within, ended = (next(tmp_path.rglob(f"step={step}.ckpt")) for step in (3, 5))
+    for settings, said in (
+        ({"batch_size": 200}, "batch_size=300, but it is 200"),
+        ({"seed": 1}, "seed=0, but it is 1"),
+    ):
+        data = Digits(**({"batch_size": 300, "seed": 0} | settings))
+        trainer = Trainer(logger=False, enable_checkpointing=False, max_epochs=2, **QUIET)
+        with pytest.raises(UserError, match=f"within an epoch with data.{said} now; resume with"):
+            trainer.fit(noisy(), data, ckpt_path=within, weights_only=True)
+        trainer = Trainer(logger=False, enable_checkpointing=False, max_epochs=2, **QUIET)
+        trainer.fit(noisy(), data, ckpt_path=ended, weights_only=True)
+
+
+@pytest.mark.parametrize("few", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 7}], ids=str)
+def test_a_run_that_has_ended_goes_on_with_more_epochs_or_steps(tmp_path, few):
+    many = {name: value if value == -1 else value + 6 for name, value in few.items()}
+    whole, _ = fit(tmp_path / "whole", [], enable_checkpointing=False, **many)
+    fit(tmp_path / "short", [RunCheckpoints(None)], **few)
+    last = max(tmp_path.rglob("*.ckpt"), key=os.path.getmtime)
+    longer, _ = fit(tmp_path / "long", [RunCheckpoints(None)], last, **many)
+    assert same(whole.network.state_dict(), longer.network.state_dict())
+
+
+def test_a_disk_that_fills_up_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, capsys):
+    full = RunCheckpoints(None, 5)
+    save = Trainer.save_checkpoint
+
+    def refuse(trainer, path, weights_only=None):
+        if trainer.global_step == 10:
+            path.write_text("half")
+            raise OSError(28, "No space left on device")
+        save(trainer, path, weights_only)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", refuse)
+    fit(tmp_path, [full], max_epochs=3)
+    said = capsys.readouterr().err
+    assert re.search(
+        r"checkpoints: \S*step=10.ckpt cannot be written \(No space left on device\); the last whole one", said
     )
+    assert steps(tmp_path) == [5, 15] and not list(tmp_path.rglob("*.new"))
 
 
-def wait_for(folder, step, process):
-    """Waits for a checkpoint of a step, or a later one."""
-    end = time.monotonic() + 120
-    while max(steps(folder), default=-1) < step:
-        assert time.monotonic() < end and process.poll() is None, process.communicate()
-        time.sleep(0.01)
+def test_a_state_that_torch_does_not_read_back_leaves_weights_alone(tmp_path, capsys):
+    class Kept(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.state[self.param_groups[0]["params"][0]]["kept"] = object()
 
-
-@pytest.mark.usefixtures("folder")
-@pytest.mark.slow
-def test_a_run_that_is_killed_three_times_ends_as_an_undisturbed_one(tmp_path):
-    settings = ["--trainer.max_steps=120", "--trainer.max_epochs=-1", "--checkpoints.every_n_steps=1"]
-    main(command("locoprop_s_whitened", tmp_path / "whole", *settings))
-    for kills, step in enumerate((3, 29, 76)):
-        more = ["--ckpt_path=last"] if kills else []
-        process = start(command("locoprop_s_whitened", tmp_path / "killed", *settings, *more))
-        wait_for(tmp_path / "killed", step, process)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    main(command("locoprop_s_whitened", tmp_path / "killed", *settings, "--ckpt_path=last"))
-    a, b = (
-        torch.load(next(tmp_path.rglob(f"{run}/**/step=120.ckpt")), weights_only=True) for run in ("whole", "killed")
-    )
-    assert all(alike(a[part], b[part]) for part in PARTS if part in a)
+    module = BackpropModule(MLP(64, 16, 1), Classification(), lambda p: Kept(p, lr=0.1))
+    fit(tmp_path, [RunCheckpoints(None, 5)], module=module, max_epochs=1)
+    assert capsys.readouterr().err.count("Kept keeps objects in its state") == 1
+    content = torch.load(next(tmp_path.rglob("step=5.ckpt")), weights_only=True)
+    assert "optimizer_states" not in content
 
 
 @pytest.mark.slow
-def test_a_terminated_fit_leaves_its_checkpoint_and_says_how_to_go_on(tmp_path):
-    settings = ["--trainer.max_steps=100000", "--trainer.max_epochs=-1"]
-    process = start(command("foof_rms", tmp_path, *settings))
-    wait_for(tmp_path, 0, process)
-    process.send_signal(signal.SIGUSR1)  # asks for one and goes on
-    wait_for(tmp_path, 1, process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    path = max(tmp_path.rglob("*.ckpt"), key=lambda path: int(path.stem[5:]))
-    assert process.returncode == 143 and "Summary" in output and "Traceback" not in output
-    assert f"--ckpt_path {path}" in output and "go on with" in output
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("name", ["locoprop_s_whitened", "locoprop_s_inner_rmsprop", "soap"])
+def test_killed_three_times_it_ends_as_if_nothing_had_been(name, devices, tmp_path):
+    if devices == 2 and name != "locoprop_s_whitened":
+        pytest.skip("one configuration with two processes")
+    command = [sys.executable, "-m", "locoprop_lightning", "fit", "--config", str(ROOT / f"configs/digits/{name}.yaml")]
+    command += ["--trainer.max_epochs=30", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"]
+    command += ["--trainer.accelerator=cpu", f"--trainer.devices={devices}", "--checkpoints.every_n_steps=3"]
+    command += ["--trainer.strategy=ddp"] if devices == 2 else []
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("PL_GLOBAL_SEED", None)
+
+    def save_in(folder):
+        return f"--trainer.logger.init_args.save_dir={tmp_path / folder}"
+
+    subprocess.run([*command, save_in("whole")], env=environment, check=True, capture_output=True)
+    draw, more, seen = random.Random(name), [], 0
+    for _ in range(3):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+        process = subprocess.Popen([*command, *more, save_in("killed")], start_new_session=True, **quiet)
+        while process.poll() is None and max(steps(tmp_path / "killed"), default=0) <= seen + 3:
+            time.sleep(0.01)
+        time.sleep(draw.random() / 3)
+        assert process.poll() is None, "it ended before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        seen, more = max(steps(tmp_path / "killed")), ["--ckpt_path", "last"]
+    subprocess.run([*command, *more, save_in("killed")], env=environment, check=True, capture_output=True)
+    last = max(steps(tmp_path / "whole"))
+    whole, killed = (read(next((tmp_path / f).rglob(f"step={last}.ckpt"))) for f in ("whole", "killed"))
+    assert same(whole, killed)
