@@ -1,5 +1,6 @@
 """The engine of local training: from what a pass recorded to problems, and from solutions to displacements."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,6 +30,8 @@ from locoprop_lightning.solvers import (
     Status,
 )
 
+_log = logging.getLogger(__name__)
+
 Draw = Mapping[str, Sequence[Tensor | None]]  # gradients of drawn labels by layer, of each of its calls
 
 
@@ -55,7 +58,7 @@ class LocalEngine:
         self.layers: dict[str, LocalLayer] = {}
         self.local: dict[str, LocalLayer] = {}
         self.found: list[LayerInfo] | None = None
-        self._verified = False
+        self._verified: set[str] = set()  # names of layers
         self._known: list[LocalLayer] = []  # to the optimizers
         self.refresh(network)
         settings.check((layer.name for layer in self._known), reasons(network, settings.skip, settings.include))
@@ -90,7 +93,7 @@ class LocalEngine:
 
     def start(self) -> None:
         """Begins a fit: its layers are found anew with its first batch."""
-        self.found, self.local, self._verified = None, {}, False
+        self.found, self.local, self._verified = None, {}, set()
 
     def discover(self, network: nn.Module, x: Any, processes: Communicator) -> bool:
         """Finds the local layers and their transfers with the first batch of a fit; says whether this is it.
@@ -155,17 +158,22 @@ class LocalEngine:
                 parts = layer, record, draws, self.oracle, self.settings
                 tasks[name] = partial(make_problem, *parts, batch, rows, rounded, rate)
             problems = batch.processes.run(tasks)
-            return problems if self._verified else self._verify(problems, tape, batch)
+            new = [name for name in problems if name not in self._verified]
+            return self._verify(problems, new, tape, batch) if new else problems
 
-    def _verify(self, problems: dict[str, LocalProblem], tape: Tape, batch: SharedBatch) -> dict[str, LocalProblem]:
-        """Leaves to the rest optimizer what is no matrix times its input, by the first batch; gives the others."""
-        tasks = {n: partial(self.local[n].verify, p, tape.records[n], batch.processes.sum) for n, p in problems.items()}
+    def _verify(
+        self, problems: dict[str, LocalProblem], new: Sequence[str], tape: Tape, batch: SharedBatch
+    ) -> dict[str, LocalProblem]:
+        """Leaves to the rest optimizer what is no matrix times its input, by its first problem; gives the others."""
+        tasks = {n: partial(self.local[n].verify, problems[n], tape.records[n], batch.processes.sum) for n in new}
         found = batch.processes.run(tasks)
         for info in self.found or []:
-            if found.get(info.name):
-                info.transfer, info.reason = None, found[info.name]
+            if reason := found.get(info.name):
+                info.transfer, info.reason = None, reason
                 self.local.pop(info.name).oracle_state.clear()
-        self._verified = True
+                if self._verified:  # the table of layers is printed
+                    _log.warning("Layer %r is left to the rest optimizer: %s.", info.name, reason)
+        self._verified.update(new)
         return {name: problem for name, problem in problems.items() if name in self.local}
 
     def _with_rows(self, tape: Tape, batch: SharedBatch) -> dict[str, tuple[Rows, bool]]:

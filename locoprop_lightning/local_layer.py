@@ -168,16 +168,14 @@ class LocalLayer:
     def _differs(self, problem: LocalProblem, record: Record, total: Callable[[Tensor], Tensor]) -> bool:
         """Whether the back-propagated weight gradient is another than G^T Y.
 
-        So it is where gradients are taken inside the forward pass (double backward), where a call had other weights,
-        and where hooks change the gradient.
+        So it is where gradients are taken inside the forward pass (double backward, or one that the loss does not
+        depend on), where a call had other weights, and where hooks change the gradient.
         """
         gradients = self.gradients()
-        if gradients is None:
-            return False
         g, operator = record.gradient(), problem.operator.expanded or problem.operator
         product = operator.adjoint(g)
-        own = torch.cat(gradients, 1).to(product)
-        missing = product[:, own.shape[1] :]  # of a bias without a gradient
+        own = product[:, :0] if gradients is None else torch.cat(gradients, 1).to(product)
+        missing = product[:, own.shape[1] :]  # of parameters without a gradient
         size = (operator.total(g.square()) * operator.trace()).sqrt()
         off = torch.linalg.vector_norm(torch.cat([own - product[:, : own.shape[1]], missing], 1))
         rounded = record.autocast or self.kind.parameters(self.module)[0].dtype in (torch.bfloat16, torch.float16)

@@ -200,6 +200,54 @@ def test_layers_that_are_linear_by_another_name_are_trained_as_linear_ones(make)
     torch.testing.assert_close(other[0].bias, plain[0].bias, rtol=1e-10, atol=1e-10)
 
 
+class Guided(nn.Module):
+    """Moves its input along the slope of an energy, which the loss then knows nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy, self.head = body(), nn.Linear(4, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(x).sum(), x)
+        return self.head(x - 0.1 * slope)
+
+
+def test_layers_that_the_loss_does_not_reach_stay_as_they_are():
+    """Their outputs have gradients, but of a pass within the forward pass."""
+    module = local(Guided().double())
+    start = {name: p.clone() for name, p in module.network.named_parameters()}
+    fit(module)
+    told = {info.name: info.reason for info in module.engine.found if not info.local}
+    assert told == {"energy.0": GRADIENT, "energy.2": GRADIENT} and list(module.engine.local) == ["head"]
+    moved = {name for name, p in module.network.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+class Late(nn.Module):
+    """From its second training step on it has a layer more, which it calls with other weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.late, self.steps = nn.Linear(4, 1), nn.Linear(4, 1), 0
+
+    def forward(self, x):
+        out = self.first(x)
+        self.steps += self.training
+        if self.steps > 1:
+            out = out + functional_call(self.late, {"weight": self.late.weight * 3}, x)
+        return out
+
+
+def test_a_layer_that_is_called_later_is_checked_then(caplog):
+    module = fit(local(Late().double()))
+    assert list(module.engine.local) == ["first"]
+    assert [r.message for r in caplog.records if "lightning.pytorch" not in r.name] == [
+        f"Layer 'late' is left to the rest optimizer: {OUTPUT}."
+    ]
+
+
 def test_rows_of_a_detached_call_do_not_count():
     class Detached(nn.Module):
         def __init__(self, again):
