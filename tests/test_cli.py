@@ -231,7 +231,7 @@ def test_configs_run(path, tmp_path, request):
         request.getfixturevalue("fashion_mnist")  # skips where the data is missing
         options += ["--data.root", str(ROOT / "data")]
     main(["fit", "--config", str(path), *QUIET, *options])
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    (checkpoint,) = tmp_path.rglob("step=2.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
     assert list(tmp_path.rglob("events.out.tfevents*"))
 

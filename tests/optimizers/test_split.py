@@ -303,7 +303,7 @@ def test_from_yaml_and_resumed(tmp_path, monkeypatch, capsys):
     main(["fit", "--config", "config.yaml"])
     told = re.sub(r"[\s┃│]+", " ", capsys.readouterr().out)  # the table folds its cells
     assert "Muon (lr 0.003)" in told and "AdamW (lr 0.002)" in told
-    (path,) = tmp_path.rglob("*.ckpt")
+    (path,) = tmp_path.rglob("step=3.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == 3
     (state,) = checkpoint["optimizer_states"]

@@ -122,7 +122,7 @@ def weights(config, folder, *arguments):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    (path,) = folder.rglob("*.ckpt")
+    path = max(folder.rglob("*.ckpt"), key=lambda path: int(path.stem.partition("step=")[2]))
     said = "".join(line for line in done.stdout.splitlines() if re.match(r"  \w+ (loss|accuracy)  ", line))
     return torch.load(path, weights_only=True)["state_dict"], said
 
