@@ -425,6 +425,7 @@ def test_spaces_fit_their_methods(method, monkeypatch, fashion_mnist):
     from tune.sweep import check
 
     monkeypatch.setattr("sys.argv", ["tune"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its
     space = Space.load(ROOT / "tune" / "spaces" / f"{method}.yaml")
     config = ROOT / "configs" / "fashion_mnist" / f"{method}.yaml"
     settings, epochs = check(config, space, "val/accuracy", {"data.validation": 5000}, 1)
