@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.optimizers.closure import loss_of
 
 Group = dict[str, Any]
 
@@ -195,10 +196,7 @@ class JoinedOptimizer(Optimizer):
         Returns:
             What the closure returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for child in self._children:
             if child.param_groups:
                 child.step()

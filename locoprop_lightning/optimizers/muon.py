@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from locoprop_lightning.errors import UserError, check_counts, check_fraction
+from locoprop_lightning.optimizers.closure import loss_of
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al., 2024)
 
@@ -61,10 +62,7 @@ class FullPrecisionMuon(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all matrices that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from locoprop_lightning.errors import UserError, check_fraction, check_positive
+from locoprop_lightning.optimizers.closure import loss_of
 
 
 class TensorFlowRMSprop(Optimizer):
@@ -54,10 +55,7 @@ class TensorFlowRMSprop(Optimizer):
         Returns:
             What the closure returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
