@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.callbacks import LocalLossMonitor, StepTimer
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
-from locoprop_lightning.files import replace
+from locoprop_lightning.files import passing_name, replace, settle
 from locoprop_lightning.results.runs import smooth
 from locoprop_lightning.results.store import finite
 from tune.study.search import LEARNT, RUNGS
@@ -123,9 +123,9 @@ class Keeper(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if time.monotonic() - self._last >= self.pause:
-            passing = self.path.with_suffix(".new")
+            passing = passing_name(self.path)
             trainer.save_checkpoint(passing)
-            passing.replace(self.path)
+            settle(passing, self.path)
             self._last = time.monotonic()
 
 
