@@ -1,6 +1,7 @@
 """The command `locoprop`: Lightning's CLI over the modules, solvers, data and networks of this package."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 import torch
 import yaml
+from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -31,8 +33,7 @@ from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
 
-MOST_SEED = 2**32 - 1  # of NumPy's generator
-TERMINATED = 128 + 15  # the status of a process that SIGTERM has ended
+TERMINATED = 128 + signal.SIGTERM  # the status of a process that it has ended
 
 
 class LocoPropCLI(LightningCLI):
@@ -88,8 +89,8 @@ class LocoPropCLI(LightningCLI):
         config = self.config[command] if command else self.config
         if not isinstance(config.get("seed_everything"), bool | None):
             check_counts("", 0, seed_everything=config.seed_everything)
-            if config.seed_everything > MOST_SEED:
-                raise UserError(f"seed_everything={config.seed_everything}: must be at most {MOST_SEED}.")
+            if config.seed_everything > max_seed_value:
+                raise UserError(f"seed_everything={config.seed_everything}: must be at most {max_seed_value}.")
         if config.get("threads") is not None:
             check_counts("", 1, threads=config.threads)
             torch.set_num_threads(config.threads)
