@@ -55,6 +55,7 @@ class Record:
     ) -> None:
         self._complete = complete or not kind.sparse
         self._index: Tensor | None = None  # rows that count, once the gradients are there
+        self._blocks: Blocks | None = None  # once something asks for them
         self._module = module
         self._kind = kind
         self._moving = moving
@@ -134,6 +135,8 @@ class Record:
     def blocks(self, name: str, samples: int) -> Blocks:
         """The rows of each sample and call, of the rows that count; an output without positions has a row a sample.
 
+        Made once.
+
         Args:
             name: Name of the layer, for messages.
             samples: Samples of the batch, which the first dimension of every output with positions must be.
@@ -141,6 +144,11 @@ class Record:
         Raises:
             UserError: Where it is not.
         """
+        if self._blocks is None:
+            self._blocks = self._find_blocks(name, samples)
+        return self._blocks
+
+    def _find_blocks(self, name: str, samples: int) -> Blocks:
         units, lengths = self._kind.units(self._module), []
         for a in (self._outputs[call][0] for call in self._counting):
             leading = list(a.shape)
