@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 
 from locoprop_lightning.layers import Tape, kind_of
 from locoprop_lightning.local import LocalProblem
@@ -20,6 +21,12 @@ def script(name, folder="benchmarks"):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def quiet_trainer(**settings):
+    """A trainer on the processor that prints and writes nothing, unless the settings say otherwise."""
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    return Trainer(**quiet | {"enable_progress_bar": False, "enable_model_summary": False} | settings)
 
 
 def close(a, b, tolerance):

@@ -60,17 +60,13 @@ class Images(LightningDataModule):
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(("index", "package", "data"), [(0, "transformers", "Tokens"), (1, "timm", "Images")])
-def test_configurations_of_your_model_run(index, package, data, tmp_path, monkeypatch, capsys):
+def test_configurations_of_your_model_run(index, package, data, folder, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip(package, reason=f"{package} is not installed")
-    monkeypatch.chdir(tmp_path)
     block = re.findall(r"```yaml\n(.*?)```", PAGES["your_model.md"], re.DOTALL)[index]
     settings = "trainer: {max_epochs: 1, accelerator: cpu, logger: false, enable_checkpointing: false}\n"
-    (tmp_path / "config.yaml").write_text(f"{block}data: tests.test_docs.{data}\n{settings}")
-    monkeypatch.setattr("sys.argv", ["locoprop"])
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which the command sets, and is then undone
+    (folder / "config.yaml").write_text(f"{block}data: tests.test_docs.{data}\n{settings}")
     main(["fit", "--config", "config.yaml", "--trainer.enable_progress_bar", "false"])
     assert "ClosedForm" in capsys.readouterr().out
 

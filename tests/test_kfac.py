@@ -7,7 +7,6 @@ inputs, damping tr(S) / d_out to that of the gradients.
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -18,7 +17,7 @@ from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.oracles import WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm, Recording
 from locoprop_lightning.tasks import Classification
-from tests.support import taped
+from tests.support import quiet_trainer, taped
 
 curvlinops = pytest.importorskip("curvlinops", reason="pip install -e '.[dev]'")
 
@@ -54,15 +53,10 @@ def step(request):
         network, Classification(CLASSES), ClosedForm(), LAMBDA_A, LAMBDA_R, objective="squared", oracle=oracle
     )
     keep = Keep()
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=1,
-        accelerator="cpu",
         precision="64-true",
         callbacks=[keep],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(list(zip(x, labels, strict=True)), N))
     gradients = {name: second_moment(layer.oracle_state) for name, layer in module.engine.local.items()}

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader
@@ -13,6 +13,7 @@ from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm, FixedPointIteration, Majorization
 from locoprop_lightning.tasks import Classification, LanguageModelling
+from tests.support import quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
@@ -46,8 +47,7 @@ def sequences(padded):
 
 
 def fit(module, data, size=8, **options):
-    settings = dict(max_epochs=1, accelerator="cpu", precision="64-true", logger=False, enable_checkpointing=False)
-    trainer = Trainer(**settings, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, **options)
+    trainer = quiet_trainer(max_epochs=1, precision="64-true", log_every_n_steps=1, **options)
     trainer.fit(module, DataLoader(data, size))
     return trainer
 

@@ -9,7 +9,7 @@ import warnings
 import psutil
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -20,7 +20,7 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.oracles import RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Classification, HuggingFaceTask
-from tests.support import close
+from tests.support import close, quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -209,15 +209,11 @@ def train(network, task, samples, folder=None, checkpoint=None, steps=STEPS, cal
     whole = isinstance(samples[0], tuple | dict)
     loader = DataLoader(samples, SAMPLES // 2) if whole else DataLoader(samples, batch_size=None)
     keep = [] if folder is None else [ModelCheckpoint(folder, "{step}", every_n_train_steps=STEPS // 2, save_top_k=-1)]
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=steps,
         max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
         callbacks=[losses, *keep, *callbacks],
         enable_checkpointing=bool(keep),
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, loader, ckpt_path=checkpoint)
     return module, losses.values
@@ -306,13 +302,8 @@ class Memory(Callback):
 def test_memory_is_flat_over_1000_batches_of_validation():
     memory = Memory(99, 999)
     module = LocoPropModule(gpt2(), NEXT, ClosedForm(), 0.1, 0.1, "squared")
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
+    trainer = quiet_trainer(
         callbacks=[memory],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
     )
     batch = {key: value[None] for key, value in texts()[0].items()}
     trainer.validate(module, DataLoader([batch] * 1000, batch_size=None), verbose=False)

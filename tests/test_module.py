@@ -28,7 +28,7 @@ from locoprop_lightning.solvers import (
     Recording,
 )
 from locoprop_lightning.tasks import Classification, Task
-from tests.support import ROOT, flat, same
+from tests.support import ROOT, flat, quiet_trainer, same
 
 STEPS = 3  # in an epoch: 1,500 digits by 500
 
@@ -36,16 +36,12 @@ STEPS = 3  # in an epoch: 1,500 digits by 500
 def trainer(tmp_path, callbacks=(), **arguments):
     options = dict(
         max_epochs=1,
-        accelerator="cpu",
-        logger=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=tmp_path,
         limit_val_batches=1,
         num_sanity_val_steps=0,
     )
-    return Trainer(callbacks=list(callbacks), **(options | arguments))
+    return quiet_trainer(callbacks=list(callbacks), **(options | arguments))
 
 
 def network():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.func import functional_call, jacrev
 
@@ -14,6 +13,7 @@ from locoprop_lightning.local.preconditioner import average_of
 from locoprop_lightning.oracles import GradientOracle, Oracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm, FixedPointIteration, Recording
 from locoprop_lightning.tasks import Classification
+from tests.support import quiet_trainer
 from tests.test_engine import engine_of
 
 
@@ -150,13 +150,8 @@ def fit(tmp_path, network, **settings):
     module = LocoPropModule(
         network, Classification(), ClosedForm(), 0.1, 1.0, "squared", shared_rows="reduce", **settings
     )
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=6,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=tmp_path,
         limit_val_batches=0,
     )

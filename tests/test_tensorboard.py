@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from locoprop_lightning import BackpropModule, LocoPropModule
@@ -14,7 +14,7 @@ from locoprop_lightning.networks import MLP
 from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.solvers import AndersonAcceleration
 from locoprop_lightning.tasks import Classification
-from tests.support import script
+from tests.support import quiet_trainer, script
 
 pytestmark = pytest.mark.slow  # a server, and a browser where there is one
 page = script("tensorboard_screenshot", "scripts")
@@ -38,15 +38,11 @@ class Witness(SolveObserver):
 def fit(folder, loggers, *callbacks, module=None):
     seed_everything(0, verbose=False)
     module = module or LocoPropModule(MLP(64, 16, 1), Classification(), AndersonAcceleration(ITERATIONS), 100.0, 300.0)
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         max_epochs=3,
         log_every_n_steps=1,
         logger=loggers,
         callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=folder,
     )
     trainer.fit(module, Digits(batch_size=500, seed=0))

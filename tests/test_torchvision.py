@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torchvision.models as models
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -14,6 +13,7 @@ from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.oracles import RMSOracle
 from locoprop_lightning.solvers import ClosedForm, Majorization, Recording
 from locoprop_lightning.tasks import Classification
+from tests.support import quiet_trainer
 
 SAMPLES, SIZE = 4, 32
 NETWORKS = {
@@ -63,14 +63,9 @@ def fit(request):
     before = {name: p.detach().clone() for name, p in module.network.named_parameters()}
     x, y = torch.rand(3 * SAMPLES, 3, SIZE, SIZE), torch.arange(3 * SAMPLES) % 10
     watch = Watch()
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=3,
-        accelerator="cpu",
         callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(list(zip(x, y, strict=True)), SAMPLES))
     return name, module, before, watch

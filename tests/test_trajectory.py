@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
@@ -11,6 +10,7 @@ from locoprop_lightning.networks import MLP
 from locoprop_lightning.optimizers import LinearDecay, TensorFlowRMSprop
 from locoprop_lightning.solvers import ClosedForm, FixedPointIteration, InnerOptimizer
 from locoprop_lightning.tasks import Classification
+from tests.support import quiet_trainer
 
 STEPS, BATCH, INPUTS, CLASSES = 5, 8, 6, 3
 LAMBDA_A, LAMBDA_R, ITERATIONS = 6.0, 40.0, 4
@@ -104,14 +104,9 @@ def matrices(network):
 
 
 def fit(module, x, labels, max_epochs=1):
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=max_epochs,
-        accelerator="cpu",
         precision="64-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(list(zip(x, labels, strict=True)), BATCH))
     return trainer

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
@@ -13,6 +13,7 @@ from locoprop_lightning.layers import TransposedLinearKind, kind_of
 from locoprop_lightning.local import MatrixOperator
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Task
+from tests.support import quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
@@ -104,14 +105,9 @@ class Noisy(nn.Linear):
 
 def fit(module, steps=3):
     x = torch.randn(steps * 16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=1,
-        accelerator="cpu",
         precision="64-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(list(zip(x, x.sum(1, keepdim=True).sin(), strict=True)), 16))
     return module

@@ -33,7 +33,7 @@ from locoprop_lightning.solvers import (
 )
 from locoprop_lightning.tasks import Classification, HuggingFaceTask
 from tests.catalogue import EVERY, KINDS, draw, problem_of, solver, takes
-from tests.support import KEPT, close, flat, operator_of, rows_of, same
+from tests.support import KEPT, close, flat, operator_of, quiet_trainer, rows_of, same
 
 STEPS, ITERATIONS = 5, 5
 
@@ -353,16 +353,11 @@ def train_plainly(size):
     seed_everything(3, verbose=False)
     network = Answering().double()
     module = BackpropModule(network, HuggingFaceTask(), lambda p: torch.optim.SGD(p, lr=0.1))
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=1,
-        accelerator="cpu",
         devices=size,
         strategy="auto" if size == 1 else "ddp",
         precision="64-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
     )
     trainer.fit(module, Recorded(uneven=True, mapping=True))

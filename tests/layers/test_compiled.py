@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -13,6 +12,7 @@ from locoprop_lightning.layers.compiled import is_compiled, named_modules, origi
 from locoprop_lightning.oracles import WhitenedOracle
 from locoprop_lightning.solvers import Majorization
 from locoprop_lightning.tasks import Classification
+from tests.support import quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -69,8 +69,7 @@ def fit(network, make):
         module = LocoPropModule(network, Classification(4), Majorization(2), 0.1, 0.1, "matching", oracle)
     else:
         module = BackpropModule(network, Classification(4), lambda p: torch.optim.SGD(p, lr=0.1))
-    quiet = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, logger=False)
-    trainer = Trainer(max_epochs=2, accelerator="cpu", **quiet)
+    trainer = quiet_trainer(max_epochs=2)
     generator = torch.Generator().manual_seed(0)
     data = DataLoader(list(zip(torch.randn(24, 6, generator=generator), torch.arange(24) % 4, strict=True)), 8)
     trainer.fit(module, data, data)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.autograd.functional import jacobian
 from torch.func import functional_call
@@ -14,7 +13,7 @@ from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.local.operator import spread, times
 from locoprop_lightning.solvers import ClosedForm, Status
 from locoprop_lightning.tasks import Task
-from tests.support import close, operator_of, rows_of, taped
+from tests.support import close, operator_of, quiet_trainer, rows_of, taped
 
 TOKENS = torch.tensor([[3, 0, 3, 1], [5, 3, 0, 0]])
 LAYERS = {  # a layer, and the size of its input
@@ -233,14 +232,9 @@ class Sums(Task):
 def fit(network, batches, **arguments):
     arguments = dict(lambda_a=3.0, lambda_r=1.0, objective="squared", solver=ClosedForm()) | arguments
     module = LocoPropModule(network, Sums(), **arguments)
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_epochs=1,
-        accelerator="cpu",
         precision="64-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(batches, batch_size=None))
     return module

@@ -1,8 +1,6 @@
 import copy
-import os
 import pickle
 import re
-import sys
 
 import pytest
 import torch
@@ -287,11 +285,8 @@ data: {class_path: locoprop_lightning.data.Digits, init_args: {batch_size: 500}}
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")
-def test_from_yaml(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["locoprop"])
-    monkeypatch.setattr(os, "environ", os.environ | {"JSONARGPARSE_DEPRECATION_WARNINGS": "off"})
-    (tmp_path / "config.yaml").write_text(YAML)
+def test_from_yaml(folder, capsys):
+    (folder / "config.yaml").write_text(YAML)
     main(["fit", "--config", "config.yaml"])
     told = unfolded(capsys.readouterr().out)
     assert "AdamW(lr0.002)+Muon(lr0.003)" in told and "AdamW(lr0.04)" in told

@@ -13,6 +13,7 @@ from locoprop_lightning.networks import MLP
 from locoprop_lightning.optimizers import LinearDecay
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Classification
+from tests.support import quiet_trainer
 
 
 def optimizer():
@@ -80,8 +81,7 @@ def test_modules_tell_it_the_length_of_the_run(local, tmp_path):
         )
     else:
         module = BackpropModule(network, task, lambda p: SGD(p, lr=0.1), lr_scheduler=LinearDecay)
-    options = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer = Trainer(max_epochs=1, enable_model_summary=False, default_root_dir=tmp_path, **options)
+    trainer = quiet_trainer(max_epochs=1, default_root_dir=tmp_path)
     trainer.fit(module, Digits(batch_size=256))
     start = 1.0 if local else 0.1
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.02 * start)
@@ -101,11 +101,10 @@ def test_modules_tell_it_the_length_of_an_epoch(tmp_path):
         lambda p: SGD(p, lr=1.0),
         lr_scheduler=lambda o: LinearDecay(o, 0.0, by_epoch=True),
     )
-    options = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer = Trainer(max_steps=10, enable_model_summary=False, callbacks=[Rates()], **options)
+    trainer = quiet_trainer(max_steps=10, callbacks=[Rates()])
     trainer.fit(module, Digits(batch_size=300))
     assert seen == pytest.approx([1.0] * 5 + [0.5] * 5)
-    endless = Trainer(max_epochs=-1, enable_model_summary=False, default_root_dir=tmp_path, **options)
+    endless = quiet_trainer(max_epochs=-1, default_root_dir=tmp_path)
     with pytest.raises(UserError, match="max_epochs"):
         endless.fit(module, Digits(batch_size=256))
 

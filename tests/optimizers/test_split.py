@@ -1,6 +1,5 @@
 import copy
 import io
-import os
 import pickle
 import re
 
@@ -295,15 +294,12 @@ data: {class_path: locoprop_lightning.data.Digits, init_args: {batch_size: 500}}
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")
-def test_from_yaml_and_resumed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["locoprop"])
-    monkeypatch.setattr(os, "environ", os.environ | {"JSONARGPARSE_DEPRECATION_WARNINGS": "off"})
-    (tmp_path / "config.yaml").write_text(YAML)
+def test_from_yaml_and_resumed(folder, capsys):
+    (folder / "config.yaml").write_text(YAML)
     main(["fit", "--config", "config.yaml"])
     told = re.sub(r"[\s┃│]+", " ", capsys.readouterr().out)  # the table folds its cells
     assert "Muon (lr 0.003)" in told and "AdamW (lr 0.002)" in told
-    (path,) = tmp_path.rglob("step=3.ckpt")
+    (path,) = folder.rglob("step=3.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == 3
     (state,) = checkpoint["optimizer_states"]
@@ -311,7 +307,7 @@ def test_from_yaml_and_resumed(tmp_path, monkeypatch, capsys):
     assert state["param_groups"][0]["momentum"] == 0.9 and "betas" in state["param_groups"][1]
     assert set(state["state"][0]) == {"momentum_buffer"} and "exp_avg_sq" in state["state"][2]
     main(["fit", "--config", "config.yaml", "--trainer.max_epochs", "2", "--ckpt_path", str(path)])
-    resumed = [torch.load(p, weights_only=True) for p in tmp_path.rglob("*.ckpt")]
+    resumed = [torch.load(p, weights_only=True) for p in folder.rglob("*.ckpt")]
     assert max(c["global_step"] for c in resumed) == 6
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader
@@ -14,7 +14,7 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import HuggingFaceTask
-from tests.support import close
+from tests.support import close, quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -62,9 +62,7 @@ def texts(n=24, padding=None):
 
 
 def trainer(**options):
-    settings = dict(accelerator="cpu", precision="64-true", logger=False, enable_checkpointing=False)
-    quiet = dict(enable_progress_bar=False, enable_model_summary=False)
-    return Trainer(**settings | quiet | dict(max_epochs=1, log_every_n_steps=1) | options)
+    return quiet_trainer(**dict(precision="64-true", max_epochs=1, log_every_n_steps=1) | options)
 
 
 def network(**options):

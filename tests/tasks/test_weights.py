@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader
@@ -14,7 +13,7 @@ from locoprop_lightning.networks import MLP
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm, Majorization
 from locoprop_lightning.tasks import Classification, Task
-from tests.support import close
+from tests.support import close, quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -79,8 +78,7 @@ def fit(task, data, name):
     rest = dict(rest_optimizer=lambda p: torch.optim.SGD(p, lr=0.1), lambda_r=0.1, damping="relative", skip=["2"])
     network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     module = LocoPropModule(network, task, solver(), oracle=oracle(), **rest | settings)
-    options = dict(accelerator="cpu", precision="64-true", logger=False, enable_checkpointing=False)
-    trainer = Trainer(max_epochs=2, enable_progress_bar=False, enable_model_summary=False, **options)
+    trainer = quiet_trainer(max_epochs=2, precision="64-true")
     trainer.fit(module, DataLoader(data, batch_size=None), DataLoader(data, batch_size=None))
     return dict(network.named_parameters()), trainer.callback_metrics["val/loss"]
 
