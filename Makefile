@@ -7,9 +7,9 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Side by side, each on one thread; what starts clusters or several processes has the machine for itself.
+# Side by side, each on one thread; tests marked "alone" have the machine for themselves.
 PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE := -n logical --maxprocesses 4 -m "not slow"
+SIDE_BY_SIDE := -n logical --maxprocesses 4
 GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
@@ -44,11 +44,11 @@ train: $(INSTALLED) ## train with CONFIG (a YAML file) and ARGS (further argumen
 
 test: lint types ## lint, types, then the tests and the examples in docstrings
 	@$(GET_DATA) || echo "Going on without Fashion-MNIST: the tests that need it are skipped." >&2
-	$(PYTEST) $(SIDE_BY_SIDE) $(PYTEST_ARGS) || [ $$? = 5 ]  # 5: none of these was asked for
-	$(PYTEST) -m slow $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]  # 5: none of these was asked for
+	$(PYTEST) -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
 
 test-fast: $(INSTALLED) ## the tests that start no cluster, browser or other process, and train for a moment at most
-	$(PYTEST) $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not alone and not slow" $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## style and formatting (ruff)
 	$(BIN)/ruff check .

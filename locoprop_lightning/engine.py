@@ -14,7 +14,7 @@ from locoprop_lightning.distributed import Communicator, SharedBatch
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import LayerInfo, Record, Tape, discover
 from locoprop_lightning.layers.discovery import candidates, reasons
-from locoprop_lightning.layers.tape import Content
+from locoprop_lightning.layers.record import Content
 from locoprop_lightning.local import LocalProblem, Rows
 from locoprop_lightning.local_layer import UNRECORDED, LocalLayer, Report
 from locoprop_lightning.local_problems import make_problem
@@ -153,12 +153,13 @@ class LocalEngine:
         """
         tasks = {}
         with torch.autocast(batch.device.type, enabled=False):
-            for name, (rows, rounded) in self._with_rows(tape, batch).items():
+            found, doubtful = self._with_rows(tape, batch)
+            for name, (rows, rounded) in found.items():
                 layer, record, draws = self.local[name], tape.records[name], [draw.get(name) for draw in sampled]
                 parts = layer, record, draws, self.oracle, self.settings
                 tasks[name] = partial(make_problem, *parts, batch, rows, rounded, rate)
             problems = batch.processes.run(tasks)
-            new = [name for name in problems if name not in self._verified]
+            new = [name for name in problems if name not in self._verified or name in doubtful]
             return self._verify(problems, new, tape, batch) if new else problems
 
     def _verify(
@@ -176,26 +177,30 @@ class LocalEngine:
         self._verified.update(new)
         return {name: problem for name, problem in problems.items() if name in self.local}
 
-    def _with_rows(self, tape: Tape, batch: SharedBatch) -> dict[str, tuple[Rows, bool]]:
+    def _with_rows(self, tape: Tape, batch: SharedBatch) -> tuple[dict[str, tuple[Rows, bool]], set[str]]:
         """The layers that have a problem in this step, on any process.
 
         Returns:
-            The rows of each, and whether autocast has rounded its weight gradient.
+            The rows of each, and whether autocast has rounded its weight gradient; and those whose weight gradient may
+            be none of their calls'.
         """
         numbers = []
         for name, record in tape.records.items():
             content = record.content
             n = self._number(name, record, batch) if content == Content.SOLVABLE else 0
-            numbers += [content, n, record.autocast, record.calls]
+            numbers += [content, n, record.autocast, record.calls, content == Content.SOLVABLE and record.inner]
         table = batch.processes.gather([int(number) for number in numbers], batch.device)
-        found = {}
+        found, doubtful = {}, set()
         for index, name in enumerate(tape.records):
-            contents, counts, rounded, calls = zip(*(row[4 * index : 4 * index + 4] for row in table), strict=True)
+            contents, counts, rounded, calls, inner = zip(
+                *(row[5 * index : 5 * index + 5] for row in table), strict=True
+            )
             if max(contents) == Content.SOLVABLE:
                 found[name] = batch.processes.rows(counts, batch.samples, calls), any(rounded)
+                doubtful |= {name} if any(inner) else set()
             elif max(contents) == Content.EMPTY:  # zeros would be a reason to decay to the rest optimizer
                 self.local[name].clear_gradients()
-        return found
+        return found, doubtful
 
     def _number(self, name: str, record: Record, batch: SharedBatch) -> int:
         """How many rows the problem of a layer has in this process."""

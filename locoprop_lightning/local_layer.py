@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.layers import LayerKind, Record
-from locoprop_lightning.layers.probe import FORWARD_TOLERANCE
-from locoprop_lightning.layers.tape import Content
+from locoprop_lightning.layers import LayerKind, Record, rounding
+from locoprop_lightning.layers.record import Content
 from locoprop_lightning.local import LocalProblem, State, Transfer
 from locoprop_lightning.solvers import Solution, Status
 
 _log = logging.getLogger(__name__)
 UNRECORDED = "called where its rows cannot be recorded, as in checkpoint(use_reentrant=True); set it to False"
-_TOLERANCE = FORWARD_TOLERANCE
-_EXACT = 2**-10  # of a weight gradient that nothing has rounded to 16 bits: above the rounding of TF32
 
 
 class Report(NamedTuple):
@@ -133,11 +130,8 @@ class LocalLayer:
         with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
             start = problem.start_matrix()
             a = problem.pre_activation if operator is problem.operator else record.pre_activation(operator)
-            z = operator.apply(start)
-            # Of the products before they cancel, which is what rounding is relative to.
-            bound = _TOLERANCE * torch.linalg.vector_norm(start) * operator.trace().sqrt()
-            wrong = torch.linalg.vector_norm(z - a) > bound if z.shape == a.shape else torch.ones_like(bound)
-            refused = total(wrong.to(bound)) > 0
+            wrong = rounding.differs(operator, start, a, record.dtype)
+            refused = total(wrong.to(start)) > 0
         if refused and own.dtype != torch.float16:  # whose small numbers are far from what they should be
             raise UserError(
                 f"{kind}: layer {self.name!r} gives another output than its operator times its matrix; look at the "
@@ -174,12 +168,13 @@ class LocalLayer:
         gradients = self.gradients()
         g, operator = record.gradient(), problem.operator.expanded or problem.operator
         product = operator.adjoint(g)
-        own = product[:, :0] if gradients is None else torch.cat(gradients, 1).to(product)
-        missing = product[:, own.shape[1] :]  # of parameters without a gradient
+        own = torch.zeros_like(product)  # also of parameters without a gradient
+        for part in [] if gradients is None else [torch.cat(gradients, 1)]:
+            own[:, : part.shape[1]] = part
         size = (operator.total(g.square()) * operator.trace()).sqrt()
-        off = torch.linalg.vector_norm(torch.cat([own - product[:, : own.shape[1]], missing], 1))
-        rounded = record.autocast or self.kind.parameters(self.module)[0].dtype in (torch.bfloat16, torch.float16)
-        return bool(total((off > (_TOLERANCE if rounded else _EXACT) * size).to(size)) > 0)
+        off, norm = torch.linalg.vector_norm(own - product), torch.linalg.vector_norm(product)
+        dtype = record.dtype if record.autocast else self.kind.parameters(self.module)[0].dtype
+        return bool(total((off > rounding.bound(norm, size, operator.n, dtype)).to(size)) > 0)
 
     def clear_gradients(self) -> None:
         """Leaves the layer alone: optimizers pass over parameters without a gradient."""

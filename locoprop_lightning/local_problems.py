@@ -9,7 +9,7 @@ from torch import Tensor
 from locoprop_lightning.distributed import SharedBatch
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import Record
-from locoprop_lightning.layers.tape import Content
+from locoprop_lightning.layers.record import Content
 from locoprop_lightning.local import LinearOperator, LocalProblem, Rows, State
 from locoprop_lightning.local_layer import LocalLayer
 from locoprop_lightning.oracles import Oracle

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -38,8 +39,7 @@ class SupervisedModule(LightningModule):
         super().__init__()
         check_object(nn.Module, network=network)
         check_object(Task, task=task)
-        self.network = original(network)
-        self._compiled = (network,)  # in a tuple, so that it is no second part of this module
+        self.network = network
         self.task = task
         metrics = task.metrics()
         self.train_metrics = metrics.clone(prefix="train/")
@@ -50,19 +50,26 @@ class SupervisedModule(LightningModule):
         self.untouched: dict[str, nn.Parameter] = {}
         self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "network" and isinstance(value, nn.Module):
+            self._called = (value,)  # compiled perhaps; in a tuple, so that it is no second part of this module
+            value = original(value)
+        super().__setattr__(name, value)
+
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
-        return call(self._called, x)
-
-    @property
-    def _called(self) -> nn.Module:
-        """The network as it was given, compiled perhaps; another one, if it has been set since."""
-        (compiled,) = self._compiled
-        return compiled if original(compiled) is self.network else self.network
+        try:
+            return call(*self._called, x)
+        except RuntimeError as error:
+            if torch.is_inference_mode_enabled() and "does not require grad" in str(error):
+                raise UserError(
+                    "trainer.inference_mode=True: the network takes gradients in its forward pass; set it to False."
+                ) from error
+            raise
 
     def uncompiled(self) -> AbstractContextManager[object]:
         """Context in which the network runs as it is written, which its layers are recorded in."""
-        return uncompiled(self._called)
+        return uncompiled(*self._called)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -179,7 +186,7 @@ class SupervisedModule(LightningModule):
                 f"trainer counts {self.trainer.world_size}: let Lightning start them, or leave the process group."
             )
         if not self.automatic_optimization:  # its training steps record
-            tell_uncompiled(self._called)
+            tell_uncompiled(*self._called)
         self.val_metrics.reset()  # a pass in inference mode leaves states that no other may write into
         self.untouched = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         saved, own = self._saved_optimizers, self._optimizer_names()

@@ -52,9 +52,9 @@ def fit(module, data, size=8, **options):
     return trainer
 
 
-def network():
+def network(kind=Causal):
     seed_everything(0, verbose=False)
-    return Causal().double()
+    return kind().double()
 
 
 KEPT = partial(ClosedForm, average=0.9, refresh_every=2)
@@ -69,12 +69,28 @@ METHODS = {
 }
 
 
+class Dead(nn.Module):
+    """Most of its tokens have no unit of the first two layers that is alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 6)
+        self.first, self.second, self.head = nn.Linear(6, 2), nn.Linear(2, 2), nn.Linear(2, VOCABULARY)
+        with torch.no_grad():
+            self.first.bias.fill_(-0.5)
+
+    def forward(self, x):
+        hidden = nn.functional.dropout(self.first(self.table(x)).relu(), 0.0, self.training)
+        return self.head(self.second(hidden).relu())
+
+
+@pytest.mark.parametrize("kind", [Causal, Dead])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_padded_batch_trains_as_one_without_padding(name):
+def test_a_padded_batch_trains_as_one_without_padding(name, kind):
     solver, oracle, settings = METHODS[name]
     found = []
     for padded in (False, True):
-        module = LocoPropModule(network(), LanguageModelling(), solver(), oracle=oracle(), **settings)
+        module = LocoPropModule(network(kind), LanguageModelling(), solver(), oracle=oracle(), **settings)
         trainer = fit(module, sequences(padded))
         found.append((dict(module.network.named_parameters()), trainer.callback_metrics))
     (plain, metrics), (holes, others) = found
@@ -82,8 +98,8 @@ def test_a_padded_batch_trains_as_one_without_padding(name):
         torch.testing.assert_close(holes[key], value, rtol=1e-10, atol=1e-10, msg=key)
     for key in ("train/loss", "train/perplexity"):
         torch.testing.assert_close(others[key], metrics[key])
-    start = dict(network().named_parameters())
-    assert all((plain[key] - start[key]).norm() > 1e-3 for key in ("first.weight", "second.weight", "head.weight"))
+    start = dict(network(kind).named_parameters())
+    assert all((plain[key] - start[key]).norm() > 1e-4 for key in ("first.weight", "second.weight", "head.weight"))
 
 
 def test_back_propagation_of_a_padded_batch():
@@ -177,3 +193,28 @@ def test_labels_of_pixels(tmp_path):
     (told,) = trainer.validate(module, data, verbose=False)
     assert told["val/loss"] == pytest.approx(task.loss(module(x), y).item())
     assert list(module.engine.local) == ["first", "head"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_pixels_without_a_label_are_no_rows(name):
+    """Convolutions whose patches lie apart train as linear layers do on those patches that have a label."""
+    solver, oracle, settings = METHODS[name]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(24, 1, 3, 12, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (24, 1, 4), generator=generator)
+    hidden = torch.rand(24, 4, generator=generator).argsort(1) < 3  # one of four pixels of each image has a label
+    patches = x.unflatten(3, (4, 3)).transpose(2, 3).flatten(3)[:, 0][~hidden]
+    images = list(zip(x, y.masked_fill(hidden[:, None], 255), strict=True))
+    rows = list(zip(patches, y[:, 0][~hidden], strict=True))
+    seed_everything(0, verbose=False)
+    linear = nn.Sequential(nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    convolutions = nn.Sequential(nn.Conv2d(1, 4, 3, stride=3), nn.Tanh(), nn.Conv2d(4, 3, 1)).double()
+    with torch.no_grad():
+        for own, other in zip(convolutions.parameters(), linear.parameters(), strict=True):
+            own.copy_(other.reshape(own.shape))
+    start = convolutions[0].weight.clone()
+    for net, data in ((linear, rows), (convolutions, images)):
+        fit(LocoPropModule(net, Classification(3, ignore_index=255), solver(), oracle=oracle(), **settings), data)
+    for own, other in zip(convolutions.parameters(), linear.parameters(), strict=True):
+        torch.testing.assert_close(own, other.reshape(own.shape), rtol=1e-10, atol=1e-10)
+    assert (convolutions[0].weight - start).norm() > 1e-3

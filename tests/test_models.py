@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.layers.compiled import original
 from locoprop_lightning.oracles import RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import ClosedForm
-from locoprop_lightning.tasks import Classification, HuggingFaceTask
+from locoprop_lightning.tasks import Classification, HuggingFaceTask, Task
 from tests.support import close, quiet_trainer
 
 pytestmark = [
@@ -151,6 +152,74 @@ class UNet(nn.Module):
         return self.head(self.leave(torch.cat([top, self.up(bottom)], 1)).relu())
 
 
+class Cast(nn.Linear):
+    """As the layers of the public benchmark of language models are: the weight follows the input's type."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Again(nn.Module):
+    """Calls one layer 20 times."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.again, self.head = Cast(3 * 64, 16, bias=False), nn.Linear(16, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        x = self.enter(x[:, :, ::4, ::4].flatten(1))
+        for _ in range(20):
+            x = x + self.again(x).tanh() / 20
+        return self.head(x)
+
+
+class Experts(nn.Module):
+    """Each sample goes to the expert that its router prefers, of eight; none goes to the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.router, self.head = nn.Linear(3 * 64, 16), nn.Linear(16, 8), nn.Linear(16, CLASSES)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(8))
+        with torch.no_grad():
+            self.router.bias[-1] = -1e3
+
+    def forward(self, x):
+        x = self.enter(x[:, :, ::4, ::4].flatten(1)).tanh()
+        weights, chosen = self.router(x).softmax(-1).max(-1)
+        out = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            mine = chosen == index
+            out[mine] = weights[mine, None] * expert(x[mine]).tanh()  # of no rows for some
+        return self.head(x + out)
+
+
+class Physics(nn.Module):
+    """What is left over of an equation of u and its slope, u an MLP 4-32-32-1."""
+
+    def __init__(self):
+        super().__init__()
+        self.u = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            u = self.u(x)
+            (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return slope.sum(1, keepdim=True) + u
+
+
+class Residual(Task):
+    """The square of what is left over of an equation with a known right-hand side."""
+
+    def loss(self, output, target):
+        return (output - target).square().mean()
+
+
+def points():
+    x = torch.rand(SAMPLES, 4, generator=torch.Generator().manual_seed(0))
+    return list(zip(x, x.sum(1, keepdim=True).sin(), strict=True))
+
+
 NEXT, LABELS, VIT = HuggingFaceTask("next_token"), HuggingFaceTask(), dict(image_size=32, patch_size=8)
 FAMILIES = {  # network, task, samples, share of the parameters that is local at least, embeddings left out
     "gpt2": (gpt2, NEXT, texts, 0.95),
@@ -190,6 +259,24 @@ FAMILIES = {  # network, task, samples, share of the parameters that is local at
     "gat": (lambda: graph_network("GATConv"), Nodes(CLASSES), lambda: [graph()], 0.75),
     "lora": (adapted, NEXT, texts, 1.0),
     "unet": (UNet, Classification(2), halves, 0.95),
+    "mixtral": (
+        lambda: hugging_face(
+            "MixtralForCausalLM", "MixtralConfig", **CAUSAL, num_key_value_heads=1, num_local_experts=4
+        ),
+        NEXT,
+        texts,
+        0.1,  # fused experts
+    ),
+    "mamba": (
+        lambda: hugging_face("MambaForCausalLM", "MambaConfig", vocab_size=TOKENS, hidden_size=16, num_hidden_layers=2),
+        NEXT,
+        texts,
+        0.5,
+    ),
+    "one_layer_20_times": (Again, Classification(CLASSES), pairs, 1.0),
+    "experts": (Experts, Classification(CLASSES), pairs, 1.0),
+    "compiled": (lambda: torch.compile(Again(), backend="aot_eager"), Classification(CLASSES), pairs, 1.0),
+    "physics": (Physics, Residual(), points, 0.0),
 }
 
 
@@ -232,14 +319,16 @@ def test_a_family(name, tmp_path):
     """The loss falls, every parameter is trained or named, most are local, and a checkpoint goes on as the fit did."""
     make, task, samples, share = FAMILIES[name]
     samples = samples()
-    network = deterministic(make())
+    network = original(made := deterministic(make()))
     before = {key: p.detach().clone() for key, p in network.named_parameters() if p.requires_grad}
-    module, losses = train(network, task, samples, tmp_path)
+    module, losses = train(made, task, samples, tmp_path)
     assert len(losses) == STEPS and all(map(math.isfinite, losses))
     assert sum(losses[-4:]) / 4 < 0.9 * losses[0], losses
     said = {layer.name for layer in module.engine.found if not layer.local and layer.reason} | set(module.untouched)
     for key, old in before.items():
-        assert not torch.equal(network.get_parameter(key), old) or said & {key, key.rpartition(".")[0]}, key
+        without_rows = name == "experts" and key.startswith("experts.")  # no sample went there
+        moved = not torch.equal(network.get_parameter(key), old)
+        assert moved or without_rows or said & {key, key.rpartition(".")[0]}, key
     embedded = sum(p.numel() for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
     if name == "lora":
         embedded = 0  # frozen
@@ -299,16 +388,53 @@ class Memory(Callback):
             self.bytes.append(psutil.Process().memory_info().rss)
 
 
-def test_memory_is_flat_over_1000_batches_of_validation():
-    memory = Memory(99, 999)
-    module = LocoPropModule(gpt2(), NEXT, ClosedForm(), 0.1, 0.1, "squared")
-    trainer = quiet_trainer(
-        callbacks=[memory],
-    )
-    batch = {key: value[None] for key, value in texts()[0].items()}
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_memory_is_flat_over_1000_batches_of_validation(name):
+    make, task, samples, _ = FAMILIES[name]
+    memory, (batch, *_) = Memory(99, 999), samples()
+    if isinstance(batch, tuple | dict):
+        (batch,) = DataLoader([batch])
+    module = LocoPropModule(make(), task, ClosedForm(), 0.1, 0.1, "squared")
+    trainer = quiet_trainer(callbacks=[memory], inference_mode=name != "physics")
     trainer.validate(module, DataLoader([batch] * 1000, batch_size=None), verbose=False)
     assert memory.tensors[1] <= memory.tensors[0]
     assert memory.bytes[1] - memory.bytes[0] < 4 << 20
+
+
+WITH_EMBEDDINGS = {
+    "gpt2": (lambda: gpt2(tie_word_embeddings=False), NEXT, texts, ["*wte", "*wpe"]),
+    "llama": (
+        lambda: hugging_face("LlamaForCausalLM", "LlamaConfig", **CAUSAL, tie_word_embeddings=False),
+        NEXT,
+        texts,
+        ["*embed_tokens"],
+    ),
+    "bert": (
+        lambda: hugging_face("BertForMaskedLM", "BertConfig", **SIZES, tie_word_embeddings=False),
+        LABELS,
+        lambda: texts("masked"),
+        ["*_embeddings"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_EMBEDDINGS)
+def test_with_its_embeddings_nearly_all_of_a_model_is_local(name):
+    make, task, samples, include = WITH_EMBEDDINGS[name]
+    module, losses = train(network := deterministic(make()), task, samples(), include=include)
+    local = sum(p.numel() for layer in module.engine.local.values() for p in layer.module.parameters())
+    assert local >= 0.95 * sum(p.numel() for p in network.parameters())
+    assert sum(losses[-4:]) / 4 < 0.9 * losses[0]
+
+
+def test_gradients_within_a_forward_pass_need_a_trainer_without_inference_mode():
+    module = LocoPropModule(Physics(), Residual(), ClosedForm(), 0.1, 0.1, "squared")
+    data = DataLoader(points(), SAMPLES)
+    with pytest.raises(UserError, match="trainer.inference_mode=True: the network takes gradients in its forward pass"):
+        quiet_trainer().validate(module, data, verbose=False)
+    (found,) = quiet_trainer(inference_mode=False).validate(module, data, verbose=False)
+    assert math.isfinite(found["val/loss"])
 
 
 def notes(module):
@@ -354,47 +480,6 @@ def test_parts_that_are_not_local_say_why(name):
     module, losses = train(make(), NEXT, texts(), steps=3)
     assert notes(module)[layer].startswith(reason)
     assert not module.untouched and losses[-1] < losses[0]
-
-
-class Cast(nn.Linear):
-    """As the layers of the public benchmark of language models are: the weight follows the input's type."""
-
-    def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-class Again(nn.Module):
-    """Calls one layer 20 times."""
-
-    def __init__(self):
-        super().__init__()
-        self.enter, self.again, self.head = Cast(3 * 64, 16, bias=False), nn.Linear(16, 16), nn.Linear(16, CLASSES)
-
-    def forward(self, x):
-        x = self.enter(x[:, :, ::4, ::4].flatten(1))
-        for _ in range(20):
-            x = x + self.again(x).tanh() / 20
-        return self.head(x)
-
-
-class Experts(nn.Module):
-    """Each sample goes to the expert that its router prefers, of eight; none goes to the last."""
-
-    def __init__(self):
-        super().__init__()
-        self.enter, self.router, self.head = nn.Linear(3 * 64, 16), nn.Linear(16, 8), nn.Linear(16, CLASSES)
-        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(8))
-        with torch.no_grad():
-            self.router.bias[-1] = -1e3
-
-    def forward(self, x):
-        x = self.enter(x[:, :, ::4, ::4].flatten(1)).tanh()
-        weights, chosen = self.router(x).softmax(-1).max(-1)
-        out = torch.zeros_like(x)
-        for index, expert in enumerate(self.experts):
-            mine = chosen == index
-            out[mine] = weights[mine, None] * expert(x[mine]).tanh()  # of no rows for some
-        return self.head(x + out)
 
 
 @pytest.mark.parametrize("make", [Again, Experts])

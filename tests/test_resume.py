@@ -285,7 +285,7 @@ def test_a_state_that_torch_does_not_read_back_leaves_weights_alone(tmp_path, ca
     assert "optimizer_states" not in content
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("devices", [1, 2])
 def test_killed_three_times_it_ends_as_if_nothing_had_been(devices, tmp_path):
     name = "locoprop_s_whitened"

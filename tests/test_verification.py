@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.layers import TransposedLinearKind, kind_of
+from locoprop_lightning.layers import TransposedLinearKind, kind_of, rounding
 from locoprop_lightning.local import MatrixOperator
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Task
@@ -93,7 +93,14 @@ class Sized(nn.Module):
 
 class Scaled(nn.Linear):
     def forward(self, x):
-        return 2 * super().forward(x)
+        return 1.05 * super().forward(x)
+
+
+class OneRow(nn.Linear):
+    """Gives one sample of a batch another output."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 0.1 * (torch.arange(len(x)) == 3))[:, None]
 
 
 class Noisy(nn.Linear):
@@ -128,6 +135,7 @@ CASES = {
     "masked weight": (Masked, {"first": OUTPUT}, ["head"]),
     "complex weight": (Complex, {"first": "complex weights"}, ["head"]),
     "output size": (Sized, {"first": OUTPUT}, ["head"]),
+    "one row scaled": (lambda: chained(OneRow(4, 8)), {"0": OUTPUT}, ["2"]),
     "scaled output": (lambda: chained(Scaled(4, 8)), {"0": OUTPUT}, ["2"]),
     "noise in training": (lambda: chained(Noisy(4, 8)), {"0": OUTPUT}, ["2"]),
 }
@@ -242,6 +250,78 @@ def test_a_layer_that_is_called_later_is_checked_then(caplog):
     assert [r.message for r in caplog.records if "lightning.pytorch" not in r.name] == [
         f"Layer 'late' is left to the rest optimizer: {OUTPUT}."
     ]
+
+
+class Penalty(Squares):
+    """A gradient penalty in the loss, from the second step on."""
+
+    steps = 0
+
+    def mean_loss(self, output, target):
+        self.steps += 1
+        loss = super().mean_loss(output, target)
+        if self.steps == 1:
+            return loss
+        (slope,) = torch.autograd.grad(output.sum(), self.layer.weight, create_graph=True)
+        return loss + slope.square().mean()
+
+
+@pytest.mark.parametrize("where", ["forward", "loss"])
+def test_a_gradient_penalty_that_begins_later_is_noticed(where, caplog):
+    class Critic(Penalised):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += self.training
+            return super().forward(x) if self.steps > 1 else self.head(self.body(x))
+
+    if where == "forward":
+        module = local(Critic().double())
+        penalised = {"body.0", "body.2"}
+    else:
+        task, network = Penalty(), chained(nn.Linear(4, 8)).double()
+        task.layer = network[0]
+        module = LocoPropModule(network, task, ClosedForm(), lambda_a=3.0, lambda_r=1.0, objective="squared")
+        penalised = {"2"}  # the slope is made of its weight, and of the first layer by its output alone
+    fit(module)
+    told = {info.name: info.reason for info in module.engine.found if not info.local}
+    assert told == dict.fromkeys(penalised, GRADIENT)
+    for name in penalised:
+        assert f"Layer {name!r} is left to the rest optimizer: {GRADIENT}." in [r.message for r in caplog.records]
+
+
+def test_an_output_size_that_comes_later_makes_no_wrong_rows():
+    class Resized(Sized):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += self.training
+            size = [10 if self.steps == 2 else 9]
+            out = self.first(x[:, None], output_size=size).tanh()[:, :, :9]
+            return self.head(out.flatten(1))
+
+    network = Resized()
+    network.head = nn.Linear(18, 1)
+    start = network.double().first.weight.clone()
+    module = local(network, rest_optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    problems = []
+    module.engine.problems, own = (lambda *a: problems.append(own(*a)) or problems[-1]), module.engine.problems
+    fit(module)
+    assert [list(made) for made in problems] == [["first", "head"], ["head"], ["first", "head"]]
+    assert not torch.equal(network.first.weight, start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_passes_and_a_few_per_cent_do_not(dtype):
+    """However many inputs and rows a layer has."""
+    seed_everything(0, verbose=False)
+    layer = nn.Linear(1024, 8)
+    x = torch.randn(8192, 1024).to(dtype)
+    operator, matrix = MatrixOperator(x.float(), True), torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
+    rows = nn.functional.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)).detach().float()
+    off = 1.05 if dtype == torch.float32 else 1.1
+    assert not rounding.differs(operator, matrix, rows, dtype)
+    assert rounding.differs(operator, matrix, rows * off, dtype)
 
 
 def test_rows_of_a_detached_call_do_not_count():

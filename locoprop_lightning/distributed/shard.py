@@ -125,8 +125,8 @@ class SummedOperator(LinearOperator):
     def gram(self) -> Tensor:  # noqa: D102
         return self._shard.sum(self._own.gram())
 
-    def trace(self) -> Tensor:  # noqa: D102
-        return self._shard.sum(self._own.trace())
+    def squares(self) -> Tensor:  # noqa: D102
+        return self._own.squares()
 
     def total(self, x: Tensor) -> Tensor:  # noqa: D102
         return self._shard.sum(self._own.total(x))

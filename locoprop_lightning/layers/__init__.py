@@ -5,7 +5,8 @@ from locoprop_lightning.layers.discovery import LayerInfo, discover
 from locoprop_lightning.layers.embedding import EmbeddingKind
 from locoprop_lightning.layers.kind import LayerKind, kind_of, register
 from locoprop_lightning.layers.linear import BilinearKind, GraphLinearKind, LinearKind, TransposedLinearKind
-from locoprop_lightning.layers.tape import Record, Tape
+from locoprop_lightning.layers.record import Record
+from locoprop_lightning.layers.tape import Tape
 from locoprop_lightning.layers.transposed import TransposedConvolutionKind
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ _PRODUCTS = {
 class ConvolutionKind(LayerKind):
     """Convolutions in one to three dimensions, with stride, padding of every mode, dilation and groups."""
 
+    sparse = True
     modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     forwards = ("forward", "_conv_forward")
 
@@ -122,6 +124,7 @@ class ConvolutionOperator(LinearOperator):
         self.stride = stride or ones
         self.dilation = dilation or ones
         self.groups = groups
+        self.kept: Tensor | None = None  # rows that count, int64 [n]
         pad = pad or (0, 0) * len(ones)
         if mode != "constant" or pad[::2] != pad[1::2]:
             inputs, pad = nn.functional.pad(inputs, pad, mode), (0, 0) * len(ones)
@@ -134,7 +137,7 @@ class ConvolutionOperator(LinearOperator):
 
     @property
     def n(self) -> int:  # noqa: D102
-        return self.inputs.shape[0] * math.prod(self.positions)
+        return self._positions() if self.kept is None else len(self.kept)
 
     @property
     def device(self) -> torch.device:  # noqa: D102
@@ -149,13 +152,14 @@ class ConvolutionOperator(LinearOperator):
         weight = v[:, : self.d_in].reshape(-1, self.inputs.shape[1] // self.groups, *self.kernel_size)
         bias = v[:, self.d_in] if self.bias else None
         out = self._torch.convolve(self._channels_last(), weight, bias, **self._geometry())
-        rows = out.movedim(1, -1).reshape(-1, v.shape[0])
+        rows = self._counting(out.movedim(1, -1).reshape(-1, v.shape[0]))
         return rows if start is None else rows.add_(start)
 
     def adjoint(self, r: Tensor) -> Tensor:
         """R^T Y [d_out, width] of R [n, d_out], by the weight gradient of a convolution."""
         shape = (r.shape[1], self.inputs.shape[1] // self.groups, *self.kernel_size)
-        image = r.reshape(-1, *self.positions, r.shape[1]).movedim(-1, 1)
+        rows = r if self.kept is None else r.new_zeros(self._positions(), r.shape[1]).index_copy_(0, self.kept, r)
+        image = rows.reshape(-1, *self.positions, r.shape[1]).movedim(-1, 1)
         weight = self._torch.weight_gradient(self._channels_last(), shape, image, **self._geometry())
         out = r.new_empty(r.shape[1], self.width)
         out[:, : self.d_in] = weight.flatten(1)
@@ -168,8 +172,9 @@ class ConvolutionOperator(LinearOperator):
         total = self.inputs.new_zeros(self.groups, d, d)
         sums = self.inputs.new_zeros(self.groups, d)
         per_image = math.prod(self.positions) * d * self.groups * self.inputs.element_size()
-        for images in self.inputs.split(max(1, _CHUNK_BYTES // per_image)):
-            rows = self._patches(images)
+        chunks = self.inputs.split(max(1, _CHUNK_BYTES // per_image))
+        for images, kept in zip(chunks, self._kept_of(chunks), strict=True):
+            rows = self._patches(images) if kept is None else self._patches(images)[:, kept]
             if self.groups == 1:
                 gram(rows[0], total[0])
             else:
@@ -184,12 +189,18 @@ class ConvolutionOperator(LinearOperator):
             total = out
         return total[0] if self.groups == 1 else total
 
-    def trace(self) -> Tensor:  # noqa: D102
-        squares = self.inputs.square().sum(1, keepdim=True)
-        return self._windows(squares).sum() / self.groups + self.n * self.bias
+    def squares(self) -> Tensor:  # noqa: D102
+        windows = self._windows(self.inputs.square().sum(1, keepdim=True))
+        return self._counting(windows.flatten(-1 - len(self.kernel_size)).sum(-1).flatten()) / self.groups + self.bias
+
+    def keep(self, index: Tensor) -> "ConvolutionOperator":
+        """The operator of some rows, which convolves all of them: their patches would take more memory."""
+        made = copy(self)
+        made.kept = index if self.kept is None else self.kept[index]
+        return made
 
     def select(self, index: Tensor) -> "ConvolutionOperator":  # noqa: D102
-        image = index
+        image = index if self.kept is None else self.kept[index]
         places: list[Tensor] = []
         for size in reversed(self.positions):
             places.insert(0, image % size)
@@ -197,8 +208,10 @@ class ConvolutionOperator(LinearOperator):
         windows = self._windows(self.inputs[image])
         return self._at(windows[(torch.arange(len(index), device=index.device), *places)])
 
-    def average(self, blocks: Blocks) -> "ConvolutionOperator":
-        """The operator at the mean patch of each image; the blocks are images."""
+    def average(self, blocks: Blocks) -> LinearOperator:
+        """The operator at the mean patch of each image; the blocks are images, or what is kept of them."""
+        if self.kept is not None:
+            return super().average(blocks)
         made = self._at(self._windows(self.inputs).mean(tuple(range(1, 1 + len(self.positions)))))
         made.expanded = self
         return made
@@ -209,7 +222,23 @@ class ConvolutionOperator(LinearOperator):
 
     def dense(self) -> MatrixOperator:  # noqa: D102
         k, c = math.prod(self.kernel_size), self.inputs.shape[1]
-        return MatrixOperator(self._patches(self.inputs)[0].reshape(-1, k, c).mT.reshape(-1, k * c), self.bias)
+        rows = self._counting(self._patches(self.inputs)[0])
+        return MatrixOperator(rows.reshape(-1, k, c).mT.reshape(-1, k * c), self.bias)
+
+    def _positions(self) -> int:
+        """Rows of all positions, those that do not count among them."""
+        return self.inputs.shape[0] * math.prod(self.positions)
+
+    def _counting(self, rows: Tensor) -> Tensor:
+        """Those that count of the rows of all positions."""
+        return rows if self.kept is None else rows[self.kept]
+
+    def _kept_of(self, chunks: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Which rows of chunks of the images count, bool; None where all do."""
+        if self.kept is None:
+            return [None] * len(chunks)
+        mask = torch.zeros(self._positions(), dtype=torch.bool, device=self.device).index_fill_(0, self.kept, True)
+        return mask.split([len(images) * math.prod(self.positions) for images in chunks])
 
     def _geometry(self) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}

@@ -83,11 +83,11 @@ class OneHotOperator(LinearOperator):
 
     def gram(self) -> Tensor:
         """The diagonal of C: how many rows each token has [d_in]."""
-        ones = torch.ones(self.n, dtype=self.dtype, device=self.device)
+        ones = self.squares()
         return ones.new_zeros(self._d_in).index_add_(0, self.tokens, ones)
 
-    def trace(self) -> Tensor:  # noqa: D102
-        return torch.tensor(float(self.n), dtype=self.dtype, device=self.device)
+    def squares(self) -> Tensor:  # noqa: D102
+        return torch.ones(self.n, dtype=self.dtype, device=self.device)
 
     def select(self, index: Tensor) -> "OneHotOperator":  # noqa: D102
         return OneHotOperator(self.tokens[index], self._d_in, self.dtype)

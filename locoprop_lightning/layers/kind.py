@@ -96,6 +96,10 @@ class LayerKind(ABC):
         """What must be equal for the rows of several calls to be joined, of the input of one."""
         return ()
 
+    def fits(self, module: Any, x: Tensor, output: Tensor) -> bool:
+        """Whether an output has the rows that the operator gives of the input, as far as their number tells."""
+        return True
+
     def counting(self, module: Any, inputs: Sequence[Tensor]) -> Tensor | None:
         """Which rows count for the weight, bool [n], of the inputs of some calls; None where all do."""
         return None

@@ -8,13 +8,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from locoprop_lightning.layers import rounding
 from locoprop_lightning.layers.compiled import uncompiled
 from locoprop_lightning.layers.consumers import name_of, transfer_of
 from locoprop_lightning.layers.kind import LayerKind
 from locoprop_lightning.local.transfer import Identity, Transfer
-
-FORWARD_TOLERANCE = 2**-7  # of an output against its operator's, relative: above the rounding of bfloat16
-
 
 Candidates = Mapping[str, tuple[nn.Module, LayerKind]]
 
@@ -61,17 +59,17 @@ def _acts(module: nn.Module, kind: LayerKind, x: Any, output: Any) -> bool:
     if not (isinstance(x, Tensor) and isinstance(output, Tensor) and output.is_floating_point()):
         return False
     weight, bias = kind.parameters(module)
+    dtype = rounding.coarsest(x, output, weight)
     wide = torch.promote_types(torch.float32, weight.dtype)
     with torch.autocast(output.device.type, enabled=False):
         matrix = kind.matrix(module, weight.detach()).to(wide)
         start = matrix if bias is None else torch.cat([matrix, bias.detach().to(wide)[:, None]], 1)
         try:
             operator = kind.operator(module, [x.detach().to(wide) if x.is_floating_point() else x])
-            z, a = operator.apply(start), kind.rows(module, output.detach().to(wide))
+            a = kind.rows(module, output.detach().to(wide))
+            return not bool(rounding.differs(operator, start, a, dtype))
         except (RuntimeError, IndexError, ValueError):  # its input or its output has another shape
             return False
-        bound = FORWARD_TOLERANCE * torch.linalg.vector_norm(start) * operator.trace().sqrt()
-        return z.shape == a.shape and not bool(torch.linalg.vector_norm(z - a) > bound)
 
 
 class Probe(TorchFunctionMode):
@@ -100,8 +98,8 @@ class Probe(TorchFunctionMode):
             self._paused = True
             x = kind.input(args, kwargs)
             self._signatures[name].add(kind.signature(module, x))
-            if name in self._own:
-                self.strangers |= set() if _acts(module, kind, x, output) else {name}
+            if (name in self._own and not _acts(module, kind, x, output)) or not kind.fits(module, x, output):
+                self.strangers.add(name)
             self._paused = False
             self._outputs[id(output)] = (name, output)
 

@@ -17,6 +17,7 @@ class TransposedConvolutionKind(LayerKind):
     ``output_size`` has other positions than its input alone tells, and is no matrix times that input.
     """
 
+    sparse = True
     modules = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
     def units(self, module: Transposed) -> int:  # noqa: D102
@@ -25,6 +26,12 @@ class TransposedConvolutionKind(LayerKind):
     def signature(self, module: Transposed, x: Tensor) -> Hashable:
         """The size of the images: rows of images of several sizes cannot be joined in one tensor."""
         return tuple(x.shape[-len(module.kernel_size) :])
+
+    def fits(self, module: Transposed, x: Tensor, output: Tensor) -> bool:
+        """Whether the output is as large as without an ``output_size``."""
+        sizes = zip(x.shape[-len(module.kernel_size) :], *self._geometry(module), strict=True)
+        own = [(n - 1) * s - 2 * p + d * (k - 1) + more + 1 for n, k, s, p, d, more in sizes]
+        return list(output.shape[-len(own) :]) == own
 
     def empty(self, module: Transposed) -> Tensor:
         """No images, large enough to have an output."""
@@ -47,12 +54,16 @@ class TransposedConvolutionKind(LayerKind):
         x, kernel, dilation = images(module, inputs), module.kernel_size, module.dilation
         spread = x.new_zeros(*x.shape[:2], *((s - 1) * t + 1 for s, t in zip(x.shape[2:], module.stride, strict=True)))
         every(spread, module.stride).copy_(x)
-        padding: Sequence[int] = module.padding  # type: ignore[assignment]
         pad: list[int] = []
-        for k, d, p, more in zip(kernel, dilation, padding, module.output_padding, strict=True):
+        for k, _, p, d, more in zip(*self._geometry(module), strict=True):
             before = d * (k - 1) - p
             pad = [before, before + more, *pad]  # the last dimension comes first
         spread = nn.functional.pad(spread, pad)  # less than nothing cuts off
         if len(kernel) == 1:
             spread, kernel, dilation = spread.unsqueeze(2), (1, *kernel), (1, *dilation)
         return ConvolutionOperator(spread, module.bias is not None, kernel, dilation=dilation, groups=module.groups)
+
+    def _geometry(self, module: Transposed) -> Sequence[Sequence[int]]:
+        """Size, stride, padding, dilation and output padding of each dimension of the kernel."""
+        padding: Sequence[int] = module.padding  # type: ignore[assignment]
+        return module.kernel_size, module.stride, padding, module.dilation, module.output_padding

@@ -66,12 +66,20 @@ class LinearOperator(ABC):
         """C = Y^T Y [width, width], [groups, width, width] with several groups, or its diagonal [width]."""
 
     @abstractmethod
+    def squares(self) -> Tensor:
+        """||y||^2 of each of the rows at hand [n], with the bias's 1; the mean over groups."""
+
     def trace(self) -> Tensor:
         """The trace of C, scalar; the mean over groups."""
+        return self.total(self.squares())
 
     @abstractmethod
     def select(self, index: Tensor) -> "LinearOperator":
         """The operator at some of the rows at hand, int64 [m]."""
+
+    def keep(self, index: Tensor) -> "LinearOperator":
+        """As ``select``, for products that go over most of the rows."""
+        return self.select(index)
 
     def average(self, blocks: Blocks) -> "LinearOperator":
         """The operator, with one group, whose rows are the means of blocks of the rows at hand."""
@@ -159,8 +167,8 @@ class MatrixOperator(LinearOperator):
             out[d, d] = self.n
         return out
 
-    def trace(self) -> Tensor:  # noqa: D102
-        return self.rows.square().sum() + self.n * self.bias
+    def squares(self) -> Tensor:  # noqa: D102
+        return torch.linalg.vecdot(self.rows, self.rows) + float(self.bias)
 
     def select(self, index: Tensor) -> "MatrixOperator":  # noqa: D102
         return MatrixOperator(self.rows[index], self.bias)

@@ -107,3 +107,14 @@ def test_names(compiled):
     assert is_compiled(whole) and original(whole) is network and list(dict(named_modules(whole))) == names
     nested = compiled[0](Blocks(), "inner")
     assert is_compiled(nested) and original(nested) is nested and list(dict(named_modules(nested))) == names
+
+
+def test_a_compiled_network_may_be_set_between_fits(compiled):
+    module, _ = fit(Blocks(), "locoprop")
+    names = list(module.state_dict())
+    module.network = compiled[0](module.network, "whole")
+    assert list(module.state_dict()) == names and isinstance(module.network, Blocks)
+    quiet_trainer(max_epochs=1).validate(
+        module, DataLoader([(torch.randn(3, 6), torch.arange(3))], batch_size=None), verbose=False
+    )
+    assert compiled[1]

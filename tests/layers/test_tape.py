@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import Tape, kind_of
-from locoprop_lightning.layers.tape import Content
+from locoprop_lightning.layers.record import Content
 from tests.support import close, operator_of, rows_of, taped
 
 

@@ -1,0 +1,263 @@
+"""What one layer did in a pass: inputs Y, pre-activations A and gradients G, of the rows that count."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.layers import rounding
+from locoprop_lightning.layers.kind import LayerKind, join
+from locoprop_lightning.local.blocks import Blocks
+from locoprop_lightning.local.operator import LinearOperator
+
+
+class Content(IntEnum):
+    """What the record of a layer is good for; of several records of a layer, the largest counts."""
+
+    UNSEEN = 0  # no call was recorded, or the backward pass reached none
+    EMPTY = 1  # the layer was called without rows, as an expert is to which no token was sent
+    SOLVABLE = 2
+    UNFIT = 3  # images of several sizes, which cannot be joined, or a frozen parameter
+
+
+class Record:
+    """What one layer did in one pass. A layer that was called several times has its rows joined.
+
+    Calls that the backward pass did not reach, as where an output was detached, count for nothing once it is over.
+
+    Args:
+        module: The layer.
+        kind: Its kind.
+        moving: Addresses of memory that changes before the record is used; inputs in it are copied.
+        scale: Multiplies every gradient that is read from the record.
+        complete: Whether all rows count; else those that no gradient reaches, such as padding's, are left out where the
+            kind allows it.
+
+    Attributes:
+        calls: How many calls count.
+        followers: Records of layers whose input is made of this one's output alone, row by row.
+        edges: Where the gradient w.r.t. the pre-activation of each call leaves the graph.
+        autocast: Whether a call was under autocast.
+        dtype: The coarsest type that a call was computed in.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        kind: LayerKind,
+        moving: Collection[int] = (),
+        scale: float = 1.0,
+        complete: bool = True,
+    ) -> None:
+        self._complete = complete or not kind.sparse
+        self._index: Tensor | None = None  # rows that count, once the gradients are there
+        self._blocks: Blocks | None = None  # once something asks for them
+        self._module = module
+        self._kind = kind
+        self._moving = moving
+        self._scale = scale
+        self._inputs: list[Tensor] = []
+        self._outputs: list[tuple[Tensor, int]] = []
+        self._gradients: dict[int, Tensor] = {}
+        self._passes: Counter[int] = Counter()  # backward passes that reached each call
+        self._fits = True
+        self.followers: list[Record] = []
+        self.edges: list[GradientEdge] = []
+        self.autocast = False
+        self.dtype = torch.float64
+
+    def add(self, inputs: Tensor, output: Tensor) -> None:
+        """Takes in one call of the layer; its gradient follows in the backward pass."""
+        call = len(self._inputs)
+        self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
+        made_in = rounding.coarsest(inputs, output, self._kind.parameters(self._module)[0])
+        self.dtype = max(self.dtype, made_in, key=lambda dtype: torch.finfo(dtype).eps)
+        y = inputs.detach()
+        y = y.to(output.dtype) if y.is_floating_point() else y  # what the layer computes with under autocast
+        self._inputs.append(y.clone() if y.untyped_storage().data_ptr() in self._moving else y)
+        self._outputs.append((output.detach(), output._version))
+        self._fits = self._fits and self._kind.fits(self._module, inputs, output)
+        # Both are taken before any in-place activation, so they stand for the pre-activation itself.
+        self.edges.append(get_gradient_edge(output))
+        # The hook must not know this record, whose edges know the hook: nothing could free such a circle.
+        gradients, passes = self._gradients, self._passes
+
+        def take(gradient: Tensor) -> None:
+            gradients[call] = gradient
+            passes[call] += 1
+
+        output.register_hook(take)
+
+    @property
+    def _counting(self) -> list[int]:
+        """The calls that count."""
+        return sorted(self._gradients) or list(range(len(self._inputs)))
+
+    @property
+    def calls(self) -> int:
+        """How many calls count."""
+        return len(self._counting)
+
+    @property
+    def inner(self) -> bool:
+        """Whether a gradient was taken within the forward pass or the loss, or none of the loss has come."""
+        return any(count > 1 for count in self._passes.values()) or all(
+            p.grad is None for p in self._module.parameters()
+        )
+
+    def take_back(self, passes: Counter[int]) -> None:
+        """Drops the gradients that a backward pass left, and the count of it.
+
+        Args:
+            passes: ``passes`` before it.
+        """
+        self._gradients.clear()
+        self._passes.clear()
+        self._passes.update(passes)
+
+    @property
+    def passes(self) -> Counter[int]:
+        """How many backward passes have reached each call."""
+        return self._passes.copy()
+
+    def join(self, gradients: Sequence[Tensor | None] | Mapping[int, Tensor]) -> Tensor:
+        """Joins the gradients of all calls, or of those that count, to G [n, d_out], in float32 at least.
+
+        Args:
+            gradients: That of each call; None is a gradient of zeros.
+        """
+        g = self._chosen(self._join(gradients))
+        return g if self._scale == 1 else g * self._scale
+
+    def _join(self, gradients: Sequence[Tensor | None] | Mapping[int, Tensor]) -> Tensor:
+        parts = [(gradients[call], self._outputs[call][0]) for call in self._counting]
+        return join([self._rows(torch.zeros_like(a) if g is None else g) for g, a in parts])
+
+    def _chosen(self, rows: Tensor) -> Tensor:
+        """Those rows that count [n, d], of all."""
+        index = self._rows_that_count()
+        return rows if index is None else rows[index]
+
+    def _rows_that_count(self) -> Tensor | None:
+        """Indices of the rows that count, int64 [n]; None where all do. Waits for the device."""
+        if self._index is None and self._gradients:
+            counting = self._kind.counting(self._module, [self._inputs[call] for call in self._counting])
+            if not self._complete:
+                reached = self._reached()
+                counting = reached if counting is None else counting & reached
+            self._index = None if counting is None else counting.nonzero()[:, 0]
+        return self._index
+
+    def _reached(self) -> Tensor:
+        """Rows that a gradient reaches, bool, or reaches in a layer that follows: here all units may be dead."""
+        reached = (self._join(self._gradients) != 0).any(1)
+        for follower in self.followers:
+            if follower._gradients and len(after := follower._reached()) == len(reached):
+                reached |= after
+        return reached
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        units = self._kind.units(self._module)
+        index = self._rows_that_count()
+        if index is not None:
+            return len(index)
+        outputs = [self._outputs[call][0] for call in self._counting]
+        return sum(a.numel() // a.shape[units] for a in outputs)
+
+    def blocks(self, name: str, samples: int) -> Blocks:
+        """The rows of each sample and call, of the rows that count; an output without positions has a row a sample.
+
+        Made once.
+
+        Args:
+            name: Name of the layer, for messages.
+            samples: Samples of the batch, which the first dimension of every output with positions must be.
+
+        Raises:
+            UserError: Where it is not.
+        """
+        if self._blocks is None:
+            self._blocks = self._find_blocks(name, samples)
+        return self._blocks
+
+    def _find_blocks(self, name: str, samples: int) -> Blocks:
+        units, lengths = self._kind.units(self._module), []
+        for a in (self._outputs[call][0] for call in self._counting):
+            leading = list(a.shape)
+            del leading[units]
+            count = leading[0] if leading else 1
+            if len(leading) > 1 and count not in (0, samples):
+                raise UserError(
+                    f"shared_rows='reduce': layer {name!r} has outputs {list(a.shape)}, whose first dimension is not "
+                    f"that of the batch's {samples} samples; leave the layer out with skip, or take 'expand'."
+                )
+            lengths += [math.prod(leading[1:])] * count
+        index = self._rows_that_count()
+        if index is None and len(set(lengths)) <= 1:
+            return Blocks(len(lengths), lengths[0] if lengths else 1)
+        found = torch.tensor(lengths, device=self._outputs[0][0].device)
+        if index is not None:
+            owner = torch.repeat_interleave(torch.arange(len(found), device=found.device), found)
+            found = torch.bincount(owner[index], minlength=len(found))
+            found = found[found > 0]
+        return Blocks(len(found), lengths=found)
+
+    @property
+    def content(self) -> Content:
+        """What the record is good for."""
+        if not self._outputs:
+            return Content.UNSEEN
+        if self.n == 0:
+            return Content.EMPTY
+        if not self._gradients:
+            return Content.UNSEEN
+        signatures = {self._kind.signature(self._module, self._inputs[call]) for call in self._counting}
+        free = all(p.requires_grad for p in self._module.parameters())
+        return Content.SOLVABLE if free and self._fits and len(signatures) == 1 else Content.UNFIT
+
+    def operator(self) -> LinearOperator:
+        """How the layer acts on Y, the inputs of all its calls; in float32 at least."""
+        operator = self._kind.operator(self._module, [_wide(self._inputs[call]) for call in self._counting])
+        index = self._rows_that_count()
+        return operator if index is None else operator.keep(index)
+
+    def without_rows(self) -> "Record":
+        """A record of one call of the layer without rows."""
+        record = Record(self._module, self._kind)
+        inputs = self._kind.empty(self._module)
+        with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
+            record.add(inputs, self._kind.call(self._module, inputs))
+        return record
+
+    def pre_activation(self, operator: LinearOperator) -> Tensor:
+        """A [n, d_out], in float32 at least; made anew where an in-place activation has overwritten it.
+
+        Args:
+            operator: What ``operator`` returned.
+        """
+        outputs = [self._outputs[call] for call in self._counting]
+        if any(a._version != version for a, version in outputs):
+            weight, bias = self._kind.parameters(self._module)
+            parts = [self._kind.matrix(self._module, _wide(weight.detach()))]
+            if bias is not None:
+                parts.append(_wide(bias.detach())[:, None])
+            return operator.apply(torch.cat(parts, 1))
+        return self._chosen(join([self._rows(a) for a, _ in outputs]))
+
+    def gradient(self) -> Tensor:
+        """G [n, d_out], in float32 at least."""
+        return self.join(self._gradients or [None] * len(self._inputs))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return self._kind.rows(self._module, _wide(x))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.is_floating_point() and x.dtype != torch.float64 else x
