@@ -10,14 +10,20 @@ from torch.utils.data import DataLoader
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.layers import kind_of
 from locoprop_lightning.local import LocalProblem, resolve_transfer
+from locoprop_lightning.local.blocks import Blocks
 from locoprop_lightning.local.operator import spread, times
 from locoprop_lightning.solvers import ClosedForm, Status
 from locoprop_lightning.tasks import Task
 from tests.support import close, operator_of, quiet_trainer, rows_of, taped
 
+
+def package(name):
+    return pytest.importorskip(name, reason=f"{name.partition('.')[0]} is not installed")
+
+
 TOKENS = torch.tensor([[3, 0, 3, 1], [5, 3, 0, 0]])
 LAYERS = {  # a layer, and the size of its input
-    "linear": (lambda: nn.Linear(4, 3), (3, 4)),
+    "linear": (lambda: nn.Linear(4, 3), (6, 4)),
     "linear_tokens": (lambda: nn.Linear(4, 3, bias=False), (2, 3, 4)),
     "conv1d": (lambda: nn.Conv1d(2, 3, 2, bias=False), (2, 2, 5)),
     "conv2d": (lambda: nn.Conv2d(4, 4, (2, 3), (1, 2), (1, 0), groups=2), (2, 4, 3, 5)),
@@ -32,6 +38,8 @@ LAYERS = {  # a layer, and the size of its input
     "transposed2d": (lambda: nn.ConvTranspose2d(2, 3, (2, 3), (2, 1), (0, 1), (1, 0), dilation=(1, 2)), (2, 2, 3, 4)),
     "transposed2d_groups": (lambda: nn.ConvTranspose2d(4, 6, 2, 2, groups=2), (2, 4, 2, 3)),
     "transposed3d": (lambda: nn.ConvTranspose3d(2, 2, 2, (1, 2, 1)), (1, 2, 2, 2, 3)),
+    "hugging_face": (lambda: package("transformers.pytorch_utils").Conv1D(3, 4), (2, 3, 4)),
+    "graph": (lambda: package("torch_geometric.nn.dense.linear").Linear(4, 3), (5, 4)),
     "bilinear": (lambda: nn.Bilinear(2, 3, 4), (2, 3, 5)),
     "embedding": (lambda: nn.Embedding(7, 3), TOKENS),
 }
@@ -160,6 +168,33 @@ def test_rows_have_the_units_last(name):
     assert out.shape[units] == len(weights(layer)) and a.shape == (out.numel() // out.shape[units], out.shape[units])
     for unit in range(out.shape[units]):
         assert torch.equal(a[:, unit], out.select(units, unit).flatten())
+
+
+@every_layer
+def test_some_rows_are_kept(name, monkeypatch):
+    """Also where the rows are unfolded of one image at a time, and of what was kept before."""
+    monkeypatch.setattr("locoprop_lightning.layers.convolution._CHUNK_BYTES", 1)
+    layer, x = make(name)
+    whole, y, v = operator_of(layer, [x]), rows(layer, x), weights(layer)
+    first = torch.arange(whole.n)[torch.arange(whole.n) % 3 > 0]
+    kept, index = whole.keep(first).keep(torch.arange(1, len(first))), first[1:]
+    y = y[:, index]
+    assert kept.n == len(index) and whole.n > kept.n
+    r = torch.randn(kept.n, len(v), dtype=v.dtype)
+    close(kept.apply(v, start=r.clone()), whole.apply(v)[index] + r, 1e-12)
+    parts = r.unflatten(1, (len(y), -1)).movedim(1, 0)
+    close(kept.adjoint(r), (parts.mT @ y).flatten(0, 1), 1e-10)
+    grams = y.mT @ y
+    expected = grams[0].diagonal() if kept.diagonal else grams if len(y) > 1 else grams[0]
+    close(kept.gram(), expected, 1e-10)
+    close(kept.squares(), y.square().sum(-1).mean(0), 1e-10)
+    close(kept.trace(), grams.diagonal(dim1=1, dim2=2).sum() / len(y), 1e-10)
+    some, chosen = kept.sample(2)
+    close(some.apply(v), whole.apply(v)[index[chosen]], 1e-12)
+    if len(y) == 1:
+        close(kept.dense().apply(v), kept.apply(v), 1e-12)
+        halves = Blocks(2, lengths=torch.tensor([1, kept.n - 1]))
+        close(kept.average(halves).gram(), whole.select(index).dense().average(halves).gram(), 1e-10)
 
 
 @every_layer
