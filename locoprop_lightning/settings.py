@@ -133,8 +133,14 @@ def check_trainer(trainer: Trainer) -> None:
     """Refuses a trainer with which there are no local solves.
 
     Raises:
-        UserError: For several processes that split the weights, and for a precision that scales the loss.
+        UserError: For several processes that split the weights, a precision that scales the loss, and a module that is
+            compiled as a whole.
     """
+    if trainer.lightning_module._compiler_ctx is not None:
+        raise UserError(
+            "torch.compile(module): its training step records layers, and cannot be compiled; compile the network, as "
+            "in LocoPropModule(torch.compile(network), ...)."
+        )
     if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
         raise UserError(
             f"trainer.strategy: local problems are summed over the processes of 'ddp' alone, not over those of "

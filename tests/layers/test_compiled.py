@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers.compiled import is_compiled, named_modules, original
 from locoprop_lightning.oracles import WhitenedOracle
 from locoprop_lightning.solvers import Majorization
@@ -118,3 +119,9 @@ def test_a_compiled_network_may_be_set_between_fits(compiled):
         module, DataLoader([(torch.randn(3, 6), torch.arange(3))], batch_size=None), verbose=False
     )
     assert compiled[1]
+
+
+def test_a_module_that_is_compiled_as_a_whole_is_refused():
+    module, _ = fit(Blocks(), "locoprop")
+    with pytest.raises(UserError, match=r"torch.compile\(module\): .* LocoPropModule\(torch.compile\(network\), ...\)"):
+        quiet_trainer(max_epochs=1).fit(torch.compile(module, backend="eager"), DataLoader([(torch.randn(6), 1)]))
