@@ -123,5 +123,6 @@ def test_a_compiled_network_may_be_set_between_fits(compiled):
 
 def test_a_module_that_is_compiled_as_a_whole_is_refused():
     module, _ = fit(Blocks(), "locoprop")
+    data = DataLoader([(torch.randn(6), 1)])
     with pytest.raises(UserError, match=r"torch.compile\(module\): .* LocoPropModule\(torch.compile\(network\), ...\)"):
-        quiet_trainer(max_epochs=1).fit(torch.compile(module, backend="eager"), DataLoader([(torch.randn(6), 1)]))
+        quiet_trainer(max_epochs=1).fit(torch.compile(module, backend="eager"), data, data)
