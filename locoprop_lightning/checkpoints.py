@@ -1,11 +1,43 @@
 """What of local training is in a checkpoint, and what earlier versions had there instead."""
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from locoprop_lightning.errors import UserError
+
+FORMAT = 2  # 1, which said no number, had states of solvers and oracles in places of their own
+STAMP = "locoprop_lightning"  # key of a checkpoint: {"format": FORMAT, "version": that of the package}
+OPTIMIZERS = "optimizers"  # names of the optimizers
 LOCAL_LAYERS = "local_layers"  # {"solver": class, "oracle": class, "layers": {name: LocalLayer.state_dict()}}
 
 _OF_PRECONDITIONER = ("inverse", "n", "age", "steps", "settings", "shape")
+
+
+def stamp(checkpoint: dict[str, Any], optimizers: list[str]) -> None:
+    """Notes in a checkpoint its format, the version that writes it, and the names of its optimizers."""
+    try:
+        package = version("locoprop-lightning")
+    except PackageNotFoundError:  # run from its sources
+        package = "of sources that are not installed"
+    checkpoint[STAMP] = {"format": FORMAT, "version": package}
+    checkpoint[OPTIMIZERS] = optimizers
+
+
+def stamped(checkpoint: Mapping[str, Any]) -> list[str] | None:
+    """The names of a checkpoint's optimizers, None where it has none.
+
+    Raises:
+        UserError: For a checkpoint of a format that is not known yet.
+    """
+    written = checkpoint.get(STAMP, {})
+    if written.get("format", 1) > FORMAT:
+        raise UserError(
+            f"ckpt_path: the checkpoint has format {written['format']}, written by version {written['version']}; this "
+            f"version reads formats up to {FORMAT}: update locoprop-lightning."
+        )
+    names: list[str] | None = checkpoint.get(OPTIMIZERS)
+    return names
 
 
 def local_layers(checkpoint: Mapping[str, Any], solver: str, state_key: str, preconditions: bool) -> dict[str, Any]:

@@ -139,10 +139,11 @@ class LocoPropCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Logs the settings that make the method, and tells how a run is taken up again."""
-        self.trainer.callbacks.append(settings_logger(self.settings()))  # type: ignore[attr-defined]
+        settings = self.settings()
+        self.trainer.callbacks.append(settings_logger(settings))  # type: ignore[attr-defined]
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, RunCheckpoints):
-                callback.resume_with(shlex.join(["locoprop", *_without_checkpoint(self._arguments)]))
+                callback.describe(shlex.join(["locoprop", *_without_checkpoint(self._arguments)]), settings)
 
     def settings(self) -> dict[str, Any]:
         """The settings by dotted name, a class under the name of its setting."""

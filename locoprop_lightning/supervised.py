@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
+from locoprop_lightning.checkpoints import stamp, stamped
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.layer_table import print_layers
@@ -153,12 +154,12 @@ class SupervisedModule(LightningModule):
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the names of the optimizers."""
-        checkpoint["optimizers"] = self._optimizer_names()
+        """Adds the format, and the names of the optimizers."""
+        stamp(checkpoint, self._optimizer_names())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remembers the names of the optimizers, which a fit compares."""
-        self._saved_optimizers = checkpoint.get("optimizers")
+        """Checks the format, and remembers the names of the optimizers, which a fit compares."""
+        self._saved_optimizers = stamped(checkpoint)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads weights.

@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from locoprop_lightning import random_state
 from locoprop_lightning.checkpoints import at_next_epoch
+from locoprop_lightning.edited_settings import edited
 from locoprop_lightning.errors import UserError, check_counts, check_positive
 from locoprop_lightning.files import passing_name, settle
 
+SETTINGS = "settings"  # key of a checkpoint: settings of the run by dotted name
 RANDOM = "random_state"  # key of a checkpoint: {generator: states of all processes}
 AGREE_EVERY = 8  # steps between two questions to the other processes, which wait for each other then
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -52,16 +55,18 @@ class RunCheckpoints(Checkpoint):
         self._handlers: dict[signal.Signals, Any] = {}
         self._random: dict[str, Tensor] | None = None
         self._command: str | None = None
+        self._settings: dict[str, Any] = {}
         self._folder = Path()
         self._told_of_objects = False
 
-    def resume_with(self, command: str) -> None:
-        """Says what the summary shall name as the way to go on.
+    def describe(self, command: str, settings: Mapping[str, Any]) -> None:
+        """Says what the summary shall name as the way to go on, and what a resumed run is compared by.
 
         Args:
             command: A command, to which the path of the checkpoint is added.
+            settings: Settings of the run by dotted name.
         """
-        self._command = command
+        self._command, self._settings = command, dict(settings)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the folder, the same for all processes."""
@@ -120,7 +125,8 @@ class RunCheckpoints(Checkpoint):
             self._tell(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the random numbers of all processes."""
+        """Adds the settings, and the random numbers of all processes."""
+        checkpoint[SETTINGS] = self._settings
         own = random_state.capture(trainer.strategy.root_device)
         states: dict[str, Tensor] = pl_module.all_gather(own)  # type: ignore[assignment]
         alone = trainer.world_size == 1
@@ -129,7 +135,14 @@ class RunCheckpoints(Checkpoint):
             checkpoint.pop("loops")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remembers the random numbers, and mends where Lightning would begin an epoch that has ended."""
+        """Remembers the random numbers, and mends where Lightning would begin an epoch that has ended.
+
+        Raises:
+            UserError: For a setting that may not be another than it was.
+        """
+        if (saved := checkpoint.get(SETTINGS)) and self._settings:
+            for told in edited(saved, self._settings) if trainer.state.fn == TrainerFn.FITTING else []:
+                print(f"checkpoints: {told}.", file=sys.stderr)
         found = checkpoint.get(RANDOM)
         same = found is not None and len(found["torch"]) == trainer.world_size
         self._random = found if same else None
