@@ -28,6 +28,7 @@ from locoprop_lightning.solvers import (
     Recording,
     Solution,
     Status,
+    bounded,
 )
 
 _log = logging.getLogger(__name__)
@@ -133,11 +134,11 @@ class LocalEngine:
         self.found = found
         return True
 
-    def tape(self, network: nn.Module, processes: Communicator, complete: bool = True) -> Tape:
-        """Records the local layers of a forward and backward pass, all their rows or those that a gradient reaches."""
+    def tape(self, network: nn.Module, processes: Communicator) -> Tape:
+        """Records the local layers of forward and backward passes."""
         layers = {name: (layer.module, layer.kind) for name, layer in self.local.items()}
         moving = [*network.parameters(), *network.buffers()]
-        return Tape(layers, moving, 1 / processes.size, complete)  # undoes SharedBatch.weigh
+        return Tape(layers, moving, 1 / processes.size)  # undoes SharedBatch.weigh
 
     @torch.no_grad()
     def problems(
@@ -243,7 +244,8 @@ class LocalEngine:
         for name, solution in solutions.items():
             if solution.status is not Status.SOLVED:
                 self.local[name].count(solution.status)
-        return solutions
+        bound = self.settings.max_displacement
+        return solutions if bound is None else {name: bounded(one, bound) for name, one in solutions.items()}
 
     def write(self, solutions: Mapping[str, Solution]) -> None:
         """Puts W0 - W+ where the gradients are; a refused solution leaves its layer without any."""

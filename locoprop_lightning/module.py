@@ -5,22 +5,25 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW
 
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
+from locoprop_lightning.joined_batches import JoinedBatches
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
+from locoprop_lightning.optimizers.factories import optimizer_from
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings, check_trainer
 from locoprop_lightning.solvers import LocalSolver, Recording
-from locoprop_lightning.supervised import SupervisedModule, optimizer_from
+from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.tasks import Task
 
 
@@ -52,6 +55,9 @@ class LocoPropModule(SupervisedModule):
         shared_rows: What a row is where a layer acts at several positions of a sample: "expand" takes each position for
             one, "reduce" a sample, with the mean of its inputs and the sum of its gradients (Eschenhagen et al., 2023),
             for ``ClosedForm`` alone. The first dimension of a layer's output must then be the samples.
+        max_displacement: How far a layer may move in a step, relative to the norm of its weights (or of PyTorch's first
+            ones, if that is larger); no bound if not given. Local losses are those of the solution before it is cut.
+        accumulate: Batches of the data whose rows are joined in one step; at the end of an epoch there may be fewer.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.
         optimizer: Applies the displacements; SGD with rate 1 sets W to W+.
@@ -80,6 +86,8 @@ class LocoPropModule(SupervisedModule):
         overrides: dict[str, dict[str, float]] | None = None,
         step_length: Literal["targets", "activations"] = "targets",
         shared_rows: Literal["expand", "reduce"] = "expand",
+        max_displacement: float | None = None,
+        accumulate: int = 1,
         guard: bool = True,
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
         rest_optimizer: OptimizerCallable = lambda p: AdamW(p),
@@ -104,7 +112,11 @@ class LocoPropModule(SupervisedModule):
             scheduled=scheduled,
             step_length=step_length,
             shared_rows=shared_rows,
+            max_displacement=max_displacement,
+            accumulate=accumulate,
         )
+        self.accumulate = accumulate
+        self._joined: JoinedBatches | None = None
         self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
         self._optimizer, self._rest_optimizer = optimizer, rest_optimizer
         self._lr_scheduler, self._scheduled = lr_scheduler, scheduled
@@ -127,21 +139,30 @@ class LocoPropModule(SupervisedModule):
     def oracle(self, oracle: Oracle) -> None:
         self.engine.replace(self.engine.solver, oracle)
 
+    @property
+    def within_step(self) -> bool:
+        """Whether a step has taken in batches, and waits for more."""
+        return self._joined is not None
+
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """One pass, all local solves, one outer step."""
+        """One pass, all local solves, one outer step; of several batches of a step, the last one makes it."""
         engine, processes, outer = self.engine, self.communicator, self.optimizers()[0]  # type: ignore[index]
         x, target = self.task.inputs(batch), self.task.target(batch)
         starting = engine.discover(self.network, x, processes)
-        self.network.zero_grad(set_to_none=True)
-        with self.uncompiled(), engine.tape(self.network, processes, self.task.complete(target)) as tape:
+        joined = self._begin(starting) if self._joined is None else self._joined
+        with self.uncompiled(), joined.tape.of(self.task.complete(target)):
             output = self(x)
-        shared = self.share(x, output, target, asked(self.trainer))
-        loss = shared.weigh(self.task.mean_loss(output, target))
-        sampled = sampled_gradients(engine, tape, self.task, output, target, shared, self.global_step)
-        self.manual_backward(loss)
+        own = self.share(x, output, target, asked(self.trainer))
+        loss = own.weigh(self.task.mean_loss(output, target))
+        draws = sampled_gradients(engine, joined.tape, self.task, output, target, own, self.global_step, len(joined))
+        self.manual_backward(joined.take(own, draws, loss))
+        if len(joined) < self.accumulate and not self.trainer.is_last_batch:
+            return {"loss": self.watch(loss, output, target, self.logs_this_step)}
+        self._joined = None
+        shared, sampled, loss = joined.finish(self.network)
         outer_rate, inner_rate = rates(self.trainer.optimizers, self._scheduled)
-        problems = engine.problems(tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D
-        if starting:
+        problems = engine.problems(joined.tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D
+        if joined.starting:
             self._announce(problems)
         self._step_rest(problems)
         solutions = engine.solve(problems, shared)
@@ -152,6 +173,13 @@ class LocoPropModule(SupervisedModule):
         outer.step()
         self._step_schedule()
         return {"loss": self.log_training(loss, output, target, outer_rate * inner_rate, logs)}
+
+    def _begin(self, starting: bool) -> JoinedBatches:
+        """Begins a step: no gradients yet, and nothing recorded."""
+        self.network.zero_grad(set_to_none=True)
+        tape = self.engine.tape(self.network, self.communicator)
+        joined = self._joined = JoinedBatches(tape, self.accumulate > 1, starting)
+        return joined
 
     def _announce(self, problems: Mapping[str, LocalProblem]) -> None:
         """Prints who trains what, with the first batch."""
@@ -172,7 +200,10 @@ class LocoPropModule(SupervisedModule):
             follow(self.trainer.optimizers, self._scheduled)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Hands the solver to the trainer, whose hooks it may use."""
+        """Hands the solver to the trainer, whose hooks it may use; ``check_trainer`` says which trainers it may not."""
+        super().configure_callbacks()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_trainer(self.trainer)
         return [self.solver]
 
     def configure_optimizers(self) -> Any:
@@ -194,13 +225,9 @@ class LocoPropModule(SupervisedModule):
         return [outer, rest], schedules
 
     def on_fit_start(self) -> None:
-        """Refuses what local solves cannot do.
-
-        Raises:
-            UserError: Where ``check_trainer`` refuses the trainer, and for other optimizers on resume.
-        """
-        check_trainer(self.trainer)
+        """Joins the other processes, and finds the layers anew."""
         super().on_fit_start()
+        self._joined = None
         self.engine.start()
 
     def on_train_start(self) -> None:

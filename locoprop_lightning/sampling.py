@@ -14,7 +14,14 @@ from locoprop_lightning.tasks import Task, detached
 
 
 def sampled_gradients(
-    engine: LocalEngine, tape: Tape, task: Task, output: Any, target: Any, batch: SharedBatch, step: int
+    engine: LocalEngine,
+    tape: Tape,
+    task: Task,
+    output: Any,
+    target: Any,
+    batch: SharedBatch,
+    step: int,
+    part: int = 0,
 ) -> list[Draw]:
     """Gradients of drawn labels, as often as the oracle asks; the draws have a seed of their own.
 
@@ -26,6 +33,7 @@ def sampled_gradients(
         target: What it is compared with, which says which labels count.
         batch: The batch.
         step: The step, which the draws depend on.
+        part: Which of the step's batches it is.
 
     Returns:
         For each draw the gradients of each call by layer, as ``Record.join`` takes them.
@@ -39,7 +47,7 @@ def sampled_gradients(
     draws = engine.oracle.draws(known or {name: {} for name in tape.records})
     if draws == 0:
         return []
-    seed, prediction = [run_seed(), step], detached(task.logits(output))
+    seed, prediction = [run_seed(), step, *([f"part {part}"] if part else [])], detached(task.logits(output))
     if batch.alike:  # the labels are those that one process would draw
         prediction = batch.processes.interleave(prediction, batch.outputs)
     else:

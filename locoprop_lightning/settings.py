@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from locoprop_lightning.errors import UserError, check_choice, check_object, check_positive
+from locoprop_lightning.errors import UserError, check_choice, check_counts, check_object, check_positive
 from locoprop_lightning.layers.discovery import check_names, check_patterns
 from locoprop_lightning.local import Transfer, resolve_transfer
 from locoprop_lightning.oracles import Oracle
@@ -36,6 +36,8 @@ class LocalSettings:
     step_length: str = "targets"
     include: Sequence[str] = ()
     shared_rows: str = "expand"
+    max_displacement: float | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         check_choice("", ("matching", "squared"), objective=self.objective)
@@ -44,6 +46,11 @@ class LocalSettings:
         check_choice("", ("targets", "activations"), step_length=self.step_length)
         check_choice("", ("expand", "reduce"), shared_rows=self.shared_rows)
         check_positive("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
+        check_counts("", 1, accumulate=self.accumulate)
+        if self.max_displacement is not None:
+            check_positive("", max_displacement=self.max_displacement)
+        if self.accumulate > 1 and self.shared_rows == "reduce":
+            raise UserError(f"accumulate={self.accumulate}: joins rows as they are; take shared_rows='expand'.")
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
         for pattern, values in self.overrides.items():
             for key, value in values.items():
@@ -133,8 +140,8 @@ def check_trainer(trainer: Trainer) -> None:
     """Refuses a trainer with which there are no local solves.
 
     Raises:
-        UserError: For several processes that split the weights, a precision that scales the loss, and a module that is
-            compiled as a whole.
+        UserError: For what Lightning does to gradients where there are displacements, for several processes that split
+            the weights, a precision that scales the loss, and a module that is compiled as a whole.
     """
     if trainer.lightning_module._compiler_ctx is not None:
         raise UserError(
@@ -145,6 +152,22 @@ def check_trainer(trainer: Trainer) -> None:
         raise UserError(
             f"trainer.strategy: local problems are summed over the processes of 'ddp' alone, not over those of "
             f"{type(trainer.strategy).__name__}, and there are {trainer.world_size}."
+        )
+    if trainer.gradient_clip_val:
+        raise UserError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val}: there are displacements in the place of "
+            "gradients; set model.max_displacement, relative to the weights, such as 0.1."
+        )
+    names = {type(callback).__name__ for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    if trainer.accumulate_grad_batches > 1 or "GradientAccumulationScheduler" in names:
+        raise UserError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: would add up displacements; set "
+            "model.accumulate, which joins the rows of so many batches."
+        )
+    if "StochasticWeightAveraging" in names:
+        raise UserError(
+            "trainer.callbacks=StochasticWeightAveraging: takes a single optimizer, and local training has two; take "
+            "Lightning's WeightAveraging or EMAWeightAveraging."
         )
     if trainer.precision == "16-mixed":
         raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")

@@ -1,11 +1,12 @@
 """What all Lightning modules of this package share, and the module of the baselines: plain back-propagation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +21,9 @@ from locoprop_lightning.layers import discover
 from locoprop_lightning.layers.compiled import original, tell_uncompiled, uncompiled
 from locoprop_lightning.layers.probe import call
 from locoprop_lightning.optimizers import LinearDecay, owned_parameters
-from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter, describe
+from locoprop_lightning.optimizers.factories import make_from, optimizer_from
+from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
+from locoprop_lightning.optimizers.schedule import tell_length
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
 
@@ -32,9 +35,12 @@ class SupervisedModule(LightningModule):
         task: Loss and metrics.
 
     Attributes:
+        accumulate: Batches of the data that make one step.
         untouched: Trainable parameters, by name, that no backward pass of the fit has reached.
         communicator: What the processes of the fit do together.
     """
+
+    accumulate = 1
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
@@ -115,14 +121,19 @@ class SupervisedModule(LightningModule):
             rate: Rate of the optimizer.
             logs: Whether to log more than the loss.
         """
-        mean = self.communicator.mean(loss.detach())
+        mean = self.communicator.mean(self.watch(loss, output, target, logs))
         self.log("train/loss", mean, prog_bar=True)
         if logs:
-            self.train_metrics.update(self.task.score(detached(output)), target)
             self.log_dict(self.train_metrics.compute())  # of all processes
             self.train_metrics.reset()
             self.log("lr", rate)
         return mean
+
+    def watch(self, loss: Tensor, output: Any, target: Any, logs: bool) -> Tensor:
+        """Has the metrics of a step take in a batch where the step is logged, and gives its loss without its graph."""
+        if logs:
+            self.train_metrics.update(self.task.score(detached(output)), target)
+        return loss.detach()
 
     @property
     def logs_this_step(self) -> bool:
@@ -140,17 +151,7 @@ class SupervisedModule(LightningModule):
         if isinstance(schedule, ReduceLROnPlateau):
             raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
         if isinstance(schedule, LinearDecay):
-            if schedule.total_steps is None:
-                total = self.trainer.estimated_stepping_batches
-                if total == float("inf"):
-                    message = "lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps."
-                    raise UserError(message)
-                schedule.total_steps = int(total)
-            if schedule.by_epoch:
-                self.trainer.fit_loop.setup_data()
-                if self.trainer.num_training_batches == float("inf"):
-                    raise UserError("lr_scheduler=LinearDecay(by_epoch=True) needs data of a known length.")
-                schedule.steps_per_epoch = int(self.trainer.num_training_batches)
+            tell_length(schedule, self.trainer, self.accumulate)
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -198,12 +199,29 @@ class SupervisedModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Takes up the data where a checkpoint left it.
+        """Takes up the data where a checkpoint left it, and tells schedules the length of the run once more.
 
-        Lightning does so when it sets the data up, which a schedule that asks for the run's length has it do before it
-        reads the checkpoint.
+        Lightning does the former when it sets the data up, which a schedule that asks for the run's length has it do
+        before it reads the checkpoint; a callback may have changed the size of batches since.
         """
         self.trainer.fit_loop._load_combined_loader_states()
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, LinearDecay):
+                tell_length(config.scheduler, self.trainer, self.accumulate)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """No callbacks; refuses those that cannot do their work.
+
+        Raises:
+            UserError: For a search of the learning rate, which is no attribute here.
+        """
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LearningRateFinder):
+                raise UserError(
+                    "trainer.callbacks=LearningRateFinder: there is no attribute lr that it could set; sweep the rate, "
+                    "as in `python -m tune` with a space for model.optimizer.lr."
+                )
+        return []
 
     def on_fit_end(self) -> None:
         """Leaves the other processes."""
@@ -281,39 +299,3 @@ class BackpropModule(SupervisedModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.schedule_of(self._lr_scheduler, optimizer), "interval": "step"},
         }
-
-
-def optimizer_from(setting: str, factory: OptimizerCallable, parameters: Sequence[OwnedParameter]) -> Optimizer:
-    """Makes an optimizer; it is given the parameters' names and modules where it asks for them.
-
-    Args:
-        setting: Name of the setting.
-        factory: What the user chose.
-        parameters: The parameters.
-    """
-    try:
-        optimizer: Optimizer = make_from(setting, factory, [entry.parameter for entry in parameters])
-        wants_modules = isinstance(optimizer, JoinedOptimizer) and optimizer.wants_modules
-    except NamesNeeded:
-        wants_modules = True
-    return make_from(setting, factory, list(parameters)) if wants_modules else optimizer
-
-
-def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
-    """Calls a factory that the user chose; what it refuses is the user's to mend.
-
-    Args:
-        setting: Name of the setting.
-        factory: The factory.
-        argument: What it makes something from.
-
-    Raises:
-        UserError: What the factory says against it.
-    """
-    try:
-        return factory(argument)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        hint = "; SplitOptimizer gives matrices one rule and the rest another" if "2D" in str(error) else ""
-        raise UserError(f"{setting}: {error}{hint}.") from error

@@ -17,6 +17,7 @@ from locoprop_lightning.networks import MLP
 from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.optimizers import LinearDecay, SplitOptimizer
 from locoprop_lightning.oracles import Oracle, RMSOracle, WhitenedOracle
+from locoprop_lightning.settings import check_trainer
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
     ClosedForm,
@@ -396,18 +397,16 @@ def test_schedule_of_back_propagation(tmp_path):
 
 def test_loss_scaling_is_refused(monkeypatch):
     class Stub:
-        world_size, precision = 1, "16-mixed"
+        world_size, precision, callbacks, gradient_clip_val, accumulate_grad_batches = 1, "16-mixed", [], None, 1
+        lightning_module = locoprop()
 
-    module = locoprop()
-    module._trainer = Stub()
-    monkeypatch.setattr(LocoPropModule, "trainer", Stub())
     with pytest.raises(UserError, match="16-mixed.*bf16-mixed"):
-        module.on_fit_start()
+        check_trainer(Stub())
     monkeypatch.setattr(Stub, "precision", "32-true")
     monkeypatch.setattr(Stub, "world_size", 2)
     monkeypatch.setattr(Stub, "strategy", FSDPStrategy(), raising=False)
     with pytest.raises(UserError, match="trainer.strategy: .* 'ddp' alone, not over those of FSDPStrategy.* 2"):
-        module.on_fit_start()
+        check_trainer(Stub())
 
 
 def test_bfloat16(tmp_path):

@@ -134,7 +134,7 @@ def test_padding_counts_neither_in_means_nor_as_rows(bias):
     network = Masked().double()
     x, lengths = torch.randn(4, 5, 3, dtype=torch.float64), [5, 2, 0, 3]
     engine = engine_of(network, ClosedForm(), x, shared_rows="reduce")
-    with engine.tape(network, Communicator(), complete=False) as tape:
+    with engine.tape(network, Communicator()).of(complete=False) as tape:
         output = network(x)
     sum(output[i, :n].square().sum() for i, n in enumerate(lengths)).backward()
     batch = share_batch(Communicator(), x, output, 10, Recording.NOTHING)

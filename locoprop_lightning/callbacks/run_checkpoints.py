@@ -90,7 +90,12 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes one where it is due, unless validation or the end of the epoch comes first."""
+        """Writes one where it is due, unless validation or the end of the epoch comes first.
+
+        Of several batches that make one step, the last one alone.
+        """
+        if getattr(pl_module, "within_step", False):  # any Lightning module may have these checkpoints
+            return
         loop = trainer.fit_loop.epoch_loop
         ends = loop.global_step == loop.max_steps and not loop.batch_progress.is_last_batch
         self._due = self._due or ends or self._asked(trainer)

@@ -68,6 +68,24 @@ def share_batch(
     return SharedBatch(processes, weight, total, sum(counts), samples, outputs, alike, max(wishes), device)
 
 
+def join_batches(batches: Sequence[SharedBatch]) -> SharedBatch:
+    """Several batches, one after the other, as one; labels are not drawn for all of it at once.
+
+    Args:
+        batches: The batches. Where all have equally many samples, these stand for the samples of a call of a layer.
+    """
+    first = batches[0]
+    alike = all(batch.samples == first.samples for batch in batches)
+    sizes = zip(*(batch.samples for batch in batches), strict=True)
+    return first._replace(
+        own=sum(batch.own for batch in batches),
+        weight=sum(batch.weight for batch in batches),
+        terms=sum(batch.terms for batch in batches),
+        samples=first.samples if alike else [sum(size) for size in sizes],
+        wish=max(batch.wish for batch in batches),
+    )
+
+
 def _bits(number: float) -> int:
     """A number as a whole one, which is what processes exchange."""
     return int.from_bytes(pack("<d", number), "little", signed=True)

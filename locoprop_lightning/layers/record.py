@@ -22,7 +22,7 @@ class Content(IntEnum):
     UNSEEN = 0  # no call was recorded, or the backward pass reached none
     EMPTY = 1  # the layer was called without rows, as an expert is to which no token was sent
     SOLVABLE = 2
-    UNFIT = 3  # images of several sizes, which cannot be joined, or a frozen parameter
+    UNFIT = 3  # images of several sizes, which cannot be joined, or a parameter that is frozen or made of others
 
 
 class Record:
@@ -35,10 +35,9 @@ class Record:
         kind: Its kind.
         moving: Addresses of memory that changes before the record is used; inputs in it are copied.
         scale: Multiplies every gradient that is read from the record.
-        complete: Whether all rows count; else those that no gradient reaches, such as padding's, are left out where the
-            kind allows it.
 
     Attributes:
+        scale: As given.
         calls: How many calls count.
         followers: Records of layers whose input is made of this one's output alone, row by row.
         edges: Where the gradient w.r.t. the pre-activation of each call leaves the graph.
@@ -52,15 +51,14 @@ class Record:
         kind: LayerKind,
         moving: Collection[int] = (),
         scale: float = 1.0,
-        complete: bool = True,
     ) -> None:
-        self._complete = complete or not kind.sparse
+        self._complete = True
         self._index: Tensor | None = None  # rows that count, once the gradients are there
         self._blocks: Blocks | None = None  # once something asks for them
         self._module = module
         self._kind = kind
         self._moving = moving
-        self._scale = scale
+        self.scale = scale
         self._inputs: list[Tensor] = []
         self._outputs: list[tuple[Tensor, int]] = []
         self._gradients: dict[int, Tensor] = {}
@@ -110,20 +108,26 @@ class Record:
             p.grad is None for p in self._module.parameters()
         )
 
-    def take_back(self, passes: Counter[int]) -> None:
-        """Drops the gradients that a backward pass left, and the count of it.
+    @property
+    def reached(self) -> tuple[dict[int, Tensor], Counter[int]]:
+        """What backward passes have left: gradients by call, and how many have reached each call."""
+        return dict(self._gradients), self._passes.copy()
+
+    def go_back(self, reached: tuple[dict[int, Tensor], Counter[int]]) -> None:
+        """Drops what a backward pass has left.
 
         Args:
-            passes: ``passes`` before it.
+            reached: ``reached`` before it.
         """
+        gradients, passes = reached
         self._gradients.clear()
+        self._gradients.update(gradients)
         self._passes.clear()
         self._passes.update(passes)
 
-    @property
-    def passes(self) -> Counter[int]:
-        """How many backward passes have reached each call."""
-        return self._passes.copy()
+    def leave_out(self) -> None:
+        """Leaves out rows that no gradient reaches, such as padding's, where the kind allows it."""
+        self._complete = not self._kind.sparse
 
     def join(self, gradients: Sequence[Tensor | None] | Mapping[int, Tensor]) -> Tensor:
         """Joins the gradients of all calls, or of those that count, to G [n, d_out], in float32 at least.
@@ -132,7 +136,7 @@ class Record:
             gradients: That of each call; None is a gradient of zeros.
         """
         g = self._chosen(self._join(gradients))
-        return g if self._scale == 1 else g * self._scale
+        return g if self.scale == 1 else g * self.scale
 
     def _join(self, gradients: Sequence[Tensor | None] | Mapping[int, Tensor]) -> Tensor:
         parts = [(gradients[call], self._outputs[call][0]) for call in self._counting]
@@ -219,7 +223,8 @@ class Record:
         if not self._gradients:
             return Content.UNSEEN
         signatures = {self._kind.signature(self._module, self._inputs[call]) for call in self._counting}
-        free = all(p.requires_grad for p in self._module.parameters())
+        own = [p for p in self._kind.parameters(self._module) if p is not None]
+        free = all(p.requires_grad for p in self._module.parameters()) and all(p.is_leaf for p in own)
         return Content.SOLVABLE if free and self._fits and len(signatures) == 1 else Content.UNFIT
 
     def operator(self) -> LinearOperator:

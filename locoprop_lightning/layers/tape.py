@@ -19,13 +19,13 @@ _FEW = 8  # functions between two layers, such as an activation, a dropout and a
 class Tape:
     """Context manager around a forward pass; the gradients come with the backward pass after it.
 
-    Nothing is hooked outside of it, so that a forward pass repeated during the backward pass is not recorded.
+    Nothing is hooked outside of it, so that a forward pass repeated during the backward pass is not recorded. It may be
+    entered again for the pass of a further batch, whose rows follow.
 
     Args:
         layers: The layers to record and their kinds, by name.
         moving: Tensors that change before the records are used; inputs that share their memory are copied.
         scale: Multiplies every gradient that leaves the tape.
-        complete: Whether all rows count, as in ``Record``.
     """
 
     def __init__(
@@ -33,16 +33,29 @@ class Tape:
         layers: Mapping[str, tuple[nn.Module, LayerKind]],
         moving: Iterable[Tensor] = (),
         scale: float = 1.0,
-        complete: bool = True,
     ) -> None:
         self._layers = layers
-        self._complete = complete
+        self._complete = True
         self._makers: dict[Node, Record] = {}  # records by the end of their layer's part of the graph
         self._handles: list[RemovableHandle] = []
         storages = {x.untyped_storage().data_ptr() for x in moving}
-        self.records = {
-            name: Record(module, kind, storages, scale, complete) for name, (module, kind) in layers.items()
-        }
+        self.records = {name: Record(module, kind, storages, scale) for name, (module, kind) in layers.items()}
+
+    def of(self, complete: bool) -> "Tape":
+        """The tape, for the pass of a batch.
+
+        Args:
+            complete: Whether all rows count; else those that no gradient reaches, such as padding's, are left out.
+        """
+        self._complete = complete
+        for record in self.records.values() if not complete else ():
+            record.leave_out()
+        return self
+
+    def rescale(self, factor: float) -> None:
+        """Multiplies every gradient that leaves the tape from now on."""
+        for record in self.records.values():
+            record.scale *= factor
 
     def __enter__(self) -> "Tape":
         for name, (module, kind) in self._layers.items():
@@ -67,7 +80,7 @@ class Tape:
         To be called before the backward pass.
         """
         edges = [edge for record in self.records.values() for edge in record.edges]
-        passes = [record.passes for record in self.records.values()]
+        before = [record.reached for record in self.records.values()]
         try:
             found = iter(torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True))
         except RuntimeError as error:
@@ -77,9 +90,9 @@ class Tape:
                 "The oracle's sampled labels need a backward pass of their own, which checkpoint(use_reentrant=True) "
                 "refuses: set its samples=0, or use_reentrant=False."
             ) from error
-        for record, before in zip(self.records.values(), passes, strict=True):
-            record.take_back(before)  # what the hooks kept of this pass
-        return {name: list(islice(found, record.calls)) for name, record in self.records.items() if record.calls}
+        for record, reached in zip(self.records.values(), before, strict=True):
+            record.go_back(reached)  # what the hooks kept of this pass
+        return {name: list(islice(found, len(record.edges))) for name, record in self.records.items() if record.edges}
 
     def _hook(self, record: Record, kind: LayerKind):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:

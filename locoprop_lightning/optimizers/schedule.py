@@ -1,15 +1,17 @@
 """A schedule that knows how long the run is."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from locoprop_lightning.errors import UserError, check_counts, check_fraction
 
-_SETTINGS = ("base_lrs", "end_factor", "total_steps", "warmup", "by_epoch", "steps_per_epoch")
+_SETTINGS = ("base_lrs", "end_factor", "asks_length", "total_steps", "warmup", "by_epoch", "steps_per_epoch")
 
 
 class LinearDecay(LRScheduler):
@@ -46,14 +48,16 @@ class LinearDecay(LRScheduler):
         self.end_factor = end_factor
         self.warmup = warmup
         self.total_steps = total_steps
+        self.asks_length = total_steps is None
         self.by_epoch = by_epoch
         self.steps_per_epoch = 1
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
         """Rates of the next step, by group."""
+        starts = [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
         if self.last_epoch == 0:  # the length of the run may not be known yet
-            return list(self.base_lrs) if self.warmup == 0 else [0.0 * rate for rate in self.base_lrs]
+            return starts if self.warmup == 0 else [0.0 * rate for rate in starts]
         if self.total_steps is None:
             raise RuntimeError("LinearDecay: set total_steps, which a module of this package takes from its trainer.")
         step = self.last_epoch - self.last_epoch % self.steps_per_epoch if self.by_epoch else self.last_epoch
@@ -62,7 +66,7 @@ class LinearDecay(LRScheduler):
             factor = done / self.warmup
         else:
             factor = 1 + (self.end_factor - 1) * (done - self.warmup) / (1 - self.warmup)
-        return [rate * factor for rate in self.base_lrs]
+        return [rate * factor for rate in starts]  # also those of groups that came later
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands; neither its settings nor the rates, so that an edited configuration holds."""
@@ -71,9 +75,37 @@ class LinearDecay(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the schedule stood, at the rates that these settings have there."""
         super().load_state_dict(state_dict)
+        for group, start in zip(self.optimizer.param_groups, self.base_lrs, strict=False):
+            group["initial_lr"] = start
         self._last_lr = self.get_lr()
-        for group, start, rate in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
-            group["initial_lr"], group["lr"] = start, rate
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def tell_length(schedule: LinearDecay, trainer: Trainer, accumulate: int = 1) -> None:
+    """Tells a schedule the length of the run, and of an epoch, where it asks.
+
+    Args:
+        schedule: The schedule.
+        trainer: The trainer of the run.
+        accumulate: Batches of a step.
+
+    Raises:
+        UserError: Where the run, or an epoch, has no length.
+    """
+    if schedule.asks_length:
+        total = trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UserError("lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps.")
+        if accumulate > 1 and trainer.max_epochs not in (-1, None):
+            steps = math.ceil(trainer.num_training_batches / accumulate) * trainer.max_epochs
+            total = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+        schedule.total_steps = int(total)
+    if schedule.by_epoch:
+        trainer.fit_loop.setup_data()
+        if trainer.num_training_batches == float("inf"):
+            raise UserError("lr_scheduler=LinearDecay(by_epoch=True) needs data of a known length.")
+        schedule.steps_per_epoch = math.ceil(trainer.num_training_batches / accumulate)
 
 
 def rates(optimizers: Sequence[Optimizer], scheduled: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from locoprop_lightning.solvers.inner_optimizer import InnerOptimizer
 from locoprop_lightning.solvers.iterative import IterativeSolver, Step
 from locoprop_lightning.solvers.majorization import Majorization
 from locoprop_lightning.solvers.right_preconditioner import RightPreconditioner
-from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status
+from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status, bounded
 from locoprop_lightning.solvers.solver import LocalSolver
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "RightPreconditioner",
     "Solution",
     "Status",
+    "bounded",
     "Step",
 ]

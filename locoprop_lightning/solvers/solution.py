@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
@@ -72,6 +72,20 @@ class Solution:
         """b+ [d_out], or None."""
         change = self.problem.split(self.displacement)[1]
         return None if self.problem.bias is None or change is None else self.problem.bias.detach() + change
+
+
+def bounded(solution: Solution, bound: float) -> Solution:
+    """A solution whose displacement is no longer than a part of the weights, or of PyTorch's first ones if larger.
+
+    Args:
+        solution: The solution.
+        bound: The part.
+    """
+    problem, v = solution.problem, solution.displacement
+    first = (problem.shape[0] / 3) ** 0.5  # expected norm of a matrix whose entries are uniform within 1/sqrt(d_in)
+    size = torch.linalg.vector_norm(problem.start_matrix()).clamp_min(first)
+    part = bound * size / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+    return replace(solution, displacement=v * part.clamp_max(1.0))
 
 
 def judge(outcomes: Mapping[str, Outcome], agree: Callable[[Tensor], Tensor]) -> dict[str, Status]:
