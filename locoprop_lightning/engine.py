@@ -60,6 +60,7 @@ class LocalEngine:
         self.local: dict[str, LocalLayer] = {}
         self.found: list[LayerInfo] | None = None
         self._verified: set[str] = set()  # names of layers
+        self._steps = 0  # of this fit
         self._known: list[LocalLayer] = []  # to the optimizers
         self.refresh(network)
         settings.check((layer.name for layer in self._known), reasons(network, settings.skip, settings.include))
@@ -94,7 +95,7 @@ class LocalEngine:
 
     def start(self) -> None:
         """Begins a fit: its layers are found anew with its first batch."""
-        self.found, self.local, self._verified = None, {}, set()
+        self.found, self.local, self._verified, self._steps = None, {}, set(), 0
 
     def discover(self, network: nn.Module, x: Any, processes: Communicator) -> bool:
         """Finds the local layers and their transfers with the first batch of a fit; says whether this is it.
@@ -160,7 +161,9 @@ class LocalEngine:
                 parts = layer, record, draws, self.oracle, self.settings
                 tasks[name] = partial(make_problem, *parts, batch, rows, rounded, rate)
             problems = batch.processes.run(tasks)
-            new = [name for name in problems if name not in self._verified or name in doubtful]
+            self._steps += 1
+            again = self._steps & (self._steps - 1) == 0  # at each power of two, for what begins later
+            new = [name for name in problems if again or name not in self._verified or name in doubtful]
             return self._verify(problems, new, tape, batch) if new else problems
 
     def _verify(

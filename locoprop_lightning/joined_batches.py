@@ -43,6 +43,7 @@ class JoinedBatches:
         self._batches.append(batch)
         self._draws.append(draws)
         self._losses.append(loss.detach())
+        self.tape.look()
         return loss * batch.weight if self._several else loss
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from locoprop_lightning.local import LocalProblem, State, Transfer
 from locoprop_lightning.solvers import Solution, Status
 
 _log = logging.getLogger(__name__)
-UNRECORDED = "called where its rows cannot be recorded, as in checkpoint(use_reentrant=True); set it to False"
+UNRECORDED = "called where its rows cannot be recorded: in checkpoint(use_reentrant=True) or within torch.func"
 
 
 class Report(NamedTuple):
@@ -173,8 +173,12 @@ class LocalLayer:
             own[:, : part.shape[1]] = part
         size = (operator.total(g.square()) * operator.trace()).sqrt()
         off, norm = torch.linalg.vector_norm(own - product), torch.linalg.vector_norm(product)
-        dtype = record.dtype if record.autocast else self.kind.parameters(self.module)[0].dtype
-        return bool(total((off > rounding.bound(norm, size, operator.n, dtype)).to(size)) > 0)
+        own_dtype = self.kind.parameters(self.module)[0].dtype
+        dtype = record.dtype if record.autocast else own_dtype
+        bound = rounding.bound(norm, size, operator.n, dtype)
+        if own_dtype in (torch.bfloat16, torch.float16):  # gradients of several calls are added up in it
+            bound = bound * record.calls
+        return bool(total((off > bound).to(size)) > 0)
 
     def clear_gradients(self) -> None:
         """Leaves the layer alone: optimizers pass over parameters without a gradient."""

@@ -13,6 +13,7 @@ from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.joined_batches import JoinedBatches
 from locoprop_lightning.layer_table import print_layers
+from locoprop_lightning.layers.compiled import uncompiled
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, tell
@@ -150,7 +151,7 @@ class LocoPropModule(SupervisedModule):
         x, target = self.task.inputs(batch), self.task.target(batch)
         starting = engine.discover(self.network, x, processes)
         joined = self._begin(starting) if self._joined is None else self._joined
-        with self.uncompiled(), joined.tape.of(self.task.complete(target)):
+        with uncompiled(), joined.tape.of(self.task.complete(target) and not self.task.padded(x)):
             output = self(x)
         own = self.share(x, output, target, asked(self.trainer))
         loss = own.weigh(self.task.mean_loss(output, target))

@@ -1,7 +1,6 @@
 """What all Lightning modules of this package share, and the module of the baselines: plain back-propagation."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from locoprop_lightning.distributed import Communicator, SharedBatch, connect, s
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
-from locoprop_lightning.layers.compiled import original, tell_uncompiled, uncompiled
+from locoprop_lightning.layers.compiled import original, tell_uncompiled
 from locoprop_lightning.layers.probe import call
 from locoprop_lightning.optimizers import LinearDecay, owned_parameters
 from locoprop_lightning.optimizers.factories import make_from, optimizer_from
@@ -73,10 +72,6 @@ class SupervisedModule(LightningModule):
                     "trainer.inference_mode=True: the network takes gradients in its forward pass; set it to False."
                 ) from error
             raise
-
-    def uncompiled(self) -> AbstractContextManager[object]:
-        """Context in which the network runs as it is written, which its layers are recorded in."""
-        return uncompiled(*self._called)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""

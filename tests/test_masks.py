@@ -218,3 +218,24 @@ def test_pixels_without_a_label_are_no_rows(name):
     for own, other in zip(convolutions.parameters(), linear.parameters(), strict=True):
         torch.testing.assert_close(own, other.reshape(own.shape), rtol=1e-10, atol=1e-10)
     assert (convolutions[0].weight - start).norm() > 1e-3
+
+
+def test_rows_that_change_places_are_not_taken_for_others():
+    """Behind a roll a row's follower is another row's."""
+
+    class Rolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.first(x).tanh().roll(1, 1)).movedim(-1, 1)
+
+    x, y = torch.randn(8, 10, 4, dtype=torch.float64), torch.arange(80).reshape(8, 10) % 3
+    y[:, 5:] = -100
+    module = LocoPropModule(Rolled().double(), Classification(3), ClosedForm(), 0.1, 0.1, **SQUARED)
+    fit(module, list(zip(x, y, strict=True)))
+    with module.engine.tape(module.network, module.communicator).of(complete=False) as tape:
+        output = module(x)
+    module.task.loss(output, y).backward()
+    assert [record.n for record in tape.records.values()] == [40, 40]

@@ -290,6 +290,106 @@ def test_a_gradient_penalty_that_begins_later_is_noticed(where, caplog):
         assert f"Layer {name!r} is left to the rest optimizer: {GRADIENT}." in [r.message for r in caplog.records]
 
 
+def test_a_derivative_alone_that_comes_later_is_noticed():
+    """The last layer's output is reached by the inner pass alone."""
+
+    class Later(nn.Module):
+        steps = 0
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 16), nn.Linear(16, 1)
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            u = self.head(self.body(x).tanh())
+            self.steps += self.training
+            slope = torch.autograd.grad(u.sum(), x, create_graph=True)[0].sum(1, keepdim=True)
+            return slope if self.steps > 2 else u
+
+    module = fit(local(Later().double()), steps=3)
+    told = {info.name: info.reason for info in module.engine.found if not info.local}
+    assert told == {"body": GRADIENT, "head": GRADIENT}
+
+
+def test_a_penalty_on_a_weight_is_noticed_when_it_begins():
+    class Decay(Squares):
+        steps = 0
+
+        def mean_loss(self, output, target):
+            self.steps += 1
+            penalty = self.layer.weight.abs().sum() if self.steps > 2 else 0
+            return super().mean_loss(output, target) + penalty
+
+    task, network = Decay(), chained(nn.Linear(4, 8)).double()
+    task.layer = network[0]
+    module = LocoPropModule(network, task, ClosedForm(), lambda_a=3.0, lambda_r=1.0, objective="squared")
+    fit(module, steps=3)
+    assert list(module.engine.local) == ["0", "2"]
+    fit(module, steps=4)
+    assert list(module.engine.local) == ["2"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself uses
+@pytest.mark.parametrize("transform", ["jacrev", "grad", "hessian", "jacfwd"])
+def test_layers_within_torch_func_are_left_to_the_rest(transform):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = body(), nn.Linear(1, 1)
+
+        def forward(self, x):
+            made = getattr(torch.func, transform)(lambda one: self.body(one).sum())
+            return self.head(torch.vmap(made)(x).flatten(1).sum(1, keepdim=True))
+
+    module = fit(local(Functional().double()))
+    assert {x.name: x.reason for x in module.engine.found if x.reason} == dict.fromkeys(
+        ("body.0", "body.2"),
+        "called where its rows cannot be recorded: in checkpoint(use_reentrant=True) or within torch.func",
+    )
+
+
+class Named(nn.Linear):
+    """Its input has another name."""
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states)
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = Named(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.first(hidden_states=x).tanh())
+
+
+def test_a_layer_with_arguments_of_its_own_is_left_to_the_rest():
+    module = fit(local(Keyword().double()))
+    assert {x.name: x.reason for x in module.engine.found if x.reason} == {"first": OUTPUT}
+    fit(BackpropModule(Keyword().double(), Squares(), lambda p: torch.optim.SGD(p, lr=0.01)))
+
+
+def test_gradients_that_are_added_up_in_16_bits_are_rounding():
+    class Often(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.again, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            for _ in range(100):
+                x = x + self.again(x).tanh() / 100
+            return self.head(x)
+
+    module = local(Often())
+    x = torch.randn(32, 4)
+    trainer = quiet_trainer(max_epochs=1, precision="bf16-true")
+    trainer.fit(module, DataLoader(list(zip(x.bfloat16(), x.sum(1, keepdim=True).bfloat16(), strict=True)), 16))
+    assert list(module.engine.local) == ["first", "again", "head"]
+
+
 def test_an_output_size_that_comes_later_makes_no_wrong_rows():
     class Resized(Sized):
         steps = 0
@@ -370,8 +470,8 @@ def test_a_hook_that_only_looks_leaves_a_layer_local():
     assert list(fit(local(network)).engine.local) == ["0", "2"] and seen
 
 
-def test_the_check_costs_one_product_a_layer_once(monkeypatch):
+def test_the_check_costs_one_product_a_layer_at_steps_that_are_powers_of_two(monkeypatch):
     adjoint, products = MatrixOperator.adjoint, []
     monkeypatch.setattr(MatrixOperator, "adjoint", lambda self, r: products.append(self) or adjoint(self, r))
-    fit(local(chained(nn.Linear(4, 8)).double()), steps=5)
-    assert len(products) == 2
+    fit(local(chained(nn.Linear(4, 8)).double()), steps=7)
+    assert len(products) == 2 * 3

@@ -1,6 +1,7 @@
 """Networks of which ``torch.compile`` has compiled parts, where hooks and modes that watch a pass do not reach."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -29,14 +30,15 @@ def is_compiled(network: nn.Module) -> bool:
     return any(
         _WRAPPED in module._modules
         or module._compiled_call_impl is not None
-        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
         for module in network.modules()
     )
 
 
-def uncompiled(network: nn.Module) -> AbstractContextManager[object]:
-    """Context in which the network runs as it is written, whatever of it is compiled."""
-    return torch.compiler.set_stance("force_eager") if is_compiled(network) else nullcontext()
+def uncompiled() -> AbstractContextManager[object]:
+    """Context in which networks run as they are written, whatever is compiled of them, or of functions they call."""
+    compiles = "torch._dynamo" in sys.modules  # else nothing has been compiled, and importing it takes seconds
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
 def tell_uncompiled(network: nn.Module) -> None:

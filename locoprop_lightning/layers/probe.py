@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import rounding
 from locoprop_lightning.layers.compiled import uncompiled
 from locoprop_lightning.layers.consumers import name_of, transfer_of
@@ -39,7 +40,7 @@ def probe(network: nn.Module, inputs: Any, layers: Candidates) -> "Probe":
     devices = {x.device for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.device.type == "cuda"}
     try:
         network.eval()
-        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad(), uncompiled(network), watch:
+        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad(), uncompiled(), watch:
             output = call(network, inputs)
         watch.finish(output)
     finally:
@@ -96,7 +97,14 @@ class Probe(TorchFunctionMode):
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             self.calls[name] += 1
             self._paused = True
-            x = kind.input(args, kwargs)
+            try:
+                x = kind.input(args, kwargs)
+            except UserError:
+                if name not in self._own:
+                    raise
+                self.strangers.add(name)  # its forward has arguments of its own
+                self._paused = False
+                return
             self._signatures[name].add(kind.signature(module, x))
             if (name in self._own and not _acts(module, kind, x, output)) or not kind.fits(module, x, output):
                 self.strangers.add(name)

@@ -63,14 +63,25 @@ class Record:
         self._outputs: list[tuple[Tensor, int]] = []
         self._gradients: dict[int, Tensor] = {}
         self._passes: Counter[int] = Counter()  # backward passes that reached each call
+        self._inner, self._looked = False, 0  # at so many calls
         self._fits = True
+        self._lost = False  # whether a call could not be recorded
         self.followers: list[Record] = []
         self.edges: list[GradientEdge] = []
         self.autocast = False
         self.dtype = torch.float64
 
+    def lose(self) -> None:
+        """Takes in a call that cannot be recorded, which leaves the layer to the rest optimizer."""
+        self._lost = True
+
     def add(self, inputs: Tensor, output: Tensor) -> None:
-        """Takes in one call of the layer; its gradient follows in the backward pass."""
+        """Takes in one call of the layer; its gradient follows in the backward pass.
+
+        Raises:
+            NotImplementedError: Within a transformation of torch.func, whose tensors have no memory of their own.
+        """
+        inputs.untyped_storage().data_ptr()
         call = len(self._inputs)
         self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
         made_in = rounding.coarsest(inputs, output, self._kind.parameters(self._module)[0])
@@ -104,9 +115,13 @@ class Record:
     @property
     def inner(self) -> bool:
         """Whether a gradient was taken within the forward pass or the loss, or none of the loss has come."""
-        return any(count > 1 for count in self._passes.values()) or all(
-            p.grad is None for p in self._module.parameters()
-        )
+        several = self._inner or any(count > 1 for count in self._passes.values())
+        return several or all(p.grad is None for p in self._module.parameters())
+
+    def look(self) -> None:
+        """Notes whether a backward pass has reached a call before that of the loss, which begins now."""
+        new = range(self._looked, len(self._inputs))
+        self._inner, self._looked = self._inner or any(self._passes[call] for call in new), len(self._inputs)
 
     @property
     def reached(self) -> tuple[dict[int, Tensor], Counter[int]]:
@@ -197,7 +212,7 @@ class Record:
             leading = list(a.shape)
             del leading[units]
             count = leading[0] if leading else 1
-            if len(leading) > 1 and count not in (0, samples):
+            if count not in (0, samples):
                 raise UserError(
                     f"shared_rows='reduce': layer {name!r} has outputs {list(a.shape)}, whose first dimension is not "
                     f"that of the batch's {samples} samples; leave the layer out with skip, or take 'expand'."
@@ -216,7 +231,7 @@ class Record:
     @property
     def content(self) -> Content:
         """What the record is good for."""
-        if not self._outputs:
+        if not self._outputs or self._lost:
             return Content.UNSEEN
         if self.n == 0:
             return Content.EMPTY

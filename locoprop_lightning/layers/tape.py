@@ -13,7 +13,14 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers.kind import LayerKind
 from locoprop_lightning.layers.record import Record
 
-_FEW = 8  # functions between two layers, such as an activation, a dropout and a view
+_FEW = 8  # functions between two layers
+_ROWWISE = {  # backward functions of what keeps rows in their places: activations that may be flat, dropout, and views
+    f"{name}Backward"
+    for name in (
+        *("Relu", "Clamp", "ClampMin", "ClampMax", "Hardtanh", "Hardsigmoid", "Hardswish", "Threshold", "Pow", "Mul"),
+        *("NativeDropout", "View", "UnsafeView", "ReshapeAlias", "Clone", "ToCopy"),
+    )
+}
 
 
 class Tape:
@@ -51,6 +58,11 @@ class Tape:
         for record in self.records.values() if not complete else ():
             record.leave_out()
         return self
+
+    def look(self) -> None:
+        """Notes which layers a backward pass has reached before that of the loss, which begins now."""
+        for record in self.records.values():
+            record.look()
 
     def rescale(self, factor: float) -> None:
         """Multiplies every gradient that leaves the tape from now on."""
@@ -100,17 +112,21 @@ class Tape:
                 x = kind.input(args, kwargs)
                 if not self._complete and (before := self._made_of(x)) is not None:
                     before.followers.append(record)
-                record.add(x, output)
-                self._makers[record.edges[-1].node] = record
+                try:
+                    record.add(x, output)
+                except NotImplementedError:
+                    record.lose()
+                else:
+                    self._makers[record.edges[-1].node] = record
 
         return hook
 
     def _made_of(self, x: Tensor) -> Record | None:
-        """The record whose output alone a tensor was made of, by few functions of one tensor; None without."""
+        """The record whose output alone a tensor was made of, by few functions that keep rows; None without."""
         node = x.grad_fn
         for _ in range(_FEW):
             if node is None or node in self._makers:
                 break
-            before = [n for n, _ in node.next_functions if n is not None and not hasattr(n, "variable")]  # a parameter
-            node = before[0] if len(before) == 1 else None
+            before = [n for n, _ in node.next_functions if n is not None]
+            node = before[0] if len(before) == 1 and node.name().rstrip("0123456789") in _ROWWISE else None
         return None if node is None else self._makers.get(node)

@@ -57,14 +57,17 @@ class Unrolled(nn.Module):
         Raises:
             UserError: For inputs of another rank, such as packed sequences.
         """
-        if not isinstance(x, Tensor) or x.dim() != 3:
+        if not isinstance(x, Tensor) or x.dim() != 3 or 0 in x.shape[:2]:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"Unrolled: takes inputs of three dimensions (sequences of one length), not {got}.")
+            raise UserError(f"Unrolled: takes inputs of three dimensions (sequences of one length above 0), not {got}.")
         steps = x.transpose(0, 1) if self.batch_first else x
-        if state is None:
-            zeros = x.new_zeros(len(self.states), steps.shape[1], self.width)
-            state = (zeros, zeros) if self.mode == "LSTM" else zeros
-        starts = list(zip(*state, strict=True)) if self.mode == "LSTM" else [(h,) for h in state]
+        zeros = x.new_zeros(len(self.states), steps.shape[1], self.width)
+        given = (zeros, zeros) if state is None else state if self.mode == "LSTM" else (state,)
+        parts = tuple(given)[: 1 + (self.mode == "LSTM")]
+        shapes = [list(part.shape) for part in parts]
+        if shapes != [list(zeros.shape)] * (1 + (self.mode == "LSTM")):
+            raise UserError(f"Unrolled: the first states are {shapes}, and must each be {list(zeros.shape)}.")
+        starts = list(zip(*parts, strict=True))
         ends = []
         for one in range(self.depth):
             found = []

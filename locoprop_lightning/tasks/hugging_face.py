@@ -13,6 +13,9 @@ from locoprop_lightning.errors import UserError, check_choice
 from locoprop_lightning.tasks.labels import LabelTask
 from locoprop_lightning.tasks.task import Task
 
+_MASKS = ("attention_mask", "pixel_mask")  # what names of them end with
+_ROUNDING = 1e-4  # of a loss that is made in float32
+
 
 class HuggingFaceTask(LabelTask):
     """What a model of transformers is trained for; batches are mappings, outputs are objects, mappings or tuples.
@@ -80,6 +83,11 @@ class HuggingFaceTask(LabelTask):
         """Whether all labels count; those of a causal model never do, whose last position predicts nothing."""
         return self.labels == "other" or (not self._shifts and super().complete(target))
 
+    def padded(self, inputs: Any) -> bool:
+        """Whether there is a mask among the inputs; one that leaves nothing out means the same as one that does."""
+        named = inputs if isinstance(inputs, Mapping) else {}
+        return any(name.endswith(_MASKS) and value is not None for name, value in named.items())
+
     def loss(self, output: Any, target: Any) -> Tensor:
         """The model's own loss; of a model that returns none, the mean cross-entropy of logits and labels.
 
@@ -97,8 +105,7 @@ class HuggingFaceTask(LabelTask):
         if own is None:
             return super().loss(output, target)
         if not self._checked:
-            self._check(own.detach(), self.logits(output).detach(), target)
-            self._checked = True
+            self._checked = self._check(own.detach(), self.logits(output).detach(), target)
         return own * (target != self.ignore_index).any()
 
     def sampled_loss(self, output: Any, labels: Tensor) -> Tensor:
@@ -159,18 +166,24 @@ class HuggingFaceTask(LabelTask):
         predicted = mask.bool() & nn.functional.pad(mask.bool()[..., :-1], (1, 0))  # nothing predicts the first
         return labels.masked_fill(~predicted, self.ignore_index)
 
-    def _check(self, own: Tensor, logits: Tensor, target: Tensor) -> None:
-        """Refuses labels that the model shifts where the task does not, or the other way round, by the first batch."""
+    def _check(self, own: Tensor, logits: Tensor, target: Tensor) -> bool:
+        """Refuses labels that the model shifts where the task does not, or the other way round; says if that was told.
+
+        By the first batch in which the two losses differ by more than rounding.
+        """
         if target.dim() < 2 or logits.shape[:-1] != target.shape:
-            return
+            return True
         shifted = target.roll(1 if self._shifts else -1, -1)
         shifted[..., 0 if self._shifts else -1] = self.ignore_index
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         ours, theirs = super().loss(logits, target), super().loss(logits, shifted)
-        if (own - ours).abs() > 1e-2 * own.abs() and (own - theirs).abs() < 1e-3 * own.abs():
+        close = _ROUNDING * own.abs()
+        if (own - ours).abs() > close and (own - theirs).abs() < close:
             other = "classes" if self._shifts else "next_token"
             raise UserError(
                 f"HuggingFaceTask(labels={self.labels!r}): the model's own loss takes them as {other!r}; set that."
             )
+        return bool((ours - theirs).abs() > 2 * close)
 
 
 def _field(output: Any, name: str) -> Any:

@@ -62,6 +62,10 @@ class Task:
         """Whether everything in a target counts. Where it does not, rows that no gradient reaches are left out."""
         return True
 
+    def padded(self, inputs: Any) -> bool:
+        """Whether some positions of the inputs may be padding, whose rows do not count. They are left out then too."""
+        return False
+
     def hide(self, labels: Any, target: Any) -> Any:
         """Drawn labels, without those in whose place the target has nothing that counts."""
         return labels

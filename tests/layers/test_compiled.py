@@ -100,6 +100,35 @@ def test_a_compiled_network_trains_as_it_does_uncompiled(compiled, way, make, ca
         assert list(other.engine.local) == list(plain.engine.local) == ["first", "block.0", "head"]
 
 
+class Decorated(Blocks):
+    @torch.compile(backend="eager", fullgraph=True)
+    def forward(self, x):
+        return super().forward(x)
+
+
+@torch.compile(backend="eager", fullgraph=True)
+def helper(layer, x):
+    return layer(x).relu()
+
+
+class Helped(Blocks):
+    def forward(self, x):
+        return self.head(self.block(helper(self.first, x)))
+
+
+@pytest.mark.parametrize("make", ["locoprop", "backprop"])
+@pytest.mark.parametrize("kind", [Decorated, Helped])
+def test_what_is_compiled_by_a_decorator(kind, make):
+    torch._dynamo.reset()
+    found = []
+    for one in (Blocks, kind):
+        torch.manual_seed(0)
+        found.append(fit(one(), make)[0].network)
+    for a, b in zip(*(network.parameters() for network in found), strict=True):
+        torch.testing.assert_close(a, b)
+    torch._dynamo.reset()
+
+
 def test_names(compiled):
     network = Blocks()
     names = list(dict(named_modules(network)))
