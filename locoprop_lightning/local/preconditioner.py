@@ -1,11 +1,14 @@
 """Preconditioners that are kept from step to step: the damped inverse, or its root, of a moving second moment."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import check_counts, check_fraction
+from locoprop_lightning.local.factorization import inverse_root, invert
 from locoprop_lightning.local.operator import times
 
 State = dict[str, Any]  # what evolves of a layer: tensors, numbers, strings, and dictionaries of these
@@ -122,6 +125,7 @@ class Preconditioner:
         n: int,
         damping: "float | Tensor",
         relative: bool = False,
+        wide: Callable[[], Tensor] | None = None,
     ) -> None:
         """Takes in a moment and inverts the average.
 
@@ -131,12 +135,19 @@ class Preconditioner:
             n: What the average is multiplied with; number of rows where the inverse is of a sum over rows.
             damping: Added to the diagonal.
             relative: Whether the damping is relative to the mean eigenvalue of what is inverted.
+            wide: Makes the moment in float64, as the inverse then is too, where that of its own type would be off.
         """
+        before: Any = dict(state.get("average", {}))
         scaled = average_of(self.gather(state, moment)) * n
+
+        def anew(wide: Callable[[], Tensor]) -> Tensor:
+            state["average"] = before
+            return average_of(self.gather(state, wide())) * n
+
         size = scaled.diagonal(dim1=-2, dim2=-1).mean()
         if relative:
             damping = torch.where(size > 0, damping * size, 1.0)
-        inverse = inverse_root(scaled, damping) if self.root else invert(scaled, damping)
+        inverse = inverse_root(scaled, damping) if self.root else invert(scaled, damping, wide and partial(anew, wide))
         if relative:  # a moment of zeros has no inverse, and says nothing: its inverse shall be zero
             inverse = inverse * (size > 0)
         state["inverse"], state["n"], state["age"] = inverse, n, 0
@@ -179,33 +190,3 @@ def update_average(state: AverageState, value: Tensor, decay: float) -> None:
 def average_of(state: AverageState) -> Tensor:
     """The moving average, bias-corrected; zeros before the first finite value."""
     return state["value"] / torch.where(state["weight"] > 0, state["weight"], 1.0)
-
-
-def inverse_root(c: Tensor, damping: "float | Tensor") -> Tensor:
-    """(c + damping I)^-1/2 [..., d, d], symmetric; NaN where ``c`` is not finite."""
-    finite = c.sum().isfinite()
-    values, vectors = torch.linalg.eigh(torch.where(finite, c, torch.zeros_like(c)))
-    root = (vectors * (values.clamp_min(0) + damping).rsqrt()[..., None, :]) @ vectors.mT
-    return torch.where(finite, root, torch.nan)
-
-
-def factorize(c: Tensor, damping: "float | Tensor") -> Tensor:
-    """Lower Cholesky factor of c + damping I [..., d, d]; NaN where c is not finite. One wait for the device."""
-    damped = c.clone()
-    damped.diagonal(dim1=-2, dim2=-1).add_(damping)
-    factor, info = torch.linalg.cholesky_ex(damped)
-    failed = bool(info.any())
-    if failed and c.isfinite().all():
-        values, vectors = torch.linalg.eigh(c.double())
-        damped = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
-        damped.diagonal(dim1=-2, dim2=-1).add_(damping)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        failed = bool(info.any())
-    return factor.fill_(torch.nan) if failed else factor
-
-
-def invert(c: Tensor, damping: "float | Tensor") -> Tensor:
-    """(c + damping I)^-1 [..., d, d], in float64 where the dtype of ``c`` did not do; of a diagonal c [d] its own."""
-    if c.dim() == 1:
-        return 1 / (c + damping)
-    return torch.cholesky_inverse(factorize(c, damping))

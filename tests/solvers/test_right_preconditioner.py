@@ -162,17 +162,18 @@ def test_rise_is_the_change_of_j(make_problem):
 
 @pytest.mark.parametrize("status", [Status.DIVERGED, Status.NONFINITE])
 def test_renew(make_problem, status):
-    """A diverged solve is tried again, one that is not finite where the inverse is not: else the batch is to blame."""
-    preconditioner, state = right(KEEPING), {}
-    assert not preconditioner.renew(state, status)  # nothing is kept
+    """A diverged solve is tried again, one that is not finite where the inverse is not, or the batch's gradient is."""
+    preconditioner, state, bad = right(KEEPING), {}, make_problem(seed=1)
+    bad = replaced(bad, direction=bad.direction * torch.nan)
+    assert not preconditioner.renew(bad, state, status)  # nothing is kept
     preconditioner.inverse(make_problem(), state)
     preconditioner.inverse(make_problem(seed=1), state)
     kept = state["preconditioner"]
-    assert preconditioner.renew(state, status) == (status is Status.DIVERGED)
+    assert preconditioner.renew(bad, state, status) == (status is Status.DIVERGED)
     if status is Status.NONFINITE:
         assert "inverse" in kept and kept["steps"] == 2
         kept["inverse"] = kept["inverse"] * torch.nan
-        assert preconditioner.renew(state, status)
+        assert preconditioner.renew(bad, state, status)
     assert "inverse" not in kept and "average" not in kept and kept["steps"] == 1
     problem = make_problem(seed=1)
     x = torch.randn_like(problem.zeros())
@@ -181,7 +182,17 @@ def test_renew(make_problem, status):
     assert again.exact and kept["steps"] == 2
 
 
+def test_a_stale_inverse_that_overflows_is_made_anew(make_problem):
+    """Of rows that were nearly zero; the batch itself is finite, and so is what it is solved with then."""
+    settings = dict(refresh_every=10, warmup=0)
+    solver, problem = Stateful(ClosedForm(**settings)), make_problem(dtype=torch.float32, bias=False, lambda_r=1e-30)
+    tiny = replaced(problem, operator=problem.operator.rows * 1e-18)
+    assert solver.solve(tiny).status is Status.SOLVED
+    solution = solver.solve(replaced(problem, direction=problem.direction * 1e10))
+    assert solution.status is Status.RETRIED and solution.weight.isfinite().all()
+
+
 def test_exact_inverses_are_not_renewed(make_problem):
-    preconditioner, state = right(EXACT), {}
-    preconditioner.inverse(make_problem(), state)
-    assert not any(preconditioner.renew(state, status) for status in (Status.DIVERGED, Status.NONFINITE))
+    preconditioner, state, problem = right(EXACT), {}, make_problem()
+    preconditioner.inverse(problem, state)
+    assert not any(preconditioner.renew(problem, state, status) for status in (Status.DIVERGED, Status.NONFINITE))
