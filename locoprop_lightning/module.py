@@ -17,6 +17,7 @@ from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
+from locoprop_lightning.rest import Rest
 from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings, check_trainer
 from locoprop_lightning.solvers import LocalSolver, Recording
@@ -61,6 +62,7 @@ class LocoPropModule(SupervisedModule):
 
     Attributes:
         engine: The local layers and all that evolves with them.
+        rest: What steps all others.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class LocoPropModule(SupervisedModule):
             shared_rows=shared_rows,
         )
         self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
+        self.rest = Rest()
         self._optimizer, self._rest_optimizer = optimizer, rest_optimizer
         self._lr_scheduler, self._scheduled = lr_scheduler, scheduled
 
@@ -132,7 +135,7 @@ class LocoPropModule(SupervisedModule):
         engine, processes, outer = self.engine, self.communicator, self.optimizers()[0]  # type: ignore[index]
         x, target = self.task.inputs(batch), self.task.target(batch)
         starting = engine.discover(self.network, x, processes)
-        self.network.zero_grad(set_to_none=True)
+        self.rest.begin(self.network)
         with self.uncompiled(), engine.tape(self.network, processes, self.task.complete(target)) as tape:
             output = self(x)
         shared = self.share(x, output, target, asked(self.trainer))
@@ -143,8 +146,9 @@ class LocoPropModule(SupervisedModule):
         problems = engine.problems(tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D
         if starting:
             self._announce(problems)
-        self._step_rest(problems)
+        self.rest.look(self.network, (engine.local[name] for name in problems))
         solutions = engine.solve(problems, shared)
+        self.rest.step(self.network, self.trainer.optimizers[1], solutions, self._scheduled == "inner")
         engine.write(solutions)  # W0 - W+ where gradients are
         if shared.wish > Recording.NOTHING:
             tell(self.trainer, problems, engine.reports(solutions, shared), engine.counts)
@@ -157,14 +161,6 @@ class LocoPropModule(SupervisedModule):
         """Prints who trains what, with the first batch."""
         trained = self.engine.trained_by(problems, *self.trainer.optimizers)
         print_layers(self.trainer, self.engine.found or [], trained)
-
-    def _step_rest(self, problems: Mapping[str, LocalProblem]) -> None:
-        """Steps the rest, whose gradients are then gone, so that the outer optimizer finds displacements only."""
-        for name in problems:  # without a gradient the rest optimizer passes over them
-            self.engine.local[name].clear_gradients()
-        if self._scheduled == "inner" or any(p.grad is not None for p in self.network.parameters()):
-            self.trainer.optimizers[1].step()  # not the wrapper's, which would count a second global step
-        self.network.zero_grad(set_to_none=True)
 
     def _step_schedule(self) -> None:
         if (schedule := self.lr_schedulers()) is not None:
@@ -213,8 +209,10 @@ class LocoPropModule(SupervisedModule):
         """Adds what solver and oracle have learnt of each layer."""
         super().on_save_checkpoint(checkpoint)
         self.engine.save(checkpoint)
+        self.rest.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from what solver and oracle had learnt."""
         super().on_load_checkpoint(checkpoint)
         self.engine.load(checkpoint)
+        self.rest.load(checkpoint)
