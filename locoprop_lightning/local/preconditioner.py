@@ -14,16 +14,21 @@ from locoprop_lightning.local.operator import times
 State = dict[str, Any]  # what evolves of a layer: tensors, numbers, strings, and dictionaries of these
 
 
+_LIMIT = 30.0  # of a moment's trace relative to the average's; ordinary batches stay below 8
+
+
 class AverageState(TypedDict, total=False):
     """A moving average that started at zero; empty before the first value.
 
     Attributes:
         value: The average.
         weight: Sum of the weights of all values in it, scalar: value / weight is without bias.
+        held: Whether the latest moment was scaled back, for each group of units.
     """
 
     value: Tensor
     weight: Tensor
+    held: Tensor
 
 
 class PreconditionerState(TypedDict, total=False):
@@ -35,6 +40,7 @@ class PreconditionerState(TypedDict, total=False):
         n: What M was multiplied with there.
         age: Steps since the latest refresh.
         steps: All steps.
+        outlier: The latest of them whose moment was far larger than the average, of those that were asked about.
         settings: Numbers that the inverse was made with; where they change, it is made anew.
         shape: Sizes of what it is for; where they change, all is forgotten.
     """
@@ -44,6 +50,7 @@ class PreconditionerState(TypedDict, total=False):
     n: int
     age: int
     steps: int
+    outlier: int
     settings: list[float]
     shape: list[int]
 
@@ -52,9 +59,10 @@ class Preconditioner:
     """(n M + damping I)^-1, or its root, of a moving second moment M: when it is gathered, averaged and inverted.
 
     The moment is a mean over rows, so that batches of different size agree; it is gathered and inverted at refreshes,
-    and may be gathered in between. What evolves lives in a state that the caller keeps and saves. A factorisation that
-    fails, as it can where the damping is below the rounding of the moment, is done again in float64 with the negative
-    eigenvalues that rounding left set to zero.
+    and may be gathered in between. One that is far larger than the average so far is scaled back: a single batch would
+    else be most of the average for as long as it takes to decay. A second one in a row is taken as it is, and a first
+    one that is far larger still than the second is left out from then on. What evolves lives in a state that the caller
+    keeps and saves.
 
     Args:
         average: Decay of the moving average of the moment, in [0, 1); 0 takes the current batch alone.
@@ -115,8 +123,29 @@ class Preconditioner:
                 in where it is not finite.
         """
         average = state.setdefault("average", {})
+        if "value" in average and self.average > 0:
+            if self.bias_correction:
+                _drop_first(average, moment, self.average)
+            moment = _held_back(average, moment)
         update_average(average, moment, self.average if self.bias_correction or "value" in average else 0.0)
         return average
+
+    def is_outlier(self, state: PreconditionerState, moment: Tensor) -> bool:
+        """Whether a moment is far larger than the average, of some group of units, and that of the step before was not.
+
+        To be asked after ``tick``; never true where nothing is averaged. Waits for the device.
+
+        Args:
+            state: What evolves; is told.
+            moment: As in ``gather``.
+        """
+        average, steps = state.get("average", {}), state["steps"]
+        if "value" not in average or self.average == 0 or state.get("outlier") == steps - 1:
+            return False
+        outlier = bool(_excess(average, moment).gt(1).any())
+        if outlier:
+            state["outlier"] = steps
+        return outlier
 
     def refresh(
         self,
@@ -165,6 +194,40 @@ class Preconditioner:
         wide = x.to(inverse.dtype)
         out = (_from_left(inverse, wide) if left else times(wide, inverse)).to(x.dtype)
         return out if n == state["n"] else out.mul_(state["n"] / n)
+
+
+def _held_back(average: AverageState, moment: Tensor) -> Tensor:
+    """A moment scaled back to ``_LIMIT`` times the average, unless the one before was, too.
+
+    Args:
+        average: The average; is told.
+        moment: The moment [..., d, d].
+    """
+    excess = _excess(average, moment)
+    held = excess > 1
+    if "held" in average:
+        held = held & ~average["held"].to(held.device)
+    average["held"] = held
+    return moment / torch.where(held, excess, 1.0)[..., None, None]
+
+
+def _drop_first(average: AverageState, moment: Tensor, decay: float) -> None:
+    """Empties an average of a single moment that is larger than the second by the square of ``_LIMIT``."""
+    value, weight = average["value"].to(moment), average["weight"].to(moment)
+    usual, size = (_traces(x).sum() for x in (average_of(average).to(moment), moment))
+    out = (weight < (1 - decay) * 1.001) & (size > 0) & (usual > _LIMIT**2 * size)
+    kept = torch.where(out, 0.0, 1.0)
+    average["value"], average["weight"] = value * kept, weight * kept
+
+
+def _excess(average: AverageState, moment: Tensor) -> Tensor:
+    """The trace of a moment relative to ``_LIMIT`` times that of the average [...]; 0 where that is 0."""
+    usual, size = (_traces(x) for x in (average_of(average).to(moment), moment))
+    return torch.where(usual > 0, size / (_LIMIT * usual), 0.0)
+
+
+def _traces(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _from_left(c: Tensor, x: Tensor) -> Tensor:

@@ -55,4 +55,5 @@ class ClosedForm(LocalSolver):
 
     def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:
         """Solves with an inverse made anew."""
-        return self.run(problem, state, recording) if self.preconditioner.renew(problem, state, status) else None
+        renewed = self.preconditioner.renew(problem, state, status)
+        return None if renewed is None else self.run(problem, renewed, recording)

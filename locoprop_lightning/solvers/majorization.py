@@ -79,7 +79,8 @@ class Majorization(IterativeSolver):
 
     def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:
         """Solves with an inverse made anew."""
-        return self.run(problem, state, recording) if self.preconditioner.renew(problem, state, status) else None
+        renewed = self.preconditioner.renew(problem, state, status)
+        return None if renewed is None else self.run(problem, renewed, recording)
 
     def init(self, problem: LocalProblem, state: State) -> "_Momentum":  # noqa: D102
         inverse = self.preconditioner.inverse(problem, state, problem.transfer.bound)

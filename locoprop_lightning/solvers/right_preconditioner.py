@@ -148,21 +148,27 @@ class RightPreconditioner:
         """The change of J, scalar, where the inverse is not of the batch's own C; zero else."""
         return v.new_zeros(()) if exact else problem.value(v, at_most=_STALE_ROWS)
 
-    def renew(self, problem: LocalProblem, state: State, status: Status) -> bool:
-        """Whether a failed solve may be the fault of a kept inverse, which is then forgotten, to be made anew.
+    def renew(self, problem: LocalProblem, state: State, status: Status) -> State | None:
+        """What to try a failed solve again with, where it may be the fault of a kept inverse; else None.
 
         Args:
             problem: The problem.
-            state: What evolves for this layer.
+            state: What evolves for this layer; the inverse and its average are forgotten, to be made anew, but for a
+                batch that stands out.
             status: How it failed. One that is not finite is the batch's fault where the first gradient is not either.
+
+        Returns:
+            The state, or for one batch that stands out an empty one, so that what is kept of the others stays.
         """
         kept = _kept(state)
         if "inverse" not in kept:
-            return False
+            return None
         if status is Status.NONFINITE and kept["inverse"].isfinite().all() and not _finite(problem):
-            return False
+            return None
+        if self.kept.is_outlier(kept, problem.gram() / problem.n):
+            return {}
         self.kept.forget(kept)
-        return True
+        return state
 
 
 def _offered(problem: LocalProblem, inverse: Tensor, apply: Callable[[Tensor], Tensor], exact: bool) -> Inverse:

@@ -165,15 +165,15 @@ def test_renew(make_problem, status):
     """A diverged solve is tried again, one that is not finite where the inverse is not, or the batch's gradient is."""
     preconditioner, state, bad = right(KEEPING), {}, make_problem(seed=1)
     bad = replaced(bad, direction=bad.direction * torch.nan)
-    assert not preconditioner.renew(bad, state, status)  # nothing is kept
+    assert preconditioner.renew(bad, state, status) is None  # nothing is kept
     preconditioner.inverse(make_problem(), state)
     preconditioner.inverse(make_problem(seed=1), state)
     kept = state["preconditioner"]
-    assert preconditioner.renew(bad, state, status) == (status is Status.DIVERGED)
+    assert preconditioner.renew(bad, state, status) is (state if status is Status.DIVERGED else None)
     if status is Status.NONFINITE:
         assert "inverse" in kept and kept["steps"] == 2
         kept["inverse"] = kept["inverse"] * torch.nan
-        assert preconditioner.renew(bad, state, status)
+        assert preconditioner.renew(bad, state, status) is state
     assert "inverse" not in kept and "average" not in kept and kept["steps"] == 1
     problem = make_problem(seed=1)
     x = torch.randn_like(problem.zeros())
@@ -195,4 +195,20 @@ def test_a_stale_inverse_that_overflows_is_made_anew(make_problem):
 def test_exact_inverses_are_not_renewed(make_problem):
     preconditioner, state, problem = right(EXACT), {}, make_problem()
     preconditioner.inverse(problem, state)
-    assert not any(preconditioner.renew(problem, state, status) for status in (Status.DIVERGED, Status.NONFINITE))
+    assert all(preconditioner.renew(problem, state, s) is None for s in (Status.DIVERGED, Status.NONFINITE))
+
+
+def test_what_is_kept_outlives_one_batch_that_stands_out(make_problem):
+    preconditioner, state, spike = right(KEEPING | {"refresh_every": 100}), {}, make_problem(scale=1e3)
+
+    def fails(problem):
+        preconditioner.inverse(problem, state)
+        return preconditioner.renew(problem, state, Status.DIVERGED)
+
+    preconditioner.inverse(make_problem(), state)
+    inverse = state["preconditioner"]["inverse"]
+    for _ in range(2):
+        assert fails(spike) == {} and state["preconditioner"]["inverse"] is inverse
+        preconditioner.inverse(make_problem(seed=4), state)
+    assert fails(spike) == {}
+    assert fails(spike) is state and "average" not in state["preconditioner"]  # two in a row
