@@ -15,6 +15,7 @@ from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
+from locoprop_lightning.optimizers.remainders import keep_remainders
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.rest import Rest
@@ -183,6 +184,7 @@ class LocoPropModule(SupervisedModule):
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
             if isinstance(optimizer, LBFGS):
                 raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
+            keep_remainders(optimizer)
         scheduled = outer if self._scheduled == "outer" else rest
         schedules = [] if self._lr_scheduler is None else [self.schedule_of(self._lr_scheduler, scheduled)]
         if schedules:  # one may begin below the first rate

@@ -140,6 +140,11 @@ def check_trainer(trainer: Trainer) -> None:
             f"trainer.strategy: local problems are summed over the processes of 'ddp' alone, not over those of "
             f"{type(trainer.strategy).__name__}, and there are {trainer.world_size}."
         )
+    if trainer.precision == "16-true":
+        raise UserError(
+            "trainer.precision='16-true': in float16 the gradients of a mean over a batch are too small to differ from "
+            "zero; take 'bf16-true' or 'bf16-mixed'."
+        )
     if trainer.precision == "16-mixed":
         raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
 
