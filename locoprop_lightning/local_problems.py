@@ -73,7 +73,7 @@ def make_problem(
     lambda_r: float | Tensor = layer.lambda_r
     if settings.damping == "relative":
         mean = operator.trace() / operator.width
-        lambda_r = layer.lambda_r * mean.clamp_min(torch.finfo(mean.dtype).tiny)  # inputs of zeros
+        lambda_r = (layer.lambda_r * mean).clamp_min(torch.finfo(mean.dtype).tiny)  # inputs of zeros
     assert layer.transfer is not None
     return LocalProblem(
         operator,

@@ -19,8 +19,10 @@ from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
 from locoprop_lightning.optimizers.factories import optimizer_from
+from locoprop_lightning.optimizers.remainders import keep_remainders
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
+from locoprop_lightning.rest import Rest
 from locoprop_lightning.sampling import sampled_gradients
 from locoprop_lightning.settings import LocalSettings, check_trainer
 from locoprop_lightning.solvers import LocalSolver, Recording
@@ -68,6 +70,7 @@ class LocoPropModule(SupervisedModule):
 
     Attributes:
         engine: The local layers and all that evolves with them.
+        rest: What steps all others.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class LocoPropModule(SupervisedModule):
         self.accumulate = accumulate
         self._joined: JoinedBatches | None = None
         self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
+        self.rest = Rest()
         self._optimizer, self._rest_optimizer = optimizer, rest_optimizer
         self._lr_scheduler, self._scheduled = lr_scheduler, scheduled
 
@@ -165,8 +169,9 @@ class LocoPropModule(SupervisedModule):
         problems = engine.problems(joined.tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D
         if joined.starting:
             self._announce(problems)
-        self._step_rest(problems)
+        self.rest.look(self.network, (engine.local[name] for name in problems))
         solutions = engine.solve(problems, shared)
+        self.rest.step(self.network, self.trainer.optimizers[1], solutions, self._scheduled == "inner")
         engine.write(solutions)  # W0 - W+ where gradients are
         if shared.wish > Recording.NOTHING:
             tell(self.trainer, problems, engine.reports(solutions, shared), engine.counts)
@@ -177,7 +182,7 @@ class LocoPropModule(SupervisedModule):
 
     def _begin(self, starting: bool) -> JoinedBatches:
         """Begins a step: no gradients yet, and nothing recorded."""
-        self.network.zero_grad(set_to_none=True)
+        self.rest.begin(self.network)
         tape = self.engine.tape(self.network, self.communicator)
         joined = self._joined = JoinedBatches(tape, self.accumulate > 1, starting)
         return joined
@@ -186,14 +191,6 @@ class LocoPropModule(SupervisedModule):
         """Prints who trains what, with the first batch."""
         trained = self.engine.trained_by(problems, *self.trainer.optimizers)
         print_layers(self.trainer, self.engine.found or [], trained)
-
-    def _step_rest(self, problems: Mapping[str, LocalProblem]) -> None:
-        """Steps the rest, whose gradients are then gone, so that the outer optimizer finds displacements only."""
-        for name in problems:  # without a gradient the rest optimizer passes over them
-            self.engine.local[name].clear_gradients()
-        if self._scheduled == "inner" or any(p.grad is not None for p in self.network.parameters()):
-            self.trainer.optimizers[1].step()  # not the wrapper's, which would count a second global step
-        self.network.zero_grad(set_to_none=True)
 
     def _step_schedule(self) -> None:
         if (schedule := self.lr_schedulers()) is not None:
@@ -219,6 +216,7 @@ class LocoPropModule(SupervisedModule):
         for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
             if isinstance(optimizer, LBFGS):
                 raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
+            keep_remainders(optimizer)
         scheduled = outer if self._scheduled == "outer" else rest
         schedules = [] if self._lr_scheduler is None else [self.schedule_of(self._lr_scheduler, scheduled)]
         if schedules:  # one may begin below the first rate
@@ -241,8 +239,10 @@ class LocoPropModule(SupervisedModule):
         """Adds what solver and oracle have learnt of each layer."""
         super().on_save_checkpoint(checkpoint)
         self.engine.save(checkpoint)
+        self.rest.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from what solver and oracle had learnt."""
         super().on_load_checkpoint(checkpoint)
         self.engine.load(checkpoint)
+        self.rest.load(checkpoint)

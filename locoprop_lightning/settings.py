@@ -169,6 +169,11 @@ def check_trainer(trainer: Trainer) -> None:
             "trainer.callbacks=StochasticWeightAveraging: takes a single optimizer, and local training has two; take "
             "Lightning's WeightAveraging or EMAWeightAveraging."
         )
+    if trainer.precision == "16-true":
+        raise UserError(
+            "trainer.precision='16-true': in float16 the gradients of a mean over a batch are too small to differ from "
+            "zero; take 'bf16-true' or 'bf16-mixed'."
+        )
     if trainer.precision == "16-mixed":
         raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
 

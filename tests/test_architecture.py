@@ -70,6 +70,7 @@ ALLOWED = {
     "settings": {"layers", "local", "oracles", "solvers"},
     "local_layer": {"layers", "local", "solvers"},
     "observer": {"local", "local_layer", "solvers"},
+    "rest": {"local_layer", "solvers"},
     "layer_table": {"layers"},
 }
 

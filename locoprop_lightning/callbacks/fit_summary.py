@@ -74,8 +74,12 @@ class FitSummary(Stopwatch):
             for layer, counts in pl_module.engine.counts.items():
                 failed = ", ".join(f"{count} {status}" for status, count in counts.items())
                 lines.append((f"layer {layer}", f"{failed} of {self.steps} local solutions"))
-                if sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self.steps / 2:
+                if counts.get(Status.NONFINITE.value, 0) > self.steps / 2:
+                    lines.append(("", "most of them were not finite: look at the inputs and the loss"))
+                elif sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self.steps / 2:
                     lines.append(("", "most of them failed: a larger lambda_r or a smaller lambda_a helps"))
+            if skipped := pl_module.rest.skipped:
+                lines.append(("rest optimizer", f"{skipped} of {self.steps} gradients were not finite and left out"))
         if isinstance(pl_module, SupervisedModule) and pl_module.untouched:
             lines.append(("never had a gradient", ", ".join(pl_module.untouched)))
         if folder is not None and trainer.loggers:

@@ -6,6 +6,7 @@ bias exists in the mathematics only; the rows are never copied.
 """
 
 from abc import ABC, abstractmethod
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -117,6 +118,14 @@ class LinearOperator(ABC):
         """Rows [n, d] of the whole batch, of those at hand."""
         return x
 
+    def double(self) -> "LinearOperator":
+        """The same operator with all numbers that it holds in float64."""
+        made = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, LinearOperator) or (isinstance(value, Tensor) and value.is_floating_point()):
+                setattr(made, name, value.double())
+        return made
+
 
 class MatrixOperator(LinearOperator):
     """The operator of a matrix of inputs, as ``nn.Linear`` has them.
@@ -175,10 +184,6 @@ class MatrixOperator(LinearOperator):
 
     def dense(self) -> "MatrixOperator":  # noqa: D102
         return self
-
-    def double(self) -> "MatrixOperator":
-        """The same product with a matrix in float64."""
-        return MatrixOperator(self.rows.double(), self.bias)
 
 
 class Rows:

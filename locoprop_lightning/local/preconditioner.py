@@ -1,14 +1,20 @@
 """Preconditioners that are kept from step to step: the damped inverse, or its root, of a moving second moment."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import check_counts, check_fraction
+from locoprop_lightning.local.factorization import inverse_root, invert
 from locoprop_lightning.local.operator import times
 
 State = dict[str, Any]  # what evolves of a layer: tensors, numbers, strings, and dictionaries of these
+
+
+_LIMIT = 30.0  # of a moment's trace relative to the average's; ordinary batches stay below 8
 
 
 class AverageState(TypedDict, total=False):
@@ -17,10 +23,12 @@ class AverageState(TypedDict, total=False):
     Attributes:
         value: The average.
         weight: Sum of the weights of all values in it, scalar: value / weight is without bias.
+        held: Whether the latest moment was scaled back, for each group of units.
     """
 
     value: Tensor
     weight: Tensor
+    held: Tensor
 
 
 class PreconditionerState(TypedDict, total=False):
@@ -32,6 +40,7 @@ class PreconditionerState(TypedDict, total=False):
         n: What M was multiplied with there.
         age: Steps since the latest refresh.
         steps: All steps.
+        outlier: The latest of them whose moment was far larger than the average, of those that were asked about.
         settings: Numbers that the inverse was made with; where they change, it is made anew.
         shape: Sizes of what it is for; where they change, all is forgotten.
     """
@@ -41,6 +50,7 @@ class PreconditionerState(TypedDict, total=False):
     n: int
     age: int
     steps: int
+    outlier: int
     settings: list[float]
     shape: list[int]
 
@@ -49,9 +59,10 @@ class Preconditioner:
     """(n M + damping I)^-1, or its root, of a moving second moment M: when it is gathered, averaged and inverted.
 
     The moment is a mean over rows, so that batches of different size agree; it is gathered and inverted at refreshes,
-    and may be gathered in between. What evolves lives in a state that the caller keeps and saves. A factorisation that
-    fails, as it can where the damping is below the rounding of the moment, is done again in float64 with the negative
-    eigenvalues that rounding left set to zero.
+    and may be gathered in between. One that is far larger than the average so far is scaled back: a single batch would
+    else be most of the average for as long as it takes to decay. A second one in a row is taken as it is, and a first
+    one that is far larger still than the second is left out from then on. What evolves lives in a state that the caller
+    keeps and saves.
 
     Args:
         average: Decay of the moving average of the moment, in [0, 1); 0 takes the current batch alone.
@@ -112,8 +123,29 @@ class Preconditioner:
                 in where it is not finite.
         """
         average = state.setdefault("average", {})
+        if "value" in average and self.average > 0:
+            if self.bias_correction:
+                _drop_first(average, moment, self.average)
+            moment = _held_back(average, moment)
         update_average(average, moment, self.average if self.bias_correction or "value" in average else 0.0)
         return average
+
+    def is_outlier(self, state: PreconditionerState, moment: Tensor) -> bool:
+        """Whether a moment is far larger than the average, of some group of units, and that of the step before was not.
+
+        To be asked after ``tick``; never true where nothing is averaged. Waits for the device.
+
+        Args:
+            state: What evolves; is told.
+            moment: As in ``gather``.
+        """
+        average, steps = state.get("average", {}), state["steps"]
+        if "value" not in average or self.average == 0 or state.get("outlier") == steps - 1:
+            return False
+        outlier = bool(_excess(average, moment).gt(1).any())
+        if outlier:
+            state["outlier"] = steps
+        return outlier
 
     def refresh(
         self,
@@ -122,6 +154,7 @@ class Preconditioner:
         n: int,
         damping: "float | Tensor",
         relative: bool = False,
+        wide: Callable[[], Tensor] | None = None,
     ) -> None:
         """Takes in a moment and inverts the average.
 
@@ -131,12 +164,19 @@ class Preconditioner:
             n: What the average is multiplied with; number of rows where the inverse is of a sum over rows.
             damping: Added to the diagonal.
             relative: Whether the damping is relative to the mean eigenvalue of what is inverted.
+            wide: Makes the moment in float64, as the inverse then is too, where that of its own type would be off.
         """
+        before: Any = dict(state.get("average", {}))
         scaled = average_of(self.gather(state, moment)) * n
+
+        def anew(wide: Callable[[], Tensor]) -> Tensor:
+            state["average"] = before
+            return average_of(self.gather(state, wide())) * n
+
         size = scaled.diagonal(dim1=-2, dim2=-1).mean()
         if relative:
             damping = torch.where(size > 0, damping * size, 1.0)
-        inverse = inverse_root(scaled, damping) if self.root else invert(scaled, damping)
+        inverse = inverse_root(scaled, damping) if self.root else invert(scaled, damping, wide and partial(anew, wide))
         if relative:  # a moment of zeros has no inverse, and says nothing: its inverse shall be zero
             inverse = inverse * (size > 0)
         state["inverse"], state["n"], state["age"] = inverse, n, 0
@@ -154,6 +194,40 @@ class Preconditioner:
         wide = x.to(inverse.dtype)
         out = (_from_left(inverse, wide) if left else times(wide, inverse)).to(x.dtype)
         return out if n == state["n"] else out.mul_(state["n"] / n)
+
+
+def _held_back(average: AverageState, moment: Tensor) -> Tensor:
+    """A moment scaled back to ``_LIMIT`` times the average, unless the one before was, too.
+
+    Args:
+        average: The average; is told.
+        moment: The moment [..., d, d].
+    """
+    excess = _excess(average, moment)
+    held = excess > 1
+    if "held" in average:
+        held = held & ~average["held"].to(held.device)
+    average["held"] = held
+    return moment / torch.where(held, excess, 1.0)[..., None, None]
+
+
+def _drop_first(average: AverageState, moment: Tensor, decay: float) -> None:
+    """Empties an average of a single moment that is larger than the second by the square of ``_LIMIT``."""
+    value, weight = average["value"].to(moment), average["weight"].to(moment)
+    usual, size = (_traces(x).sum() for x in (average_of(average).to(moment), moment))
+    out = (weight < (1 - decay) * 1.001) & (size > 0) & (usual > _LIMIT**2 * size)
+    kept = torch.where(out, 0.0, 1.0)
+    average["value"], average["weight"] = value * kept, weight * kept
+
+
+def _excess(average: AverageState, moment: Tensor) -> Tensor:
+    """The trace of a moment relative to ``_LIMIT`` times that of the average [...]; 0 where that is 0."""
+    usual, size = (_traces(x) for x in (average_of(average).to(moment), moment))
+    return torch.where(usual > 0, size / (_LIMIT * usual), 0.0)
+
+
+def _traces(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _from_left(c: Tensor, x: Tensor) -> Tensor:
@@ -179,33 +253,3 @@ def update_average(state: AverageState, value: Tensor, decay: float) -> None:
 def average_of(state: AverageState) -> Tensor:
     """The moving average, bias-corrected; zeros before the first finite value."""
     return state["value"] / torch.where(state["weight"] > 0, state["weight"], 1.0)
-
-
-def inverse_root(c: Tensor, damping: "float | Tensor") -> Tensor:
-    """(c + damping I)^-1/2 [..., d, d], symmetric; NaN where ``c`` is not finite."""
-    finite = c.sum().isfinite()
-    values, vectors = torch.linalg.eigh(torch.where(finite, c, torch.zeros_like(c)))
-    root = (vectors * (values.clamp_min(0) + damping).rsqrt()[..., None, :]) @ vectors.mT
-    return torch.where(finite, root, torch.nan)
-
-
-def factorize(c: Tensor, damping: "float | Tensor") -> Tensor:
-    """Lower Cholesky factor of c + damping I [..., d, d]; NaN where c is not finite. One wait for the device."""
-    damped = c.clone()
-    damped.diagonal(dim1=-2, dim2=-1).add_(damping)
-    factor, info = torch.linalg.cholesky_ex(damped)
-    failed = bool(info.any())
-    if failed and c.isfinite().all():
-        values, vectors = torch.linalg.eigh(c.double())
-        damped = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
-        damped.diagonal(dim1=-2, dim2=-1).add_(damping)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        failed = bool(info.any())
-    return factor.fill_(torch.nan) if failed else factor
-
-
-def invert(c: Tensor, damping: "float | Tensor") -> Tensor:
-    """(c + damping I)^-1 [..., d, d], in float64 where the dtype of ``c`` did not do; of a diagonal c [d] its own."""
-    if c.dim() == 1:
-        return 1 / (c + damping)
-    return torch.cholesky_inverse(factorize(c, damping))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -159,13 +158,18 @@ class LocalProblem:
         """Grad J(W0) = lambda_a D^T Y [d_out, width]; made once; not to be changed."""
         if self._first_gradient is None:
             self._check_offer()
-            product = None if self._weight_direction is None else self._weight_direction()
+            product = self.weight_direction()
             if product is None:
                 product = self.operator.adjoint(self.direction)
-            elif product.shape != self.shape:
-                self._refuse("weight_direction", product, list(self.shape))
             self._first_gradient = product.mul_(self.lambda_a)
         return self._first_gradient
+
+    def weight_direction(self) -> Tensor | None:
+        """D^T Y [d_out, width] by a shorter way than from Y and D, made anew, or None where there is none."""
+        product = None if self._weight_direction is None else self._weight_direction()
+        if product is not None and product.shape != self.shape:
+            self._refuse("weight_direction", product, list(self.shape))
+        return product
 
     def gram(self) -> Tensor:
         """C = Y^T Y as ``LinearOperator.gram`` gives it; made once; not to be changed."""
@@ -272,28 +276,6 @@ class LocalProblem:
         if self.operator.groups > 1 or self.operator.diagonal:
             return math.inf
         return gram_cost(self.operator.rows_at_hand, self.operator.width) if self._gram is None else 0.0
-
-    def whole(self) -> "LocalProblem":
-        """The same problem with every row of the batch at hand, for layers with few rows."""
-        operator = self.operator.whole()
-        if operator is self.operator:
-            return self
-        remade = partial(operator.apply, self.start_matrix())  # the squared loss has no use for A, which is not sent
-        return LocalProblem(
-            operator,
-            remade if self.squared else self.operator.whole_rows(self.pre_activation),
-            lambda: self.operator.whole_rows(self.direction),
-            self.weight,
-            self.bias,
-            self.transfer,
-            1.0 if self._lambda_a is None else self._lambda_a,
-            self.lambda_r,
-            self.rate,
-            self._weight_direction,
-            self.offer,
-            self.length,
-            self.name,
-        )
 
     def _refuse(self, method: str, got: Tensor, expected: list[Any]) -> NoReturn:
         shape = ", ".join(map(str, expected))

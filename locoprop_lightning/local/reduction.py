@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from locoprop_lightning.local.factorization import eigh
 from locoprop_lightning.local.problem import LocalProblem
 
 
@@ -24,11 +25,10 @@ def reduced(problem: LocalProblem) -> tuple[LocalProblem, Callable[[Tensor], Ten
         UserError: Where not all rows are at hand.
     """
     kernel = problem.operator.dense().double().kernel()
-    finite = kernel.sum().isfinite()
-    values, vectors = torch.linalg.eigh(torch.where(finite, kernel, 0.0))  # it refuses what is not finite
+    values, vectors = eigh(kernel)
     kept = values > values[-1] * problem.n * torch.finfo(values.dtype).eps
     # Directions in which no row lies are set to zero, not cut off: their number would have to be waited for.
-    root = torch.where(kept, values, 0.0).sqrt() * torch.where(finite, 1.0, torch.nan)
+    root = torch.where(kept, values, 0.0 * values).sqrt()  # not a number stays so
     inverse_root = torch.where(kept, values, torch.inf).rsqrt()
     dtype = problem.weight.dtype
     made = LocalProblem(

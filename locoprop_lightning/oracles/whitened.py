@@ -101,7 +101,9 @@ class WhitenedOracle(Oracle):
         self.preconditioner.tick(kept)
         size = self._size(gradient, terms, kept, rows)
         if refreshes:
-            own["usual"] = torch.where(size.isfinite(), size.clamp_min(1), 1.0)
+            usual = torch.where(size.isfinite(), size.clamp_min(1), 1.0)
+            held = kept.get("average", {}).get("held")  # S knows less of this batch than of those before
+            own["usual"] = usual if held is None else torch.where(held, own.get("usual", usual).to(usual), usual)
         limit = _GROWTH**2 * own["usual"].to(size)
         own["shrink"] = torch.where(size > limit, (limit / size).sqrt(), 1.0)
 

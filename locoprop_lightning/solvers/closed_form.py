@@ -41,17 +41,19 @@ class ClosedForm(LocalSolver):
         return self.preconditioner.describe(problem)
 
     def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:  # noqa: D102
+        dtype = problem.weight.dtype
         if self.preconditioner.uses_kernel(problem):
-            factor, problem = self.preconditioner.through_kernel(problem, state)
-            root = factor()
-            scaled = torch.cholesky_solve(problem.direction.to(root.dtype), root).to(problem.direction.dtype)
+            kernel, _ = self.preconditioner.through_kernel(problem, state)
+            factor, problem = kernel()
+            scaled = torch.cholesky_solve(problem.direction, factor)
             v, exact = problem.operator.adjoint(scaled).mul_(-problem.lambda_a), True
         else:
-            inverse, exact = self.preconditioner.inverse(problem, state)
+            inverse, exact, problem = self.preconditioner.inverse(problem, state)
             v = inverse(problem.first_gradient()).neg_()
         losses = None if recording is Recording.NOTHING else torch.stack([problem.first_loss(), problem.loss(v)])
-        return Outcome(v, self.preconditioner.rise(problem, v, exact), losses)
+        return Outcome(v, self.preconditioner.rise(problem, v, exact), losses).to(dtype)
 
     def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:
         """Solves with an inverse made anew."""
-        return self.run(problem, state, recording) if self.preconditioner.renew(state, status) else None
+        renewed = self.preconditioner.renew(problem, state, status)
+        return None if renewed is None else self.run(problem, renewed, recording)

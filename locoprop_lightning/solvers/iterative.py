@@ -92,8 +92,17 @@ class IterativeSolver(LocalSolver):
         return None
 
     def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:
-        """The steps, or all of them at once where that costs less."""
-        carry = self.init(problem, state)
+        """The steps, from what ``init`` gives."""
+        return self.iterate(problem, self.init(problem, state), recording)
+
+    def iterate(self, problem: LocalProblem, carry: Any, recording: Recording) -> Outcome:
+        """The steps, or all of them at once where that costs less.
+
+        Args:
+            problem: The problem; not changed.
+            carry: What the first step is given.
+            recording: Which local losses to compute.
+        """
         cost = problem.plan(self.iterations - 1)
         affine = self.affine(problem)
         if affine is None or _squaring_cost(problem, self.iterations) >= cost:

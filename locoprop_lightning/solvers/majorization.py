@@ -68,20 +68,23 @@ class Majorization(IterativeSolver):
 
     def run(self, problem: LocalProblem, state: State, recording: Recording) -> Outcome:
         """The steps; a layer with more inputs than rows is solved in the span of its rows."""
-        if not self.preconditioner.uses_kernel(problem):
-            return super().run(problem, state, recording)
-        _, whole = self.preconditioner.through_kernel(problem, state)
-        small, lift = reduced(whole)
-        outcome = super().run(small, {}, recording)
-        return outcome._replace(displacement=lift(outcome.displacement))
+        dtype, lift = problem.weight.dtype, None
+        if self.preconditioner.uses_kernel(problem):
+            _, problem = self.preconditioner.through_kernel(problem, state)
+            problem, lift = reduced(problem)
+            state = {}
+        carry = self.init(problem, state)
+        outcome = self.iterate(carry.inverse.problem, carry, recording).to(dtype)
+        return outcome if lift is None else outcome._replace(displacement=lift(outcome.displacement))
 
     def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:
         """Solves with an inverse made anew."""
-        return self.run(problem, state, recording) if self.preconditioner.renew(state, status) else None
+        renewed = self.preconditioner.renew(problem, state, status)
+        return None if renewed is None else self.run(problem, renewed, recording)
 
     def init(self, problem: LocalProblem, state: State) -> "_Momentum":  # noqa: D102
         inverse = self.preconditioner.inverse(problem, state, problem.transfer.bound)
-        start = problem.zeros()
+        start = inverse.problem.zeros()
         return _Momentum(inverse, start, start.new_ones(start.shape[0], 1))
 
     def step(self, problem: LocalProblem, v: Tensor, gradient: Tensor, k: int, carry: "_Momentum") -> Step:

@@ -1,7 +1,7 @@
 """(L C + lambda_r I)^-1, which solvers multiply gradients with from the right: exact, or kept and protected."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -9,11 +9,14 @@ from torch import Tensor
 
 from locoprop_lightning.errors import check_choice
 from locoprop_lightning.local import LocalProblem, Preconditioner, State
+from locoprop_lightning.local.factorization import factorize, invert
 from locoprop_lightning.local.operator import times
-from locoprop_lightning.local.preconditioner import PreconditionerState, factorize, invert
+from locoprop_lightning.local.preconditioner import PreconditionerState
+from locoprop_lightning.local.variants import in_float64, whole
 from locoprop_lightning.solvers.solution import Status
 
 Gather = Literal["refreshes", "steps"]
+Kernel = Callable[[], tuple[Tensor, LocalProblem]]
 _STALE_ROWS = 32  # rows on which a step from a kept inverse is checked
 _KEY = "preconditioner"  # of what is kept, in the state of a layer
 
@@ -24,10 +27,12 @@ class Inverse(NamedTuple):
     Attributes:
         apply: X -> X (L C + lambda_r I)^-1 [d_out, width].
         exact: Whether C is the current batch's own.
+        problem: The problem whose gradients it is for: in float64 where the inverse is.
     """
 
     apply: Callable[[Tensor], Tensor]
     exact: bool
+    problem: LocalProblem
 
 
 class RightPreconditioner:
@@ -40,6 +45,9 @@ class RightPreconditioner:
     Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
     Y Y^T [n, n] of the current batch. A grouped convolution has one C for each group. Where C is a diagonal, as of an
     embedding, nothing is kept: that of the current batch costs next to nothing.
+
+    Where lambda_r is so small that rounding in float32 would put the solution off by more than about a thousandth, all
+    that it is made of is made in float64 (``factorize``).
 
     Args:
         average: Decay of the moving average of C/n, in [0, 1); 0 takes the current batch alone.
@@ -88,9 +96,10 @@ class RightPreconditioner:
         if kept.get("shape", shape) != shape:
             kept.clear()  # type: ignore[attr-defined]  # another layer of the same name
         kept["shape"] = shape
+        wide = cache(partial(in_float64, problem))
         if self.kept.current or problem.operator.diagonal:
-            inverse = invert(bound * problem.gram(), problem.lambda_r)
-            return _offered(problem, lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True)
+            inverse = invert(bound * problem.gram(), problem.lambda_r, lambda: bound * wide().gram())
+            return _offered(problem, inverse, lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True)
         damping = problem.lambda_r if isinstance(problem.lambda_r, float | int) else 0.0
         settings = [float(damping), float(bound)]
         refreshes = self.kept.due(kept) or kept.get("settings", settings) != settings
@@ -99,50 +108,81 @@ class RightPreconditioner:
         if refreshes or self.gather == "steps":
             moment = problem.gram() * (bound / problem.n)
             if refreshes:
-                self.kept.refresh(kept, moment, problem.n, problem.lambda_r)
+                anew = lambda: wide().gram() * (bound / problem.n)  # noqa: E731
+                self.kept.refresh(kept, moment, problem.n, problem.lambda_r, wide=anew)
             else:
                 self.kept.gather(kept, moment)
         self.kept.tick(kept)
-        return _offered(problem, lambda x: self.kept.solve(kept, x, problem.n), refreshes and alone)
+        return _offered(problem, kept["inverse"], lambda x: self.kept.solve(kept, x, problem.n), refreshes and alone)
 
-    def through_kernel(self, problem: LocalProblem, state: State) -> tuple[Callable[[], Tensor], LocalProblem]:
-        """What makes the Cholesky factor of Y Y^T + lambda_r I, and the problem with all rows at hand; once a step.
+    def through_kernel(self, problem: LocalProblem, state: State) -> tuple[Kernel, LocalProblem]:
+        """Solves through Y Y^T; once a step.
 
         Args:
             problem: The problem; it is offered the inverse, by Woodbury's identity.
             state: What evolves for this layer.
+
+        Returns:
+            What makes the Cholesky factor of Y Y^T + lambda_r I, with the problem that it is for, in float64 where the
+            factor is; and the problem with all rows at hand.
         """
         self.kept.tick(_kept(state))
-        problem = problem.whole()
-        operator, damping = problem.operator, problem.lambda_r
+        problem = whole(problem)
+        wide = cache(partial(in_float64, problem))
 
         @cache
-        def factor() -> Tensor:
-            return factorize(operator.kernel(), damping)
+        def kernel() -> tuple[Tensor, LocalProblem]:
+            factor = factorize(problem.operator.kernel(), problem.lambda_r, lambda: wide().operator.kernel())
+            return factor, _matching(problem, factor)
 
         def inverse(x: Tensor) -> Tensor:
-            inner = torch.cholesky_solve(operator.apply(x).to(factor().dtype), factor()).to(x.dtype)
-            return (x - operator.adjoint(inner)) / damping
+            factor, own = kernel()
+            x_ = x.to(factor.dtype)
+            inner = torch.cholesky_solve(own.operator.apply(x_), factor)
+            return ((x_ - own.operator.adjoint(inner)) / own.lambda_r).to(x.dtype)
 
         problem.offer(inverse)
-        return factor, problem
+        return kernel, problem
 
     def rise(self, problem: LocalProblem, v: Tensor, exact: bool) -> Tensor:
         """The change of J, scalar, where the inverse is not of the batch's own C; zero else."""
         return v.new_zeros(()) if exact else problem.value(v, at_most=_STALE_ROWS)
 
-    def renew(self, state: State, status: Status) -> bool:
-        """Whether a failed solve may be the fault of a kept inverse, which is then forgotten, to be made anew."""
+    def renew(self, problem: LocalProblem, state: State, status: Status) -> State | None:
+        """What to try a failed solve again with, where it may be the fault of a kept inverse; else None.
+
+        Args:
+            problem: The problem.
+            state: What evolves for this layer; the inverse and its average are forgotten, to be made anew, but for a
+                batch that stands out.
+            status: How it failed. One that is not finite is the batch's fault where the first gradient is not either.
+
+        Returns:
+            The state, or for one batch that stands out an empty one, so that what is kept of the others stays.
+        """
         kept = _kept(state)
-        if "inverse" not in kept or (status is Status.NONFINITE and bool(torch.isfinite(kept["inverse"]).all())):
-            return False
+        if "inverse" not in kept:
+            return None
+        if status is Status.NONFINITE and kept["inverse"].isfinite().all() and not _finite(problem):
+            return None
+        if self.kept.is_outlier(kept, problem.gram() / problem.n):
+            return {}
         self.kept.forget(kept)
-        return True
+        return state
 
 
-def _offered(problem: LocalProblem, apply: Callable[[Tensor], Tensor], exact: bool) -> Inverse:
+def _offered(problem: LocalProblem, inverse: Tensor, apply: Callable[[Tensor], Tensor], exact: bool) -> Inverse:
     problem.offer(apply)
-    return Inverse(apply, exact)
+    return Inverse(apply, exact, _matching(problem, inverse))
+
+
+def _matching(problem: LocalProblem, factor: Tensor) -> LocalProblem:
+    """The problem, in float64 where a factor of it is."""
+    return problem if factor.dtype == problem.weight.dtype else in_float64(problem)
+
+
+def _finite(problem: LocalProblem) -> bool:
+    return bool(problem.first_gradient().isfinite().all())
 
 
 def _kept(state: State) -> PreconditionerState:

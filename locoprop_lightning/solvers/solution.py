@@ -44,6 +44,11 @@ class Outcome(NamedTuple):
     losses: Tensor | None
     learnt: Any = None
 
+    def to(self, dtype: torch.dtype) -> "Outcome":
+        """The same, its tensors in a type."""
+        losses = None if self.losses is None else self.losses.to(dtype)
+        return self._replace(displacement=self.displacement.to(dtype), growth=self.growth.to(dtype), losses=losses)
+
 
 @dataclass(frozen=True)
 class Solution:

@@ -108,11 +108,13 @@ def observe_all(part=None):
 class Recorded(LightningDataModule):
     """Batches of digits, of which each process takes its own samples; ``uneven`` gives the first one three quarters.
 
-    With ``mapping`` they are mappings, in which a label of three does not count.
+    With ``mapping`` they are mappings, in which a label of three does not count. With ``spoilt`` a sample of the second
+    batch, which only one process has, is not finite.
     """
 
-    def __init__(self, uneven=False, size=80, mapping=False):
+    def __init__(self, uneven=False, size=80, mapping=False, spoilt=False):
         super().__init__()
+        self.spoilt = spoilt
         self.uneven = uneven
         self.size = size
         self.mapping = mapping
@@ -123,6 +125,8 @@ class Recorded(LightningDataModule):
         loader = data.train_dataloader()
         loader.sampler.set_epoch(self.trainer.current_epoch)
         batches = [(x.double(), y) for x, y in list(loader)[:3]]
+        if self.spoilt:
+            batches[1][0][1, 0, 2, 2] = torch.nan
         size, rank = self.trainer.world_size, self.trainer.global_rank
         own = slice(rank, None, size)
         if self.uneven and size > 1:
@@ -197,6 +201,10 @@ def mlp():
     return MLP(64, 12, 2)
 
 
+def normalised():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.LayerNorm(12), nn.Tanh(), nn.Linear(12, 10))
+
+
 SQUARED = dict(objective="squared")
 SPECTRAL = dict(
     oracle=partial(SpectralOracle, refresh_every=2, warmup=1),
@@ -255,6 +263,12 @@ RUNS = {
         dict(size=81),
     ),
     "rest": (mlp, ClosedForm, dict(lambda_a=30.0, lambda_r=10.0, skip=["3"], **SQUARED), {}),
+    "spoilt": (
+        normalised,
+        partial(ClosedForm, **KEPT),
+        dict(oracle=partial(WhitenedOracle, samples=0), lambda_a=0.1, lambda_r=0.1, damping="relative", **SQUARED),
+        dict(spoilt=True),
+    ),
     "twice": (
         Twice,
         partial(ClosedForm, **KEPT),
@@ -343,6 +357,7 @@ def train(name, folder, size, checkpoint=None):
         "weights": dict(module.network.state_dict()),
         "oracle": {name: layer.oracle_state for name, layer in module.engine.layers.items()},
         "solver": {name: layer.solver_state for name, layer in module.engine.layers.items()},
+        "skipped": module.rest.skipped,
         "loss": trainer.callback_metrics["train/loss"],
         "accuracy": trainer.callback_metrics["train/accuracy"],
     }
@@ -537,6 +552,8 @@ def test_two_processes_train_as_one_with_the_same_batches(two, name, tmp_path):
         assert same(first[key], second[key])
     for key in ("loss", "accuracy"):
         close(first[key], expected[key], 1e-6)
+    assert first["skipped"] == second["skipped"] == expected["skipped"] == 2 * (name == "spoilt")
+    assert all(x.isfinite().all() for x in flat(first["weights"]).values())
 
 
 @pytest.mark.alone

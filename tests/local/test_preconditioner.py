@@ -3,14 +3,8 @@ import pytest
 import torch
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.local.preconditioner import (
-    Preconditioner,
-    average_of,
-    factorize,
-    inverse_root,
-    invert,
-    update_average,
-)
+from locoprop_lightning.local.factorization import factorize, inverse_root, invert
+from locoprop_lightning.local.preconditioner import Preconditioner, average_of, update_average
 from tests.support import finite, flat, same, through_a_file
 
 

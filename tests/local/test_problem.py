@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from locoprop_lightning.local import MatrixOperator
 from locoprop_lightning.local.reduction import reduced
 from locoprop_lightning.local.transfer import LeakyReLU, Softplus
+from locoprop_lightning.local.variants import whole
 from tests import catalogue, support
 from tests.support import replaced, with_rows
 
@@ -316,7 +317,7 @@ def test_inputs_of_a_linear_layer_are_its_operator(make_problem, bias):
 
 def test_a_problem_with_all_rows_at_hand_is_whole(make_problem):
     problem = make_problem()
-    assert problem.whole() is problem
+    assert whole(problem) is problem
 
 
 def test_groups_do_without_gram(make_problem):

@@ -162,17 +162,18 @@ def test_rise_is_the_change_of_j(make_problem):
 
 @pytest.mark.parametrize("status", [Status.DIVERGED, Status.NONFINITE])
 def test_renew(make_problem, status):
-    """A diverged solve is tried again, one that is not finite where the inverse is not: else the batch is to blame."""
-    preconditioner, state = right(KEEPING), {}
-    assert not preconditioner.renew(state, status)  # nothing is kept
+    """A diverged solve is tried again, one that is not finite where the inverse is not, or the batch's gradient is."""
+    preconditioner, state, bad = right(KEEPING), {}, make_problem(seed=1)
+    bad = replaced(bad, direction=bad.direction * torch.nan)
+    assert preconditioner.renew(bad, state, status) is None  # nothing is kept
     preconditioner.inverse(make_problem(), state)
     preconditioner.inverse(make_problem(seed=1), state)
     kept = state["preconditioner"]
-    assert preconditioner.renew(state, status) == (status is Status.DIVERGED)
+    assert preconditioner.renew(bad, state, status) is (state if status is Status.DIVERGED else None)
     if status is Status.NONFINITE:
         assert "inverse" in kept and kept["steps"] == 2
         kept["inverse"] = kept["inverse"] * torch.nan
-        assert preconditioner.renew(state, status)
+        assert preconditioner.renew(bad, state, status) is state
     assert "inverse" not in kept and "average" not in kept and kept["steps"] == 1
     problem = make_problem(seed=1)
     x = torch.randn_like(problem.zeros())
@@ -181,7 +182,33 @@ def test_renew(make_problem, status):
     assert again.exact and kept["steps"] == 2
 
 
+def test_a_stale_inverse_that_overflows_is_made_anew(make_problem):
+    """Of rows that were nearly zero; the batch itself is finite, and so is what it is solved with then."""
+    settings = dict(refresh_every=10, warmup=0)
+    solver, problem = Stateful(ClosedForm(**settings)), make_problem(dtype=torch.float32, bias=False, lambda_r=1e-30)
+    tiny = replaced(problem, operator=problem.operator.rows * 1e-18)
+    assert solver.solve(tiny).status is Status.SOLVED
+    solution = solver.solve(replaced(problem, direction=problem.direction * 1e10))
+    assert solution.status is Status.RETRIED and solution.weight.isfinite().all()
+
+
 def test_exact_inverses_are_not_renewed(make_problem):
-    preconditioner, state = right(EXACT), {}
+    preconditioner, state, problem = right(EXACT), {}, make_problem()
+    preconditioner.inverse(problem, state)
+    assert all(preconditioner.renew(problem, state, s) is None for s in (Status.DIVERGED, Status.NONFINITE))
+
+
+def test_what_is_kept_outlives_one_batch_that_stands_out(make_problem):
+    preconditioner, state, spike = right(KEEPING | {"refresh_every": 100}), {}, make_problem(scale=1e3)
+
+    def fails(problem):
+        preconditioner.inverse(problem, state)
+        return preconditioner.renew(problem, state, Status.DIVERGED)
+
     preconditioner.inverse(make_problem(), state)
-    assert not any(preconditioner.renew(state, status) for status in (Status.DIVERGED, Status.NONFINITE))
+    inverse = state["preconditioner"]["inverse"]
+    for _ in range(2):
+        assert fails(spike) == {} and state["preconditioner"]["inverse"] is inverse
+        preconditioner.inverse(make_problem(seed=4), state)
+    assert fails(spike) == {}
+    assert fails(spike) is state and "average" not in state["preconditioner"]  # two in a row
