@@ -400,8 +400,10 @@ def test_loss_scaling_is_refused(monkeypatch):
         world_size, precision, callbacks, gradient_clip_val, accumulate_grad_batches = 1, "16-mixed", [], None, 1
         lightning_module = locoprop()
 
-    with pytest.raises(UserError, match="16-mixed.*bf16-mixed"):
-        check_trainer(Stub())
+    for precision in ("16-mixed", "16-true"):
+        monkeypatch.setattr(Stub, "precision", precision)
+        with pytest.raises(UserError, match=f"trainer.precision='{precision}'.*; take .*'bf16-mixed'"):
+            check_trainer(Stub())
     monkeypatch.setattr(Stub, "precision", "32-true")
     monkeypatch.setattr(Stub, "world_size", 2)
     monkeypatch.setattr(Stub, "strategy", FSDPStrategy(), raising=False)

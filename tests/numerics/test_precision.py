@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from locoprop_lightning import LocoPropModule
-from locoprop_lightning.errors import UserError
 from locoprop_lightning.oracles import GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.tasks import Classification
 from tests.catalogue import EVERY, SQUARED_ONLY, solver
@@ -90,15 +89,3 @@ def test_every_solver_and_precision_is_there():
     assert {type(solver(name)) for name in SOLVERS} == kinds
     assert BOUNDS.keys() == {"32-true", "bf16-mixed", "bf16-true"}
     assert BOUNDS["32-true"] < BOUNDS["bf16-mixed"] <= BOUNDS["bf16-true"] < 0.2
-
-
-@pytest.mark.parametrize("precision", ["16-true", "16-mixed"])
-def test_float16_is_refused(precision, monkeypatch):
-    class Stub:
-        world_size = 1
-
-    Stub.precision = precision
-    monkeypatch.setattr(LocoPropModule, "trainer", Stub())
-    module = LocoPropModule(nn.Linear(2, 2), Classification(2), solver("fpi"), 1.0, 1.0)
-    with pytest.raises(UserError, match=f"trainer.precision='{precision}'.*; take .*'bf16-mixed'"):
-        module.on_fit_start()
