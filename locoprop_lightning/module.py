@@ -6,25 +6,26 @@ from typing import Any, Literal
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, AdamW
+from torch.optim import SGD, AdamW
 
 from locoprop_lightning.engine import LocalEngine
-from locoprop_lightning.errors import UserError, check_choice
+from locoprop_lightning.errors import check_choice
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
+from locoprop_lightning.optimizers.factory import optimizer_from, tell_default_rate
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.sampling import sampled_gradients
-from locoprop_lightning.settings import LocalSettings, check_trainer
+from locoprop_lightning.settings import Fixed, LocalSettings, check_trainer
 from locoprop_lightning.solvers import LocalSolver, Recording
-from locoprop_lightning.supervised import SupervisedModule, optimizer_from
+from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.tasks import Task
 
 
-class LocoPropModule(SupervisedModule):
+class LocoPropModule(Fixed, SupervisedModule):
     """Trains every layer of a known kind by its own local problem (review, section 2).
 
     A step does one forward and one backward pass, gives each layer its target T = f(A) - lambda_a D, has the solver
@@ -96,8 +97,8 @@ class LocoPropModule(SupervisedModule):
             objective=objective,
             output_transfer=task.link if output_transfer == "link" else "identity",
             transfers=transfers or {},
-            skip=list(skip),
-            include=list(include),
+            skip=skip,
+            include=include,
             damping=damping,
             overrides=overrides or {},
             guard=guard,
@@ -182,11 +183,9 @@ class LocoPropModule(SupervisedModule):
         optimizers pass over those without a gradient.
         """
         local, everything = set(self.engine.refresh(self.network).values()), owned_parameters(self.network)
-        outer = optimizer_from("optimizer", self._optimizer, [p for p in everything if p.parameter in local])
-        rest = optimizer_from("rest_optimizer", self._rest_optimizer, everything)
-        for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
-            if isinstance(optimizer, LBFGS):
-                raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
+        outer = optimizer_from("optimizer", self._optimizer, [p for p in everything if p.parameter in local], False)
+        rest = optimizer_from("rest_optimizer", self._rest_optimizer, everything, False)
+        tell_default_rate(outer)
         scheduled = outer if self._scheduled == "outer" else rest
         schedules = [] if self._lr_scheduler is None else [self.schedule_of(self._lr_scheduler, scheduled)]
         if schedules:  # one may begin below the first rate

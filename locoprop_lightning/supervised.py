@@ -1,6 +1,6 @@
 """What all Lightning modules of this package share, and the module of the baselines: plain back-propagation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
+from locoprop_lightning.batches import explained
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.layer_table import print_layers
@@ -18,7 +18,8 @@ from locoprop_lightning.layers import discover
 from locoprop_lightning.layers.compiled import original, tell_uncompiled, uncompiled
 from locoprop_lightning.layers.probe import call
 from locoprop_lightning.optimizers import LinearDecay, owned_parameters
-from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter, describe
+from locoprop_lightning.optimizers.factory import optimizer_from, schedule_from
+from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
 
@@ -52,7 +53,8 @@ class SupervisedModule(LightningModule):
 
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
-        return call(self._called, x)
+        with explained(self.network, x):
+            return call(self._called, x)
 
     @property
     def _called(self) -> nn.Module:
@@ -128,9 +130,7 @@ class SupervisedModule(LightningModule):
         Raises:
             UserError: Where the run has no length, or the schedule needs a metric.
         """
-        schedule = make_from("lr_scheduler", make, optimizer)
-        if isinstance(schedule, ReduceLROnPlateau):
-            raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
+        schedule = schedule_from(make, optimizer)
         if isinstance(schedule, LinearDecay):
             if schedule.total_steps is None:
                 total = self.trainer.estimated_stepping_batches
@@ -172,6 +172,8 @@ class SupervisedModule(LightningModule):
         Raises:
             UserError: Names both.
         """
+        if self.trainer.precision == "16-true" and self.trainer.strategy.root_device.type == "cpu":
+            raise UserError("trainer.precision='16-true': float16 overflows on a processor; take 'bf16-true' or 32.")
         self.communicator = connect()
         if self.communicator.size not in (1, self.trainer.world_size):
             raise UserError(
@@ -197,10 +199,28 @@ class SupervisedModule(LightningModule):
         """
         self.trainer.fit_loop._load_combined_loader_states()
 
+    def on_train_epoch_end(self) -> None:
+        """Refuses data of which no batch can be trained on, which would be asked for for ever.
+
+        Raises:
+            UserError: After an epoch without a step.
+        """
+        if self.trainer.global_step == 0 and self.trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+            raise UserError("data: no step was taken in an epoch: its batches were None, or a hook has skipped them.")
+
     def on_fit_end(self) -> None:
-        """Leaves the other processes."""
+        """Leaves the other processes.
+
+        Raises:
+            UserError: Where there was no data to train on.
+        """
         self.communicator.close()
         self.communicator = Communicator()
+        if self.trainer.num_training_batches == 0:
+            raise UserError(
+                f"data: there is no batch to train on (trainer.limit_train_batches={self.trainer.limit_train_batches}); "
+                "give data that is not empty, and a limit above 0."
+            )
 
     def on_after_backward(self) -> None:
         """Notes which parameters have a gradient for the first time."""
@@ -247,7 +267,9 @@ class BackpropModule(SupervisedModule):
         """Prints the table of layers before the first step."""
         if self._starting:
             self._starting = False
-            layers = discover(self.network, self.task.inputs(batch))
+            x = self.task.inputs(batch)
+            with explained(self.network, x):
+                layers = discover(self.network, x)
             (optimizer,) = self.trainer.optimizers
             trained = {x.name: describe(optimizer, x.module) for x in layers if x.reason != "frozen"}
             print_layers(self.trainer, layers, trained, plain=True)
@@ -273,39 +295,3 @@ class BackpropModule(SupervisedModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.schedule_of(self._lr_scheduler, optimizer), "interval": "step"},
         }
-
-
-def optimizer_from(setting: str, factory: OptimizerCallable, parameters: Sequence[OwnedParameter]) -> Optimizer:
-    """Makes an optimizer; it is given the parameters' names and modules where it asks for them.
-
-    Args:
-        setting: Name of the setting.
-        factory: What the user chose.
-        parameters: The parameters.
-    """
-    try:
-        optimizer: Optimizer = make_from(setting, factory, [entry.parameter for entry in parameters])
-        wants_modules = isinstance(optimizer, JoinedOptimizer) and optimizer.wants_modules
-    except NamesNeeded:
-        wants_modules = True
-    return make_from(setting, factory, list(parameters)) if wants_modules else optimizer
-
-
-def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
-    """Calls a factory that the user chose; what it refuses is the user's to mend.
-
-    Args:
-        setting: Name of the setting.
-        factory: The factory.
-        argument: What it makes something from.
-
-    Raises:
-        UserError: What the factory says against it.
-    """
-    try:
-        return factory(argument)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        hint = "; SplitOptimizer gives matrices one rule and the rest another" if "2D" in str(error) else ""
-        raise UserError(f"{setting}: {error}{hint}.") from error

@@ -783,7 +783,7 @@ def test_a_task_needs_its_loss_alone(tmp_path):
     module = LocoPropModule(MLP(64, 16, 1), Scaled(), ClosedForm(), 10.0, 100.0, objective="squared")
     trainer.fit(module, Digits(batch_size=128, seed=0))
     assert set(trainer.callback_metrics) == {"train/loss", "val/loss"}
-    with pytest.raises(NotImplementedError, match=r"Task must override loss\(output, target\)"):
+    with pytest.raises(UserError, match=r"Task must override loss\(output, target\)"):
         Task().loss(torch.zeros(1), torch.zeros(1))
 
 
