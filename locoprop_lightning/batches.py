@@ -11,7 +11,8 @@ from locoprop_lightning.errors import UserError
 
 # What torch, and Python's calls, say of inputs of another shape or type than a layer takes.
 _SHAPE = re.compile(
-    r"shapes? |[Ss]izes? of|size mismatch|input\[|channels|[Dd]imension|dtype|scalar type|index out of range|must be Tensor"
+    r"shapes? |[Ss]izes? of|size mismatch|input\[|channels|[Dd]imension|dtype|scalar type|index out of range|"
+    r"must be Tensor"
 )
 _CALL = re.compile(r"forward\(\) (missing|got an unexpected|got multiple|takes) ")
 

@@ -48,6 +48,8 @@ class LocalSettings:
         check_object(bool, guard=self.guard)
         check_object(Mapping, transfers=self.transfers, overrides=self.overrides)
         check_lists(skip=self.skip, include=self.include)
+        if both := sorted({*self.skip} & {*self.include}):
+            raise UserError(f"skip and include both name {both[0]!r}: take it out of one of the two.")
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
         check_lists(overrides=list(self.overrides))
         for pattern, values in self.overrides.items():

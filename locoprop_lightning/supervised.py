@@ -217,9 +217,10 @@ class SupervisedModule(LightningModule):
         self.communicator.close()
         self.communicator = Communicator()
         if self.trainer.num_training_batches == 0:
+            limit = self.trainer.limit_train_batches
             raise UserError(
-                f"data: there is no batch to train on (trainer.limit_train_batches={self.trainer.limit_train_batches}); "
-                "give data that is not empty, and a limit above 0."
+                f"data: there is no batch to train on (trainer.limit_train_batches={limit}); give data that is not "
+                "empty, and a limit above 0."
             )
 
     def on_after_backward(self) -> None:
