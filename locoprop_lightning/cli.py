@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -224,11 +225,17 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments of the command; those of the process if not given.
     """
-    with one_sentence("locoprop"):
-        try:
+    told = threading.excepthook
+    threading.excepthook = lambda of: (
+        None if isinstance(of.exc_value, OSError) else told(of)
+    )  # told by who waits for it
+    try:
+        with one_sentence("locoprop"):
             LocoPropCLI(args)
-        except SIGTERMException:
-            raise SystemExit(TERMINATED) from None
+    except SIGTERMException:
+        raise SystemExit(TERMINATED) from None
+    finally:
+        threading.excepthook = told
 
 
 def one_sentence(program: str) -> AbstractContextManager[None]:
@@ -248,6 +255,8 @@ def _check_files(args: Sequence[str]) -> None:
     """
     files = [Path(value) for value in _values(args, "--config", "-c")]
     for file in files:
+        if not file.is_file() and "{" not in str(file):
+            raise UserError(f"config={file}: there is no such file; configs/ has some.")
         if file.is_file() and not isinstance(load_yaml(file, f"config={file}"), dict):
             raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
     if len(files) > 1:

@@ -3,6 +3,7 @@
 In the checks ``owner`` is the name of the class whose settings these are, empty for a setting that stands alone.
 """
 
+import errno
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -24,9 +25,13 @@ def message_of(error: Exception) -> str | None:
     Args:
         error: The error.
     """
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}; name another place, or make this one free and writable."
+    if isinstance(error, OSError) and error.strerror and (error.filename is not None or error.errno in _DISK):
+        place = "a file" if error.filename is None else error.filename
+        return f"{place}: {error.strerror}; name another place, or make this one free and writable."
     return str(error) if isinstance(error, UserError) else None
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager

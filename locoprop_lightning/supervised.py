@@ -216,8 +216,8 @@ class SupervisedModule(LightningModule):
         """
         self.communicator.close()
         self.communicator = Communicator()
-        if self.trainer.num_training_batches == 0:
-            limit = self.trainer.limit_train_batches
+        limit = self.trainer.limit_train_batches
+        if limit == 0 or self.trainer.num_training_batches == 0:
             raise UserError(
                 f"data: there is no batch to train on (trainer.limit_train_batches={limit}); give data that is not "
                 "empty, and a limit above 0."

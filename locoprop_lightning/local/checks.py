@@ -32,6 +32,8 @@ def check_problem(
     for name, value in (("lambda_a", lambda_a), ("lambda_r", lambda_r)):
         if not isinstance(value, Tensor):
             check_positive("LocalProblem", **{name: value})
+    if callable(direction):  # of a layer, whose kind has been asked
+        return
     shapes = {"weight": (weight, [len(weight), operator.d_in])}
     if bias is not None:
         shapes["bias"] = bias, [len(weight)]
