@@ -90,7 +90,7 @@ class LocoPropCLI(LightningCLI):
         """
         given = sys.argv[1:] if args is None else args
         self._arguments = list(given)
-        if self._subcommand_parsers and not given:
+        if hasattr(self, "_subcommand_parsers") and not given:
             raise UserError("no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE.")
         _check_files(given)
         try:
@@ -151,7 +151,7 @@ class LocoPropCLI(LightningCLI):
     def _near(self, text: str) -> str:
         """Names that are like those which a refusal says are none, empty without."""
         found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
-        parsers = (self._subcommand_parsers or {"": self.parser}).values()
+        parsers = getattr(self, "_subcommand_parsers", {"": self.parser}).values()
         known = {name.removeprefix("--"): None for parser in parsers for name in parser._option_string_actions}
         near = difflib.get_close_matches((found[1] or found[2]).partition("=")[0], known, 3) if found else []
         return f"; near names are {', '.join(near)}" if near else ""

@@ -63,9 +63,9 @@ class LabelTask(Task):
         outside = f"{name}: a label is neither from 0 to {classes - 1}, as {classes} outputs have it, nor ignore_index="
         outside += f"{self.ignore_index}; make the labels and the network's outputs agree."
         if not self._looked and labels.is_cuda:  # which says it late, and of no name
-            self._looked = True
             if not ((labels == self.ignore_index) | ((labels >= 0) & (labels < classes))).all():
                 raise UserError(outside)
+            self._looked = True
         try:
             total = nn.functional.cross_entropy(flat, labels, ignore_index=self.ignore_index, reduction="sum")
         except IndexError as error:

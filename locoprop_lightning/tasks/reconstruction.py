@@ -37,9 +37,9 @@ class Reconstruction(Task):
                 "them agree."
             )
         if not self._looked:
-            self._looked = True
             if not ((target >= 0) & (target <= 1)).all():
                 raise UserError("Reconstruction: the inputs are not within 0 and 1, as pixels are; scale them.")
+            self._looked = True
         return nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(target)
 
     def sample_labels(self, output: Tensor, generator: torch.Generator) -> Tensor:
