@@ -5,13 +5,13 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.module import LocoPropModule
-from locoprop_lightning.supervised import BackpropModule
+from locoprop_lightning.supervised import BackpropModule, SupervisedModule
 
 _KINDS = (ValueError, TypeError, RuntimeError, ModuleNotFoundError, MisconfigurationException)
 _OURS = ("lightning.", "locoprop_lightning.")
@@ -67,10 +67,10 @@ def check_settings(trainer: Trainer, settings: Mapping[str, Any]) -> None:
         )
 
 
-def check_monitors(trainer: Trainer, module: LightningModule) -> None:
+def check_monitors(trainer: Trainer, module: SupervisedModule) -> None:
     """Refuses callbacks that wait for a metric which no fit of this module logs.
 
-    Where a module or a callback is of somebody else, who knows what it logs?
+    Nothing is said where the module or a callback is of somebody else, and may log whatever it likes.
 
     Args:
         trainer: The trainer.

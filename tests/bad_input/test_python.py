@@ -138,7 +138,7 @@ OPTIMIZERS = [
      "optimizer=SGD: has parameters of something else; take those that it is called with"),
     ("no schedule made", lambda: fit(backprop(lr_scheduler=lambda o: 3), (X, Y)), "lr_scheduler: makes a int, not a s"),
     ("inner optimizer's name", lambda: InnerOptimizer("Adam"), "InnerOptimizer(optimizer='Adam'): must make an optimi"),
-    ("warmup as text", lambda: LinearDecay(SGD(network().parameters()), warmup="x"), "LinearDecay(warmup='x'): must be a number"),
+    ("warmup as text", lambda: LinearDecay(SGD(network().parameters()), warmup="x"), "LinearDecay(warmup='x'): must b"),
 ]  # fmt: skip
 BATCHES = [
     ("too wide", lambda: both((torch.zeros(4, 7), Y)), "network=Sequential: cannot take inputs [4, 7] of float32 (mat"),
