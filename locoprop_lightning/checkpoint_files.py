@@ -11,6 +11,9 @@ import torch
 
 from locoprop_lightning.errors import UserError
 
+_KINDS_OF_WEIGHTS: dict[str, type] = {"state_dict": dict, "global_step": int, "pytorch-lightning_version": str}
+_KINDS = _KINDS_OF_WEIGHTS | {"epoch": int, "optimizer_states": list, "lr_schedulers": list}
+
 
 def flaw(path: Path, resume: bool = True) -> str | None:
     """Why a file cannot be used as a checkpoint, None where it can.
@@ -34,8 +37,10 @@ def flaw(path: Path, resume: bool = True) -> str | None:
         content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, AttributeError, EOFError) as error:
         return f"holds what torch does not read safely, such as objects ({_first(error)})"
-    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
-        return "is no checkpoint of a run: it has no state_dict and global_step"
+    kinds = _KINDS if resume and isinstance(content, dict) and "optimizer_states" in content else _KINDS_OF_WEIGHTS
+    for name, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+            return f"is no checkpoint of a run: it has no {name} of one"
     if resume and "optimizer_states" not in content:
         return "holds weights alone, from which no fit can go on"
     return None

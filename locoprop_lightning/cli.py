@@ -1,8 +1,13 @@
 """The command `locoprop`: Lightning's CLI over the modules, solvers, data and networks of this package."""
 
+import difflib
+import os
+import re
 import shlex
 import signal
 import sys
+import threading
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,7 +37,9 @@ from locoprop_lightning.refusal import sentence
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
+from locoprop_lightning.trainer_refusal import check_monitors, check_settings, refused
 
+MANY_THREADS = 256  # that a machine may be given though it has fewer processors, for the last digits of another
 TERMINATED = 128 + signal.SIGTERM  # the status of a process that it has ended
 
 
@@ -83,8 +90,13 @@ class LocoPropCLI(LightningCLI):
         """
         given = sys.argv[1:] if args is None else args
         self._arguments = list(given)
+        if hasattr(self, "_subcommand_parsers") and not given:
+            raise UserError("no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE.")
         _check_files(given)
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise UserError(f"{sentence(error)}{self._near(str(error))}") from error
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
         if not isinstance(config.get("seed_everything"), bool | None):
@@ -93,6 +105,10 @@ class LocoPropCLI(LightningCLI):
                 raise UserError(f"seed_everything={config.seed_everything}: must be at most {max_seed_value}.")
         if config.get("threads") is not None:
             check_counts("", 1, threads=config.threads)
+            if config.threads > (most := max(MANY_THREADS, os.cpu_count() or 1)):
+                raise UserError(
+                    f"threads={config.threads}: must be at most {most}, or the threads wait for each other."
+                )
             torch.set_num_threads(config.threads)
         if config.get("weights_only") is False:
             raise UserError("weights_only=False: would run whatever code a checkpoint holds; leave it out.")
@@ -109,17 +125,36 @@ class LocoPropCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer", default={})
         if trainer.get("enable_checkpointing") is False or trainer.get("barebones") or trainer.get("fast_dev_run"):
             self._parser(self.subcommand).callback_keys.remove("checkpoints")
-        return super().instantiate_trainer(**kwargs)
+        try:
+            made = super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            if (message := refused(error, trainer)) is not None:
+                raise UserError(message) from error
+            raise
+        check_settings(made, trainer)
+        return made
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs the command; of a run that is refused before its first step nothing stays."""
+        """Runs the command; of a run that ends in an error before its first step nothing stays."""
         self._folder = RunFolder(self.trainer)
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
-            if self.trainer.global_step == 0 and sentence(error) is not None:
+            if self.trainer.global_step == 0:
                 self._folder.give_up()
+            if (message := refused(error, self._get(self.config_init, "trainer", default={}))) is not None:
+                raise UserError(message) from error
             raise
+        finally:
+            self._folder.release()
+
+    def _near(self, text: str) -> str:
+        """Names that are like those which a refusal says are none, empty without."""
+        found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
+        parsers = getattr(self, "_subcommand_parsers", {"": self.parser}).values()
+        known = {name.removeprefix("--"): None for parser in parsers for name in parser._option_string_actions}
+        near = difflib.get_close_matches((found[1] or found[2]).partition("=")[0], known, 3) if found else []
+        return f"; near names are {', '.join(near)}" if near else ""
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """The arguments of the trainer's method, with the checkpoint that ``last`` stands for."""
@@ -131,6 +166,8 @@ class LocoPropCLI(LightningCLI):
             for reason in passed:
                 print(f"locoprop {subcommand}: {reason}; goes on from {path}.", file=sys.stderr)
             arguments["ckpt_path"] = path
+        if subcommand != "fit" and self.trainer.is_global_zero:
+            self._folder.open()
         real = subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if real and self.trainer.is_global_zero:
             if (notice := self._folder.claim(path and Path(path))) is not None:
@@ -139,6 +176,7 @@ class LocoPropCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Logs the settings that make the method, and tells how a run is taken up again."""
+        check_monitors(self.trainer, self.model)
         settings = self.settings()
         self.trainer.callbacks.append(settings_logger(settings))  # type: ignore[attr-defined]
         for callback in self.trainer.checkpoint_callbacks:
@@ -188,11 +226,17 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments of the command; those of the process if not given.
     """
-    with one_sentence("locoprop"):
-        try:
+    told = threading.excepthook
+    threading.excepthook = lambda of: (
+        None if isinstance(of.exc_value, OSError) else told(of)
+    )  # told by who waits for it
+    try:
+        with one_sentence("locoprop"):
             LocoPropCLI(args)
-        except SIGTERMException:
-            raise SystemExit(TERMINATED) from None
+    except SIGTERMException:
+        raise SystemExit(TERMINATED) from None
+    finally:
+        threading.excepthook = told
 
 
 def one_sentence(program: str) -> AbstractContextManager[None]:
@@ -212,6 +256,8 @@ def _check_files(args: Sequence[str]) -> None:
     """
     files = [Path(value) for value in _values(args, "--config", "-c")]
     for file in files:
+        if not file.is_file() and "{" not in str(file):
+            raise UserError(f"config={file}: there is no such file; configs/ has some.")
         if file.is_file() and not isinstance(load_yaml(file, f"config={file}"), dict):
             raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
     if len(files) > 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from locoprop_lightning.batches import explained
 from locoprop_lightning.checkpoints import LOCAL_LAYERS, local_layers
 from locoprop_lightning.distributed import Communicator, SharedBatch
 from locoprop_lightning.errors import UserError
@@ -111,7 +112,8 @@ class LocalEngine:
         if self.found is not None:
             return False
         own = self.settings
-        found = discover(network, x, own.skip, own.transfers, own.objective, own.output_transfer, own.include)
+        with explained(network, x):
+            found = discover(network, x, own.skip, own.transfers, own.objective, own.output_transfer, own.include)
         outputs = sum(info.output for info in found)
         if own.output_transfer != "identity" and outputs != 1:
             raise UserError(

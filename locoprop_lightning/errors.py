@@ -3,10 +3,13 @@
 In the checks ``owner`` is the name of the class whose settings these are, empty for a setting that stands alone.
 """
 
+import errno
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
 
@@ -17,10 +20,18 @@ class UserError(ValueError):
 def message_of(error: Exception) -> str | None:
     """What to tell the user of an error, None where it is not the user's mistake.
 
+    What the system refuses about a file, a folder or a port is the user's to mend, and its path is in the error.
+
     Args:
         error: The error.
     """
+    if isinstance(error, OSError) and error.strerror and (error.filename is not None or error.errno in _DISK):
+        place = "a file" if error.filename is None else error.filename
+        return f"{place}: {error.strerror}; name another place, or make this one free and writable."
     return str(error) if isinstance(error, UserError) else None
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
@@ -52,17 +63,37 @@ def check_counts(owner: str, least: int, **values: int) -> None:
 
 
 def check_positive(owner: str, **values: float) -> None:
-    """Refuses what is not above 0."""
+    """Refuses what is no finite number above 0."""
     for name, value in values.items():
+        _check_number(owner, name, value)
         if not value > 0:
             raise UserError(f"{_shown(owner, name, value)}: must be above 0.")
+
+
+def check_strength(owner: str, **values: float) -> None:
+    """Refuses what is not above 0, or is so large or small that its square is no number in float32."""
+    check_positive(owner, **values)
+    for name, value in values.items():
+        if not 1e-18 <= value <= 1e18:
+            raise UserError(
+                f"{_shown(owner, name, value)}: must be from 1e-18 to 1e18, as its square is taken in float32."
+            )
 
 
 def check_fraction(owner: str, **values: float) -> None:
     """Refuses what is not in [0, 1)."""
     for name, value in values.items():
+        _check_number(owner, name, value)
         if not 0 <= value < 1:
             raise UserError(f"{_shown(owner, name, value)}: must be in [0, 1).")
+
+
+def _check_number(owner: str, name: str, value: Any) -> None:
+    """Refuses what is no number, or no finite one."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise UserError(f"{_shown(owner, name, value)}: must be a number.")
+    if not math.isfinite(value):
+        raise UserError(f"{_shown(owner, name, value)}: must be a finite number.")
 
 
 def check_choice(owner: str, allowed: Iterable[str], **values: str) -> None:
@@ -73,13 +104,21 @@ def check_choice(owner: str, allowed: Iterable[str], **values: str) -> None:
             raise UserError(f"{_shown(owner, name, value)}: take one of {', '.join(allowed)}.")
 
 
+def check_path(owner: str, **values: str | PathLike[str]) -> None:
+    """Refuses what is no path of a file or folder."""
+    for name, value in values.items():
+        if not isinstance(value, str | PathLike):
+            raise UserError(f"{_shown(owner, name, value)}: must be a path, as text.")
+
+
 def check_object(kind: type, **values: Any) -> None:
     """Refuses what is no object of a class, such as the class itself."""
     for name, value in values.items():
         if isinstance(value, type):
             raise UserError(f"{name}={value.__name__}: give an object, {value.__name__}(...), not the class.")
         if not isinstance(value, kind):
-            raise UserError(f"{name}={value!r}: must be a {kind.__module__}.{kind.__qualname__}.")
+            home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+            raise UserError(f"{name}={value!r}: must be a {home}{kind.__qualname__}.")
 
 
 def _shown(owner: str, name: str, value: Any) -> str:

@@ -7,10 +7,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, AdamW
+from torch.optim import SGD, AdamW
 
 from locoprop_lightning.engine import LocalEngine
-from locoprop_lightning.errors import UserError, check_choice
+from locoprop_lightning.errors import check_choice
 from locoprop_lightning.joined_batches import JoinedBatches
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.compiled import uncompiled
@@ -18,19 +18,19 @@ from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
-from locoprop_lightning.optimizers.factories import optimizer_from
+from locoprop_lightning.optimizers.factory import optimizer_from, tell_default_rate
 from locoprop_lightning.optimizers.remainders import keep_remainders
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.rest import Rest
 from locoprop_lightning.sampling import sampled_gradients
-from locoprop_lightning.settings import LocalSettings, check_trainer
+from locoprop_lightning.settings import Fixed, LocalSettings, check_trainer
 from locoprop_lightning.solvers import LocalSolver, Recording
 from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.tasks import Task
 
 
-class LocoPropModule(SupervisedModule):
+class LocoPropModule(Fixed, SupervisedModule):
     """Trains every layer of a known kind by its own local problem (review, section 2).
 
     A step does one forward and one backward pass, gives each layer its target T = f(A) - lambda_a D, has the solver
@@ -108,8 +108,8 @@ class LocoPropModule(SupervisedModule):
             objective=objective,
             output_transfer=task.link if output_transfer == "link" else "identity",
             transfers=transfers or {},
-            skip=list(skip),
-            include=list(include),
+            skip=skip,
+            include=include,
             damping=damping,
             overrides=overrides or {},
             guard=guard,
@@ -119,7 +119,6 @@ class LocoPropModule(SupervisedModule):
             max_displacement=max_displacement,
             accumulate=accumulate,
         )
-        self.accumulate = accumulate
         self._joined: JoinedBatches | None = None
         self.engine = LocalEngine(network, solver, GradientOracle() if oracle is None else oracle, settings)
         self.rest = Rest()
@@ -143,6 +142,11 @@ class LocoPropModule(SupervisedModule):
     @oracle.setter
     def oracle(self, oracle: Oracle) -> None:
         self.engine.replace(self.engine.solver, oracle)
+
+    @property
+    def accumulate(self) -> int:  # type: ignore[override]
+        """Batches of the data that make one step."""
+        return self.engine.settings.accumulate
 
     @property
     def within_step(self) -> bool:
@@ -184,7 +188,7 @@ class LocoPropModule(SupervisedModule):
         """Begins a step: no gradients yet, and nothing recorded."""
         self.rest.begin(self.network)
         tape = self.engine.tape(self.network, self.communicator)
-        joined = self._joined = JoinedBatches(tape, self.accumulate > 1, starting)
+        self._joined = joined = JoinedBatches(tape, self.accumulate > 1, starting)
         return joined
 
     def _announce(self, problems: Mapping[str, LocalProblem]) -> None:
@@ -198,7 +202,7 @@ class LocoPropModule(SupervisedModule):
             follow(self.trainer.optimizers, self._scheduled)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Hands the solver to the trainer, whose hooks it may use; ``check_trainer`` says which trainers it may not."""
+        """Hands the solver to the trainer, whose hooks it may use, unless ``check_trainer`` refuses that."""
         super().configure_callbacks()
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_trainer(self.trainer)
@@ -211,11 +215,10 @@ class LocoPropModule(SupervisedModule):
         optimizers pass over those without a gradient.
         """
         local, everything = set(self.engine.refresh(self.network).values()), owned_parameters(self.network)
-        outer = optimizer_from("optimizer", self._optimizer, [p for p in everything if p.parameter in local])
-        rest = optimizer_from("rest_optimizer", self._rest_optimizer, everything)
-        for setting, optimizer in (("optimizer", outer), ("rest_optimizer", rest)):
-            if isinstance(optimizer, LBFGS):
-                raise UserError(f"{setting}=LBFGS evaluates the loss several times a step; take one that does not.")
+        outer = optimizer_from("optimizer", self._optimizer, [p for p in everything if p.parameter in local], False)
+        rest = optimizer_from("rest_optimizer", self._rest_optimizer, everything, False)
+        tell_default_rate(outer)
+        for optimizer in (outer, rest):
             keep_remainders(optimizer)
         scheduled = outer if self._scheduled == "outer" else rest
         schedules = [] if self._lr_scheduler is None else [self.schedule_of(self._lr_scheduler, scheduled)]

@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +13,7 @@ from torch import nn, optim
 
 # Imported so that their short names work on the command line.
 from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, supervised, tasks
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, message_of
 from locoprop_lightning.supervised import SupervisedModule
 
 
@@ -26,9 +27,21 @@ def sentence(error: Exception) -> str | None:
     for cause in chain:
         if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):
             return str(cause)
+    if (message := message_of(error)) is not None:
+        return message
     if isinstance(error, ArgumentError):
         return _refusal(chain)
-    return str(error) if isinstance(error, MisconfigurationException | FileNotFoundError) else None
+    if str(error).startswith("Does not validate against any"):
+        return _construction(chain)
+    if isinstance(error, MisconfigurationException | FileNotFoundError):
+        return str(error)
+    return next((told for text, told in _MACHINE.items() if re.search(text, str(error))), None)
+
+
+_MACHINE = {
+    "out of memory|can't allocate memory": "the memory is full; take a smaller data.batch_size, or a smaller network.",
+    "EADDRINUSE": "MASTER_PORT: the port is in use; leave the variable out, or name a free port.",
+}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -38,6 +51,20 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _construction(chain: Sequence[BaseException]) -> str:
+    """What a constructor has raised, and where: the class may be the user's own."""
+    cause = next((one for one in reversed(chain) if one.__traceback__ is not None), chain[-1])
+    owner = re.search(r"Problem with given class_path '([^']+)'", str(chain[0]))
+    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if not _FOREIGN.search(frame.filename)]
+    where = f", {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
+    for text, told in _MACHINE.items():
+        if re.search(text, str(cause)):
+            return told
+    name = f"{owner[1]}: " if owner else "a class of the settings cannot be made: "
+    return f"{name}{' '.join(str(cause).split())} ({type(cause).__name__}{where})."
+
+
+_FOREIGN = re.compile(r"site-packages|dist-packages|[/\\]locoprop_lightning[/\\]")
 _TYPE = re.compile(r"Expected an? (?:typing.Literal\[(.*?)\](?=\s|\.)|<class '(.*?)'>)")
 
 
@@ -52,7 +79,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         found = re.match(r"(?:Problem with given |Type typing.*Namespace\()class_path[ =]'([^']+)'", text)
         owner = found[1] if found else owner
     if not keys:
-        return " ".join(str(chain[0]).split())
+        text = " ".join(str(chain[0]).split())
+        return text + next((way for start, way in _WAYS.items() if re.search(start, text)), "")
     reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(chain[-1]).strip())
     setting = ".".join(keys)
     if name := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
@@ -81,6 +109,12 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         reason = f"must be {forms[0] if forms else allowed}, not {value[1]}"
     return f"{setting}: {reason}"
 
+
+_WAYS = {
+    "^the following arguments are required": "; name a file by --config (configs/ has some), or give these by --name",
+    "not accepted before subcommand": "; put --config after the command",
+    "argument subcommand": "; such as locoprop fit --config FILE",
+}
 
 _GONE = {"reduction": "leave it out, or delete its line in the file; what it named is always done"}
 

@@ -1,7 +1,12 @@
 """The folder of a run: found free, claimed before anything is written, and given up where the run never began."""
 
+import fcntl
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -23,6 +28,8 @@ class RunFolder:
     def __init__(self, trainer: Trainer) -> None:
         self.path: Path | None = None
         self._made: list[Path] = []
+        self._held: int | None = None  # descriptor of the folder, while it is locked
+        self._keeps = bool(trainer.checkpoint_callbacks)
         self._root = Path(trainer.default_root_dir)
         first = trainer.loggers[0] if trainer.loggers else None
         self._logger = first if isinstance(first, TensorBoardLogger | CSVLogger) else None
@@ -78,28 +85,75 @@ class RunFolder:
                     f"{setting}={value}: {own} holds a run already; go on with it by --ckpt_path last, or name another "
                     "folder."
                 )
-        if self._logger is None:
+        self.open()
+        if self._logger is None and self._bare and self._keeps:
+            with self._writable("trainer.default_root_dir", self._root, folder / "checkpoints"):
+                self._make_parents(folder / "checkpoints" / "of it")
+            self._lock(folder / "checkpoints")
+        if self.path is None:
             return None
-        try:
-            self._make(self._logger)
-        except OSError as error:
-            raise UserError(
-                f"trainer.logger.save_dir={self._logger.save_dir}: {self._logger.root_dir} cannot be made or written "
-                f"to ({error.strerror}); name a folder that can."
-            ) from error
+        self._lock(self.path)
         if not known or ckpt_path is not None:
             return None
         newest = max(known, key=lambda path: path.stat().st_mtime_ns)
         return f"starts a run of its own in {self.path}; --ckpt_path last would go on from {newest}"
 
+    def open(self) -> None:
+        """Makes the folder of the logs, if there are any here.
+
+        Raises:
+            UserError: If it cannot be made.
+        """
+        if self._logger is not None:
+            with self._writable("trainer.logger.save_dir", self._logger.save_dir, self._logger.root_dir):
+                self._make(self._logger)
+
+    @staticmethod
+    @contextmanager
+    def _writable(setting: str, value: Any, folder: Any) -> Iterator[None]:
+        """Names the setting where its folder cannot be made."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{setting}={value}: {folder} cannot be made or written to ({error.strerror}); name a folder that can."
+            ) from error
+
+    def _lock(self, folder: Path) -> None:
+        """Keeps another run from writing into the folder while this one does; the lock ends with the process.
+
+        Raises:
+            UserError: Where another run has it.
+        """
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(held)
+            self.path, self._made = None, []  # which are not this run's to remove
+            raise UserError(f"{folder}: another run is writing there; wait for it, or name another folder.") from error
+        except OSError:  # a file system without locks
+            os.close(held)
+            return
+        self._held = held
+
+    def release(self) -> None:
+        """Lets other runs write there."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def _make_parents(self, path: Path) -> None:
+        for parent in reversed(path.parents):
+            if not parent.exists():
+                parent.mkdir(exist_ok=True)
+                self._made.append(parent)
+
     def _make(self, logger: TensorBoardLogger | CSVLogger) -> None:
         """Makes the folder of the version, which several runs that start at one time do not share."""
         while True:
             path = Path(logger.log_dir)
-            for parent in reversed(path.parents):
-                if not parent.exists():
-                    parent.mkdir(exist_ok=True)
-                    self._made.append(parent)
+            self._make_parents(path)
             try:
                 path.mkdir()
                 self._made.append(path)

@@ -4,11 +4,19 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from locoprop_lightning.errors import UserError, check_choice, check_counts, check_object, check_positive
+from locoprop_lightning.errors import (
+    UserError,
+    check_choice,
+    check_counts,
+    check_object,
+    check_positive,
+    check_strength,
+)
 from locoprop_lightning.layers.discovery import check_names, check_patterns
 from locoprop_lightning.local import Transfer, resolve_transfer
 from locoprop_lightning.oracles import Oracle
@@ -45,22 +53,29 @@ class LocalSettings:
         check_choice("", ("outer", "inner"), scheduled=self.scheduled)
         check_choice("", ("targets", "activations"), step_length=self.step_length)
         check_choice("", ("expand", "reduce"), shared_rows=self.shared_rows)
-        check_positive("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
+        check_strength("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
+        check_object(bool, guard=self.guard)
+        check_object(Mapping, transfers=self.transfers, overrides=self.overrides)
+        check_lists(skip=self.skip, include=self.include)
+        if both := sorted({*self.skip} & {*self.include}):
+            raise UserError(f"skip and include both name {both[0]!r}: take it out of one of the two.")
         check_counts("", 1, accumulate=self.accumulate)
         if self.max_displacement is not None:
             check_positive("", max_displacement=self.max_displacement)
         if self.accumulate > 1 and self.shared_rows == "reduce":
             raise UserError(f"accumulate={self.accumulate}: joins rows as they are; take shared_rows='expand'.")
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
+        check_lists(overrides=list(self.overrides))
         for pattern, values in self.overrides.items():
+            setting = f"overrides[{pattern!r}]"
+            if not isinstance(values, Mapping):
+                raise UserError(f"{setting}={values!r}: must be a mapping, such as {{'lambda_r': 3}}.")
             for key, value in values.items():
                 if key not in ("lambda_a", "lambda_r", "unit_groups"):
-                    raise UserError(
-                        f"overrides[{pattern!r}] has no setting {key!r}: take lambda_a, lambda_r or unit_groups."
-                    )
-                check_positive("", **{f"overrides[{pattern!r}].{key}": value})
+                    raise UserError(f"{setting} has no setting {key!r}: take lambda_a, lambda_r or unit_groups.")
+                check_strength("", **{f"{setting}.{key}": value})
                 if key == "unit_groups" and value != int(value):
-                    raise UserError(f"overrides[{pattern!r}].unit_groups={value}: must be a whole number.")
+                    raise UserError(f"{setting}.unit_groups={value}: must be a whole number.")
 
     def check(self, layers: Iterable[str], reasons: Mapping[str, str]) -> None:
         """Refuses names and patterns that match none of the layers that may be local.
@@ -121,6 +136,30 @@ class LocalSettings:
             if fnmatchcase(name, pattern):
                 found |= values
         return found
+
+
+def check_lists(**patterns: Sequence[str]) -> None:
+    """Refuses what is no list of texts, such as one text, whose letters would be taken for patterns.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    for name, given in patterns.items():
+        if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(x, str) for x in given):
+            raise UserError(f"{name}={given!r}: must be a list of patterns of layers, such as ['1'].")
+
+
+class Fixed:
+    """Refuses to have a setting of ``LocalSettings`` assigned after the fact, which nothing would read."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in LocalSettings.__dataclass_fields__:
+            within = f", and engine.local[LAYER].{name} within one" if name in ("lambda_a", "lambda_r") else ""
+            raise UserError(
+                f"{type(self).__name__}.{name}={value!r}: nothing reads it there; set engine.settings.{name} before a "
+                f"fit{within}."
+            )
+        super().__setattr__(name, value)
 
 
 def check_takes_rows(oracle: Oracle) -> None:

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
+from locoprop_lightning.batches import explained
 from locoprop_lightning.checkpoints import stamp, stamped
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
@@ -20,7 +19,7 @@ from locoprop_lightning.layers import discover
 from locoprop_lightning.layers.compiled import original, tell_uncompiled
 from locoprop_lightning.layers.probe import call
 from locoprop_lightning.optimizers import LinearDecay, owned_parameters
-from locoprop_lightning.optimizers.factories import make_from, optimizer_from
+from locoprop_lightning.optimizers.factory import optimizer_from, schedule_from
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
 from locoprop_lightning.optimizers.schedule import tell_length
 from locoprop_lightning.tasks import MeanLoss, Task, detached
@@ -64,14 +63,8 @@ class SupervisedModule(LightningModule):
 
     def forward(self, x: Any) -> Any:
         """Output of the network; a tuple or list of inputs becomes its arguments, a mapping its keyword arguments."""
-        try:
+        with explained(self.network, x):
             return call(*self._called, x)
-        except RuntimeError as error:
-            if torch.is_inference_mode_enabled() and "does not require grad" in str(error):
-                raise UserError(
-                    "trainer.inference_mode=True: the network takes gradients in its forward pass; set it to False."
-                ) from error
-            raise
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -142,9 +135,7 @@ class SupervisedModule(LightningModule):
         Raises:
             UserError: Where the run has no length, or the schedule needs a metric.
         """
-        schedule = make_from("lr_scheduler", make, optimizer)
-        if isinstance(schedule, ReduceLROnPlateau):
-            raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
+        schedule = schedule_from(make, optimizer)
         if isinstance(schedule, LinearDecay):
             tell_length(schedule, self.trainer, self.accumulate)
         return schedule
@@ -176,6 +167,8 @@ class SupervisedModule(LightningModule):
         Raises:
             UserError: Names both.
         """
+        if self.trainer.precision == "16-true" and self.trainer.strategy.root_device.type == "cpu":
+            raise UserError("trainer.precision='16-true': float16 overflows on a processor; take 'bf16-true' or 32.")
         self.communicator = connect()
         if self.communicator.size not in (1, self.trainer.world_size):
             raise UserError(
@@ -218,10 +211,29 @@ class SupervisedModule(LightningModule):
                 )
         return []
 
+    def on_train_epoch_end(self) -> None:
+        """Refuses data of which no batch can be trained on, which would be asked for for ever.
+
+        Raises:
+            UserError: After an epoch without a step.
+        """
+        if self.trainer.global_step == 0 and self.trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+            raise UserError("data: no step was taken in an epoch: its batches were None, or a hook has skipped them.")
+
     def on_fit_end(self) -> None:
-        """Leaves the other processes."""
+        """Leaves the other processes.
+
+        Raises:
+            UserError: Where there was no data to train on.
+        """
         self.communicator.close()
         self.communicator = Communicator()
+        limit = self.trainer.limit_train_batches
+        if limit == 0 or self.trainer.num_training_batches == 0:
+            raise UserError(
+                f"data: there is no batch to train on (trainer.limit_train_batches={limit}); give data that is not "
+                "empty, and a limit above 0."
+            )
 
     def on_after_backward(self) -> None:
         """Notes which parameters have a gradient for the first time."""
@@ -268,7 +280,9 @@ class BackpropModule(SupervisedModule):
         """Prints the table of layers before the first step."""
         if self._starting:
             self._starting = False
-            layers = discover(self.network, self.task.inputs(batch))
+            x = self.task.inputs(batch)
+            with explained(self.network, x):
+                layers = discover(self.network, x)
             (optimizer,) = self.trainer.optimizers
             trained = {x.name: describe(optimizer, x.module) for x in layers if x.reason != "frozen"}
             print_layers(self.trainer, layers, trained, plain=True)

@@ -11,6 +11,15 @@ from locoprop_lightning.cli import main
 from locoprop_lightning.errors import UserError
 from tests.support import ROOT
 
+CONTENT = {
+    "state_dict": {},
+    "global_step": 1,
+    "epoch": 0,
+    "pytorch-lightning_version": "2.6",
+    "optimizer_states": [],
+    "lr_schedulers": [],
+}
+
 
 class Stranger:
     """What no checkpoint may hold."""
@@ -29,7 +38,7 @@ def checkpoints(tmp_path):
     paths = [tmp_path / f"checkpoints/step={step}.ckpt" for step in (1, 2)]
     paths[0].parent.mkdir()
     for age, path in enumerate(paths):
-        torch.save({"state_dict": {"w": torch.ones(300)}, "global_step": age, "optimizer_states": []}, path)
+        torch.save(CONTENT | {"state_dict": {"w": torch.ones(300)}, "global_step": age}, path)
         os.utime(path, (age, age))
     return paths
 
@@ -50,7 +59,7 @@ def foreign(path):
 
 
 def objects(path):
-    torch.save({"state_dict": {}, "global_step": 1, "optimizer_states": [Stranger]}, path)
+    torch.save(CONTENT | {"optimizer_states": [Stranger]}, path)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +67,7 @@ def objects(path):
     [
         (truncate, "is not a checkpoint that torch has saved"),
         (flip, "is damaged (the checksum of its part"),
-        (foreign, "is no checkpoint of a run: it has no state_dict and global_step"),
+        (foreign, "is no checkpoint of a run: it has no global_step of one"),
         (objects, "holds what torch does not read safely, such as objects"),
     ],
 )

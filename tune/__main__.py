@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from locoprop_lightning.cli import one_sentence
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, check_positive
 from locoprop_lightning.results.settings import pairs
 
 BEGUN = "tuner.pkl"  # what Tune writes when a sweep begins
@@ -94,6 +94,11 @@ def sweep(options: argparse.Namespace) -> int:
         check_counts("", 1, **{name: getattr(options, name)})
     for name in ("concurrent", "max_failures", "seed"):
         check_counts("", 0, **{name: getattr(options, name)})
+    check_positive("", cpus_per_trial=options.cpus_per_trial)
+    if options.gpus_per_trial:
+        check_positive("", gpus_per_trial=options.gpus_per_trial)
+    if options.time_budget is not None:
+        check_positive("", time_budget=options.time_budget)
     if options.workers_per_trial > 1:
         if options.scheduler == "pbt":
             raise UserError("--scheduler pbt: hands checkpoints from trial to trial, and takes --workers-per-trial 1.")
@@ -105,11 +110,15 @@ def sweep(options: argparse.Namespace) -> int:
     if not options.config.is_file():
         raise UserError(f"--config {options.config}: there is no such file; configs/ has some.")
     options.mode = options.mode or ("max" if "accuracy" in options.metric else "min")
+    if options.name and (Path(options.name).name != options.name or options.name == ".."):
+        raise UserError(f"--name {options.name}: is no name of a folder; --storage says where that lies.")
     options.name = options.name or f"{options.config.stem}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 
     if not options.address:  # then Ray, which reads this when it is imported, has the loopback address alone
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    from tune import results  # ray takes seconds to import
+    import ray  # which takes seconds to import
+
+    from tune import cluster, results
     from tune import sweep as sweeps
     from tune.space import Space
 
@@ -127,8 +136,12 @@ def sweep(options: argparse.Namespace) -> int:
     missing = [key for key, one in space.dimensions.items() if not one.when and key not in start]
     if missing and not options.resume and options.scheduler != "pbt":
         print(f"the configuration has no value of {', '.join(missing)} in the space: its first trial draws one.")
-    config = folder / "base.yaml" if options.resume else sweeps.remember(options, fixed)
-    with sweeps.cluster(options.address):
+    cluster.check_storage(f"--storage {options.storage}", folder)
+    if not options.address:
+        cluster.check_room(options, cluster.here())
+    with cluster.joined(options.address):
+        cluster.check_room(options, ray.cluster_resources())
+        config = folder / "base.yaml" if options.resume else sweeps.remember(options, fixed)
         grid = sweeps.tuner(options, space, config, start, epochs).fit()
         found = results.outcomes(grid, options, epochs)
     print(results.table(found, space, options.metric))

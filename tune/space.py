@@ -191,8 +191,10 @@ def _dimension(key: str, value: Any, earlier: Mapping[str, Dimension]) -> Dimens
         raise refuse(f"{kind} must be two numbers, the lower one first")
     low, high = numbers
     if kind == "integers":
-        if low != int(low) or high != int(high) or (step is not None and (step != int(step) or step < 1)):
-            raise refuse("integers must be whole numbers")
+        if low != int(low) or high != int(high) or (step is not None and not _number(step) >= 1):
+            raise refuse("integers must be whole numbers, and step one of at least 1")
+        if step is not None and step != int(step):
+            raise refuse("integers must be whole numbers, and step too")
         if log and (low < 1 or step is not None):
             raise refuse("integers with log must begin at 1 or above, and have no step")
         return Dimension(IntDistribution(int(low), int(high), log=bool(log), step=int(step or 1)), conditions)

@@ -4,9 +4,7 @@ import argparse
 import difflib
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from tune.live import LiveTable
 from tune.space import Space
 from tune.trial import Work, build, release, run_trial, save, strategy_settings, threads_here
 
-ROOT = Path(__file__).parents[1]
 TIME = "epoch"
 
 
@@ -152,47 +149,6 @@ def domains(space: Space) -> dict[str, Any]:
                 else tune.uniform(low, high)
             )
     return found
-
-
-@contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    """Joins a cluster, or starts one on this machine, on loopback alone; leaves it again.
-
-    Args:
-        address: Address of the cluster, None to start one.
-
-    Raises:
-        UserError: If no cluster lets this process in there.
-    """
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # a trial's own TensorBoard run has it all
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables have neither the metric nor the settings
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # what a killed driver can lose
-    paths = os.pathsep.join([str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = {
-        "PYTHONPATH": paths,
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "PYTHONWARNINGS": "ignore",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # workers' reports wait for it
-    }
-    shared: dict[str, Any] = {
-        "runtime_env": {"env_vars": variables},
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-    }
-    if address:
-        try:
-            ray.init(address=address, **shared)
-        except ConnectionError as error:
-            raise UserError(
-                f"--address {address}: no Ray cluster lets this command in there; one with RAY_AUTH_MODE=token "
-                "needs that here too, and its token in ~/.ray/auth_token."
-            ) from error
-    else:
-        ray.init(address="local", include_dashboard=False, **shared)  # whatever else runs on this machine
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[str, Any], epochs: int) -> tune.Tuner:

@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_path
+from locoprop_lightning.files import passing_name, settle
 
 
 class PredictionWriter(Callback):
@@ -20,17 +21,24 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, path: str | None = None) -> None:
+        if path is not None:
+            check_path("predictions", path=path)
         self.path = path
         self._parts: list[Tensor] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses several processes, whose parts would have to be put in order.
+        """Makes the folder, and refuses several processes, whose parts would have to be put in order.
 
         Raises:
-            UserError: Names the number of processes.
+            UserError: Names the number of processes, or a path that is a folder.
         """
         if trainer.world_size > 1:
             raise UserError(f"trainer.devices: predict writes from one process, not {trainer.world_size}; set it to 1.")
+        self._parts.clear()
+        path = self._file(trainer)
+        if path.is_dir():
+            raise UserError(f"predictions.path={path}: is a folder; name a file in it.")
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
         self,
@@ -49,7 +57,16 @@ class PredictionWriter(Callback):
         alike = len({part.shape[1:] for part in self._parts}) == 1
         predictions, number = torch.cat(self._parts) if alike else list(self._parts), sum(map(len, self._parts))
         self._parts.clear()
-        path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.pt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(predictions, path)
+        path = self._file(trainer)
+        passing = passing_name(path)
+        try:
+            torch.save(predictions, passing)
+            settle(passing, path)
+        except (OSError, RuntimeError) as error:
+            passing.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UserError(f"predictions.path={path}: cannot be written ({reason}); name another file.") from error
         print(f"{number} predictions written to {path}; read them with torch.load.")
+
+    def _file(self, trainer: Trainer) -> Path:
+        return Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.pt")

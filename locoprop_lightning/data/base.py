@@ -28,6 +28,12 @@ def order_seed(seed: int | None) -> int:
     return run_seed() if seed is None else seed
 
 
+def check_seed(seed: int | None) -> None:
+    """Refuses a seed of the order of training samples that is none."""
+    if seed is not None:
+        check_counts("", 0, seed=seed)
+
+
 def overfits(data: LightningDataModule) -> bool:
     """Whether Lightning wants the same few batches every epoch; it cannot turn our shuffling off."""
     return data.trainer is not None and data.trainer.overfit_batches > 0  # type: ignore[attr-defined]
@@ -67,14 +73,14 @@ class ImageData(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         check_counts("", 1, batch_size=batch_size)
-        if not 0 <= validation < self.train_size:
+        if not isinstance(validation, int) or not 0 <= validation < self.train_size:
             raise UserError(
-                f"validation={validation}: must be at least 0 and less than the {self.train_size} training images."
+                f"validation={validation!r}: must be a whole number, at least 0 and less than the {self.train_size} "
+                "training images."
             )
-        if seed is not None and seed < 0:
-            raise UserError(f"seed={seed}: must be at least 0, or null to take the seed given to Lightning.")
-        if eval_batch_size is not None and eval_batch_size < 1:
-            raise UserError(f"eval_batch_size={eval_batch_size}: must be at least 1, or null to take batch_size.")
+        check_seed(seed)
+        if eval_batch_size is not None:
+            check_counts("", 1, eval_batch_size=eval_batch_size)
         self.batch_size = batch_size
         self.validation = validation
         self.seed = seed

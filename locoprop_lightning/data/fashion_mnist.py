@@ -1,11 +1,13 @@
 """Fashion-MNIST: 60,000 training and 10,000 test images of clothing, 28 x 28 pixels, in 10 classes."""
 
+import sys
 from pathlib import Path
 
-from locoprop_lightning.data.base import ImageData, Samples
+from locoprop_lightning.data.base import ImageData, Samples, place
 from locoprop_lightning.data.idx import IdxFile, find_idx, read_idx
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_path
 
+DEFAULT_ROOT = "data"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 FILES = [
@@ -64,7 +66,7 @@ class FashionMNIST(ImageData):
 
     def __init__(
         self,
-        root: str = "data",
+        root: str = DEFAULT_ROOT,
         batch_size: int = 1024,
         validation: int = 0,
         seed: int | None = None,
@@ -72,6 +74,7 @@ class FashionMNIST(ImageData):
         eval_batch_size: int | None = None,
     ) -> None:
         super().__init__(batch_size, validation, seed, eval_batch_size)
+        check_path("FashionMNIST", root=root)
         self.root = Path(root)
         self.download = download
 
@@ -111,11 +114,22 @@ class FashionMNIST(ImageData):
         paths = self.find()
         if paths is None:
             raise UserError(f"Fashion-MNIST is neither under root={self.root} nor in {DEBIAN_FOLDER}; {self._ways()}")
+        self._tell(paths[0].parent)
         try:
             train_images, train_labels, test_images, test_labels = map(read_idx, paths, FILES)
         except UserError as error:
-            raise UserError(f"{error}; remove it, then {self._ways()}") from error
+            meant = "name another root if it is not meant to be Fashion-MNIST, else remove it, then"
+            raise UserError(f"{error}; {meant} {self._ways()}") from error
         return (train_images.unsqueeze(1), train_labels.long()), (test_images.unsqueeze(1), test_labels.long())
+
+    def _tell(self, folder: Path) -> None:
+        """Says where the data are read from, where that is not the folder that was named."""
+        own = self.root in (folder, *folder.parents)
+        lacking = next((file.name for file in FILES if find_idx(self.root, [file]) is None), None)
+        if not own and (self.root.exists() or str(self.root) != DEFAULT_ROOT) and place(self)[0] == 0:
+            print(
+                f"FashionMNIST: root={self.root} has no {lacking}, so that {folder} is read instead.", file=sys.stderr
+            )
 
     def _ways(self) -> str:
         return (

@@ -85,12 +85,14 @@ def read_idx(path: Path, file: IdxFile) -> Tensor:
         raise UserError(f"{path} is damaged: its magic number is 0x{content[:4].hex()}, not 0x{file.header[:4].hex()}")
     if content[: len(file.header)] != file.header:
         shape = struct.unpack(f">{len(file.shape)}I", content[4 : len(file.header)])
-        raise UserError(f"{path} is damaged: its dimensions are {list(shape)}, not {list(file.shape)}")
+        raise UserError(
+            f"{path} is another data set, or damaged: its dimensions are {list(shape)}, not {list(file.shape)}"
+        )
     if len(content) != file.size:
         found = f"{len(content)} bytes" if len(content) < file.size else f"more than {file.size} bytes"
         raise UserError(f"{path} is damaged: it has {found} where {file.size} are expected")
     digest = hashlib.sha256(content).hexdigest()
     if digest != file.sha256:
-        raise UserError(f"{path} is damaged: its SHA-256 checksum is {digest}, not {file.sha256}")
+        raise UserError(f"{path} is another data set, or damaged: its SHA-256 checksum is {digest}, not {file.sha256}")
     # Copied into a bytearray because torch warns about memory that it may not write to.
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[len(file.header) :].view(file.shape)

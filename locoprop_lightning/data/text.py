@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from locoprop_lightning.data.base import order_seed, overfits, place
+from locoprop_lightning.data.base import check_seed, order_seed, overfits, place
 from locoprop_lightning.data.loader import Loader
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, check_object, check_path
 
 VOCABULARY = 128  # of ASCII
 
@@ -48,6 +48,10 @@ class TextFiles(LightningDataModule):
         check_counts("TextFiles", 1, length=length, batch_size=batch_size)
         if limit is not None:
             check_counts("TextFiles", 1, limit=limit)
+        check_seed(seed)
+        check_object(str, pattern=pattern)
+        if root is not None:
+            check_path("TextFiles", root=root)
         self.root = root
         self.pattern = pattern
         self.length = length
@@ -62,18 +66,24 @@ class TextFiles(LightningDataModule):
         Raises:
             UserError: If there are none.
         """
-        if self.root is None:
-            return sorted(Path(sysconfig.get_path("stdlib")).glob(self.pattern))
-        found = sorted(path for path in Path(self.root).rglob(self.pattern) if path.is_file())
+        setting = f"TextFiles(root={self.root!r}, pattern={self.pattern!r})"
+        try:
+            if self.root is None:
+                paths = Path(sysconfig.get_path("stdlib")).glob(self.pattern)
+            else:
+                paths = Path(self.root).rglob(self.pattern)
+            found = sorted(path for path in paths if path.is_file())
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"{setting}: takes a pattern of names within root, such as '*.txt' ({error}).") from error
         if not found:
-            raise UserError(f"TextFiles(root={self.root!r}, pattern={self.pattern!r}): no file there matches.")
+            raise UserError(f"{setting}: no file there matches; name a folder, and a pattern such as '*.txt'.")
         return found
 
     def setup(self, stage: str) -> None:
         """Reads the files, once."""
         if self._text is not None:
             return
-        text = b"\n".join(path.read_bytes() for path in self.files())[: self.limit]
+        text = b"\n".join(_text_of(path) for path in self.files())[: self.limit]
         codes = np.frombuffer(text, dtype=np.uint8)
         self._text = torch.from_numpy(np.where(codes < VOCABULARY, codes, ord("?")).astype(np.uint8))
         if len(self._part("validation")) <= self.length:
@@ -107,6 +117,18 @@ class TextFiles(LightningDataModule):
     def predict_dataloader(self) -> "SequenceLoader":
         """The same as for validation."""
         return self._loader("validation")
+
+
+def _text_of(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        UserError: Where it holds zeros, as no text does.
+    """
+    content = path.read_bytes()
+    if b"\0" in content:
+        raise UserError(f"TextFiles: {path} is no text, as it holds zeros; name another root, or a narrower pattern.")
+    return content
 
 
 class SequenceLoader(Loader):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.local.checks import check_problem
 from locoprop_lightning.local.operator import LinearOperator, MatrixOperator, gram_cost, times
 from locoprop_lightning.local.transfer import Transfer
 
@@ -62,8 +63,7 @@ class LocalProblem:
         self.name = name
         self.operator = MatrixOperator(operator, bias is not None) if isinstance(operator, Tensor) else operator
         self._pre_activation = pre_activation  # A
-        self.weight = weight  # W0
-        self.bias = bias
+        self.weight, self.bias = weight, bias  # W0, b0
         self.transfer = transfer  # f
         self._lambda_a: Scalar | None = lambda_a
         self.length = length
@@ -77,6 +77,7 @@ class LocalProblem:
         self._gram: Tensor | None = None  # C
         self._first_loss: Tensor | None = None
         self.uses_gram = False
+        check_problem(self.operator, pre_activation, direction, weight, bias, transfer, lambda_a, lambda_r)
         if length is not None and not self.squared:
             self._lambda_a = None
 

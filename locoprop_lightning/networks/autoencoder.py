@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError, check_choice, check_counts
+from locoprop_lightning.errors import UserError, check_choice, check_counts, check_positive
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -36,8 +36,9 @@ class DeepAutoencoder(nn.Sequential):
         width: float = 1.0,
         activation: Literal["tanh", "relu"] = "tanh",
     ) -> None:
-        check_counts("DeepAutoencoder", 1, depth=depth)
-        if not width > 0 or round(code * width) < 1:
+        check_counts("DeepAutoencoder", 1, in_features=in_features, code=code, depth=depth)
+        check_positive("DeepAutoencoder", width=width)
+        if round(code * width) < 1:
             raise UserError(f"DeepAutoencoder(code={code}, width={width}): leaves the code no unit.")
         check_choice("DeepAutoencoder", _ACTIVATIONS, activation=activation)
         encoder = [round(units * width) for units in [1000, *[500] * depth, 250]]

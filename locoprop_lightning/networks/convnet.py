@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from locoprop_lightning.errors import check_counts
+
 
 class ConvNet(nn.Sequential):
     """DeepOBS's 2c2d (Schneider et al., 2019): two 5x5 convolutions with pools, 3136-1024-10, ReLU.
@@ -19,6 +21,7 @@ class ConvNet(nn.Sequential):
     """
 
     def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
+        check_counts("ConvNet", 1, channels=channels, num_classes=num_classes)
         super().__init__(
             nn.Conv2d(channels, 32, 5, padding="same"),
             nn.ReLU(),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError, check_choice, check_counts
+from locoprop_lightning.errors import UserError, check_choice, check_counts, check_object
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -48,7 +48,8 @@ class MLP(nn.Sequential):
         bias: bool = True,
     ) -> None:
         check_counts("MLP", 0, hidden_layers=hidden_layers)
-        widths = [hidden_features] * hidden_layers if isinstance(hidden_features, int) else list(hidden_features)
+        several = isinstance(hidden_features, Sequence) and not isinstance(hidden_features, str)
+        widths: list[int] = list(hidden_features) if several else [hidden_features] * hidden_layers  # type: ignore[arg-type, list-item]
         for width in widths or [1]:
             check_counts("MLP", 1, in_features=in_features, hidden_features=width, out_features=out_features)
         check_choice("MLP", _ACTIVATIONS, activation=activation)
@@ -60,9 +61,10 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, out_features] of samples [n, ...]."""
-        if x[0].numel() != self.in_features:
+        check_object(Tensor, inputs=x)
+        if (values := x.shape[1:].numel()) != self.in_features:
             raise UserError(
-                f"MLP(in_features={self.in_features}): a sample of this data has {x[0].numel()} values, shape "
-                f"{tuple(x.shape[1:])}; set in_features to {x[0].numel()}."
+                f"MLP(in_features={self.in_features}): a sample of this data has {values} values, shape "
+                f"{tuple(x.shape[1:])}; set in_features to {values}."
             )
         return super().forward(x)

@@ -42,6 +42,10 @@ class InnerOptimizer(IterativeSolver):
         persistent: bool = True,
         schedule: Schedule = "constant",
     ) -> None:
+        if not callable(optimizer):
+            raise UserError(
+                f"InnerOptimizer(optimizer={optimizer!r}): must make an optimizer, such as torch.optim.SGD."
+            )
         super().__init__(iterations)
         self.optimizer = optimizer
         self.proximal = proximal

@@ -119,6 +119,7 @@ class LocalSolver(Callback, ABC):
         Raises:
             UserError: Where the solver does not take the problem, and for a state or a recording that is none.
         """
+        check_object(LocalProblem, problem=problem)
         check_object(Recording, recording=recording)
         if state is not None:
             check_object(dict, state=state)

@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, check_object
 from locoprop_lightning.tasks.task import Task
 
 
@@ -21,13 +21,20 @@ class LabelTask(Task):
     """
 
     link = "softmax"
+    _looked = False  # whether a first batch has had its labels looked at, where looking waits for the device
 
     def __init__(self, ignore_index: int, dim: int) -> None:
+        check_object(int, ignore_index=ignore_index)
         self.ignore_index = ignore_index
         self.dim = dim
 
     def terms(self, target: Any) -> int:
-        """Number of labels that count."""
+        """Number of labels that count.
+
+        Raises:
+            UserError: Where there are no labels.
+        """
+        self._check_labels(target)
         return int((target != self.ignore_index).sum())
 
     def complete(self, target: Any) -> bool:
@@ -39,10 +46,41 @@ class LabelTask(Task):
         return torch.where(target == self.ignore_index, self.ignore_index, labels)
 
     def loss(self, output: Any, target: Any) -> Tensor:
-        """Mean cross-entropy of logits and labels, nats a label that counts; 0 where none does."""
-        flat = self.tensor_of_logits(output).movedim(self.dim, -1).flatten(0, -2)
-        total = nn.functional.cross_entropy(flat, target.flatten(), ignore_index=self.ignore_index, reduction="sum")
+        """Mean cross-entropy of logits and labels, nats a label that counts; 0 where none does.
+
+        Raises:
+            UserError: For what are no labels, or not those of as many classes and samples.
+        """
+        self._check_labels(target)
+        logits = self.tensor_of_logits(output)
+        flat, labels = logits.movedim(self.dim, -1).flatten(0, -2), target.flatten().long()
+        name, classes = type(self).__name__, flat.shape[1]
+        if len(flat) != len(labels):
+            raise UserError(
+                f"{name}: labels {list(target.shape)} do not fit outputs {list(logits.shape)}; give one label, a whole "
+                f"number, for every {classes} outputs."
+            )
+        outside = f"{name}: a label is neither from 0 to {classes - 1}, as {classes} outputs have it, nor ignore_index="
+        outside += f"{self.ignore_index}; make the labels and the network's outputs agree."
+        if not self._looked and labels.is_cuda:  # which says it late, and of no name
+            if not ((labels == self.ignore_index) | ((labels >= 0) & (labels < classes))).all():
+                raise UserError(outside)
+            self._looked = True
+        try:
+            total = nn.functional.cross_entropy(flat, labels, ignore_index=self.ignore_index, reduction="sum")
+        except IndexError as error:
+            raise UserError(outside) from error
         return total / (target != self.ignore_index).sum().clamp_min(1)
+
+    def _check_labels(self, target: Any) -> None:
+        """Refuses what are no labels: whole numbers in a tensor."""
+        tensor = isinstance(target, Tensor)
+        if not tensor or target.is_floating_point() or target.is_complex():
+            kind = str(target.dtype).removeprefix("torch.") if tensor else type(target).__name__
+            raise UserError(
+                f"{type(self).__name__}: the batch's labels are {kind}, not whole numbers in a tensor; give pairs "
+                "(inputs, labels), or a task whose target(batch) says where they are."
+            )
 
     def tensor_of_logits(self, output: Any) -> Tensor:
         """The logits of an output.
@@ -82,7 +120,10 @@ class Classification(LabelTask):
 
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """Mean cross-entropy of logits [n, num_classes, ...] and labels [n, ...], nats."""
-        outputs = self.tensor_of_logits(output).shape[1]
+        logits = self.tensor_of_logits(output)
+        if logits.dim() < 2:
+            raise UserError(f"Classification: the network's output {list(logits.shape)} must be [n, num_classes, ...].")
+        outputs = logits.shape[1]
         if outputs != self.num_classes:
             way_out = f"the network has {outputs} outputs; make them agree"
             raise UserError(f"Classification(num_classes={self.num_classes}): {way_out}.")
@@ -105,6 +146,16 @@ class LanguageModelling(LabelTask):
 
     def metrics(self) -> MetricCollection:  # noqa: D102
         return MetricCollection({"perplexity": Perplexity(ignore_index=self.ignore_index)})
+
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Mean cross-entropy of logits [n, length, vocabulary] and next tokens [n, length], nats."""
+        logits = self.tensor_of_logits(output)
+        if logits.dim() != 3:
+            raise UserError(
+                f"LanguageModelling: the network's output {list(logits.shape)} must be [n, length, vocabulary]; take "
+                "Classification for a label a sample."
+            )
+        return super().loss(output, target)
 
     def score(self, output: Any) -> Tensor:
         """The logits [n, length, vocabulary]."""

@@ -72,11 +72,23 @@ class Task:
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """Loss, scalar: a mean over terms, which may have weights, or their sum (``reduction``)."""
-        raise NotImplementedError(f"{type(self).__name__} must override loss(output, target).")
+        raise UserError(f"{type(self).__name__} must override loss(output, target).")
 
     def mean_loss(self, output: Any, target: Any) -> Tensor:
-        """The loss as a mean over its terms, scalar."""
-        loss = self.loss(output, target)
+        """The loss as a mean over its terms, scalar.
+
+        Raises:
+            UserError: Where ``loss`` gives something else, or what no gradient can be taken of.
+        """
+        loss, name = self.loss(output, target), type(self).__name__
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise UserError(f"{name}.loss: must return a tensor of one number, a mean over terms, not {given}.")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output)):
+                raise UserError(
+                    f"{name}.loss: has no gradient; make it of the output by functions of torch, undetached."
+                )
         return loss / (self.weight(target, self.terms(target)) or 1) if self.reduction == "sum" else loss
 
     def sampled_loss(self, output: Any, labels: Any) -> Tensor:

@@ -178,7 +178,7 @@ def test_what_solve_takes_is_said(make_problem):
 
     for call, message in [
         (lambda: FixedPointIteration(2).solve(make_problem(), recording=True), "recording=True: must be a .*Recording"),
-        (lambda: FixedPointIteration(2).solve(make_problem(), True), "state=True: must be a builtins.dict"),
+        (lambda: FixedPointIteration(2).solve(make_problem(), True), "state=True: must be a dict"),
         (lambda: Wrong().solve(make_problem()), "Wrong.run: must return an Outcome, not Tensor"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -65,7 +65,7 @@ def study(arguments: Sequence[str]) -> int:
 
 def _run(loaded: spec.Study, store: Store, options: argparse.Namespace) -> int:
     """Runs what is left, or says what that is; gives the status of the command."""
-    from tune import sweep  # ray takes seconds to import
+    from tune import cluster  # ray takes seconds to import
     from tune.study import driver, paces
     from tune.study.live import LiveMethods
 
@@ -78,7 +78,7 @@ def _run(loaded: spec.Study, store: Store, options: argparse.Namespace) -> int:
         resources = driver.Resources(loaded.budget.threads, options.gpus_per_run, options.concurrent)
         try:
             if options.paces or not all(one.finished for one in entries.values()) or paces.lacking(entries, store):
-                with sweep.cluster(options.address):
+                with cluster.joined(options.address):
                     with LiveMethods(options.quiet) as table:
                         driver.drive(entries, resources, table)
                     if options.paces or (not options.only and paces.lacking(entries, store)):

@@ -4,7 +4,7 @@ import fcntl
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,10 +256,19 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: If another one runs a study there.
     """
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    path = folder / ".lock"
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"--out {folder}: another process runs the study there; wait for it or stop it.") from error
-        yield
+        try:
+            yield
+        finally:  # of a study that is refused nothing stays
+            if made and list(folder.iterdir()) == [path]:
+                path.unlink()
+                with suppress(OSError):  # others may have come
+                    for parent in made:
+                        parent.rmdir()

@@ -1,0 +1,93 @@
+"""What Lightning's trainer refuses, told with the setting, and what it takes though nothing can come of it."""
+
+import re
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.module import LocoPropModule
+from locoprop_lightning.supervised import BackpropModule, SupervisedModule
+
+_KINDS = (ValueError, TypeError, RuntimeError, ModuleNotFoundError, MisconfigurationException)
+_OURS = ("lightning.", "locoprop_lightning.")
+
+
+def refused(error: Exception, settings: Mapping[str, Any]) -> str | None:
+    """The sentence for what Lightning itself has raised against a setting of the trainer, None for another error.
+
+    Args:
+        error: The error.
+        settings: The trainer's settings by name.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, _KINDS) or isinstance(error, UserError) or not frames:
+        return None
+    if not re.search(r"[/\\]lightning[/\\](pytorch|fabric)[/\\]", frames[-1].filename):
+        return None
+    text = " ".join(str(error).split()).rstrip(".!")
+    given = {name: value for name, value in settings.items() if value is not None}
+    places = {name: re.search(rf"\b{name}\b", text) for name in given}
+    named = {name: found.start() for name, found in places.items() if found is not None}
+    valued = [
+        name for name, value in given.items() if isinstance(value, str) and re.search(rf"\b{re.escape(value)}\b", text)
+    ]
+    name = min(named, key=named.__getitem__) if named else next(iter(valued), None)
+    if name is None:
+        return f"trainer: {text}."
+    way = "; take auto, or one that this machine has" if name == "accelerator" and "vailable" not in text else ""
+    return f"trainer.{name}={given[name]}: {text}{way}."
+
+
+def check_settings(trainer: Trainer, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that Lightning takes though nothing, or something else, comes of them.
+
+    Args:
+        trainer: The trainer that was made of them.
+        settings: Its settings by name.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    for name, least in (("log_every_n_steps", 0), ("check_val_every_n_epoch", 1), ("num_sanity_val_steps", -1)):
+        if settings.get(name) is not None:
+            check_counts("", least, **{f"trainer.{name}": settings[name]})
+    for name in ("max_epochs", "max_steps"):
+        if settings.get(name) == 0:
+            raise UserError(f"trainer.{name}=0: trains nothing; give a number above 0, or take validate.")
+    precision = settings.get("precision")
+    if str(precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
+        raise UserError(
+            f"trainer.precision={precision}: a processor has no such arithmetic; take 'bf16-mixed', or a GPU "
+            "(trainer.accelerator)."
+        )
+
+
+def check_monitors(trainer: Trainer, module: SupervisedModule) -> None:
+    """Refuses callbacks that wait for a metric which no fit of this module logs.
+
+    Nothing is said where the module or a callback is of somebody else, and may log whatever it likes.
+
+    Args:
+        trainer: The trainer.
+        module: The module.
+
+    Raises:
+        UserError: Names the callback, the metric, and those there are.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if type(module) not in (LocoPropModule, BackpropModule):
+        return
+    if not all(type(one).__module__.startswith(_OURS) for one in callbacks):
+        return
+    known = ["train/loss", *module.train_metrics, "val/loss", *module.val_metrics, "lr", "time/step_ms"]
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor not in (None, *known):
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__}(monitor={callback.monitor!r}): is not logged; take one "
+                f"of {', '.join(known)}."
+            )

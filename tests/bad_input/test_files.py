@@ -1,0 +1,245 @@
+"""Wrong files, folders that cannot be written, full disks, ports and runs in each other's way."""
+
+import errno
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from tensorboard.compat.tensorflow_stub.io import gfile
+
+from locoprop_lightning.cli import main
+from locoprop_lightning.data import FashionMNIST
+from locoprop_lightning.data.fashion_mnist import FILES
+from locoprop_lightning.results.compare import main as compare
+from locoprop_lightning.run_folder import RunFolder
+from tests.bad_input.support import arguments, sentence_of
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+PIXELS = "fit --config CONFIGS/fashion_mnist/foof.yaml --trainer.accelerator=cpu --trainer.limit_train_batches=1"
+TEXT = "fit --config CONFIGS/transformer/adam.yaml --trainer.accelerator=cpu --data.root=text"
+BYTES = bytes(range(256))
+OF_RUN = {"global_step": 3, "epoch": 0, "pytorch-lightning_version": "2.6", "optimizer_states": [], "lr_schedulers": []}
+OWN = """
+from torch import nn
+
+class Boom(nn.Module):
+    def __init__(self):
+        raise RuntimeError("boom")
+
+class Early(nn.Module):
+    def __init__(self):
+        self.layer = nn.Linear(2, 2)
+
+class Wide(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Linear(width, 2)
+
+def function(x):
+    return x
+"""
+
+
+def write(name, content):
+    Path(name).parent.mkdir(exist_ok=True, parents=True)
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def save(content):
+    torch.save(content, "a.ckpt")
+
+
+def own_images(count):
+    """Files as those of Fashion-MNIST, of so many images."""
+    for file in FILES:
+        shape = (count, *file.shape[1:])
+        header = struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape)
+        write(f"own/{file.name}", header + bytes(int(np.prod(shape))))
+
+
+CONFIG = "fit --config a.yaml"
+CHECKPOINT = "--ckpt_path a.ckpt"
+# id, what makes the file, command, what the sentence must contain
+ROWS = [
+    ("settings of bytes", lambda: write("a.yaml", BYTES), CONFIG, "config=a.yaml: is no YAML: 'utf-8' codec"),
+    ("settings in Latin-1", lambda: write("a.yaml", "a: ü".encode("latin1")), CONFIG, "config=a.yaml: is no YAML: 'ut"),
+    ("settings with a zero", lambda: write("a.yaml", "a: \0"), CONFIG, "is no YAML: unacceptable character #x0000"),
+    ("settings as a list", lambda: write("a.yaml", "- 1"), CONFIG, "config=a.yaml: holds no settings; see configs/"),
+    ("settings as a number", lambda: write("a.yaml", "3"), CONFIG, "config=a.yaml: holds no settings; see configs/"),
+    ("settings twice", lambda: write("a.yaml", "a: 1\na: 2"), CONFIG, "config=a.yaml: a: stands there twice; keep one"),
+    ("settings unknown", lambda: write("a.yaml", "modell: 3"), CONFIG, "does not accept option 'modell'; near names a"),
+    ("settings in a folder", lambda: write("a.yaml/b", ""), CONFIG, "config=a.yaml: there is no such file; configs/ h"),
+    ("no settings", lambda: None, CONFIG, "config=a.yaml: there is no such file; configs/ has some"),
+    ("two files of settings", lambda: write("a.yaml", "a: 1"), "--config a.yaml", "config=a.yaml: is a second file be"),
+    ("empty checkpoint", lambda: write("a.ckpt", ""), CHECKPOINT, "ckpt_path=a.ckpt: is not a checkpoint that torch h"),
+    ("pickled checkpoint", lambda: write("a.ckpt", pickle.dumps({})), CHECKPOINT, "is not a checkpoint that torch has"),
+    ("checkpoint of a list", lambda: save([1, 2]), CHECKPOINT, "ckpt_path=a.ckpt: is no checkpoint of a run: it has n"),
+    ("weights of Python", lambda: save({"w": torch.ones(2)}), CHECKPOINT, "is no checkpoint of a run: it has no state"),
+    ("a whole module", lambda: save(torch.nn.Linear(2, 2)), CHECKPOINT, "holds what torch does not read safely, such"),
+    ("weights of nonsense", lambda: save({"state_dict": 3} | OF_RUN), CHECKPOINT, "of a run: it has no state_dict of"),
+    ("no steps", lambda: save({"state_dict": {}} | OF_RUN | {"global_step": "x"}), CHECKPOINT, "has no global_step of"),
+    ("of another trainer", lambda: save({"state_dict": {}, "global_step": 1}), CHECKPOINT, "no pytorch-lightning_vers"),
+    ("of another network", lambda: save({"state_dict": {"network.1.weight": torch.ones(2)}} | OF_RUN), CHECKPOINT,
+     "The checkpoint is of another network: "),
+    ("weights to go on from", lambda: save({k: v for k, v in OF_RUN.items() if "s" != k[-1]} | {"state_dict": {}}),
+     CHECKPOINT, "holds weights alone, from which no fit can go on"),
+    ("a network that fails", lambda: write("own_a.py", OWN), "--model.network own_a.Boom", "boom (RuntimeError, "),
+    ("a network made early", lambda: write("own_b.py", OWN), "--model.network own_b.Early",
+     "own_b.Early: cannot assign module before Module.__init__() call (AttributeError, "),
+    ("a network of no width", lambda: write("own_c.py", OWN), "--model.network own_c.Wide", "own_c.py line 15)"),
+    ("a network's function", lambda: write("own_d.py", OWN), "--model.network own_d.function", "not correspond to a s"),
+    ("a broken module", lambda: write("own_e.py", "def f(:"), "--model.network own_e.A", "invalid syntax (own_e.py, l"),
+    ("own images of that number", lambda: own_images(10), PIXELS + " --data.root own",
+     "is another data set, or damaged: its dimensions are [10, 28, 28], not [60000, 28, 28]; name another root if it"),
+    ("own images", lambda: own_images(60_000), PIXELS + " --data.root own", "damaged: its SHA-256 checksum is"),
+    ("text of bytes", lambda: write("text/a.py", BYTES * 100), TEXT, "text/a.py is no text, as it holds zeros; name a"),
+    ("text in one file", lambda: write("text", "abc"), TEXT, "TextFiles(root='text', pattern='*.py'): no file there m"),
+    ("logs in a file", lambda: write("a", ""), "--trainer.logger.save_dir a", "a/digits/foof cannot be made or writte"),
+    ("logs where none can be", lambda: None, "--trainer.logger.save_dir /proc/x", "/proc/x/digits/foof cannot be made"),
+    ("logs of a long name", lambda: None, f"--trainer.logger.name {'x' * 300}", "(File name too long); name a folder"),
+    ("root in a file", lambda: write("a", ""), "--trainer.logger false --trainer.default_root_dir a",
+     "trainer.default_root_dir=a: a/checkpoints cannot be made or written to (Not a directory); name a folder that ca"),
+    ("predictions in a folder", lambda: write("a/b", ""), "predict --config CONFIGS/digits/foof.yaml "
+     "--trainer.accelerator cpu --predictions.path a", "predictions.path=a: is a folder; name a file in it"),
+    ("predictions where none can be", lambda: None, "predict --config CONFIGS/digits/foof.yaml "
+     "--trainer.accelerator cpu --predictions.path /proc/x/a", "/proc/x: No such file or directory; name another plac"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's
+@pytest.mark.parametrize(("make", "command", "said"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_a_wrong_file_is_named(folder, capsys, monkeypatch, make, command, said):
+    monkeypatch.syspath_prepend(folder)
+    make()
+    assert said in sentence_of(main, command, capsys)
+
+
+@pytest.mark.parametrize(("root", "made"), [("nowhere", None), ("part", FILES[0].name)])
+def test_what_is_read_instead_of_the_named_folder_is_said(fashion_mnist, capsys, root, made):
+    if made:
+        write(f"{root}/{made}", "")
+    other = FashionMNIST(root=root, download=False)
+    if other.find() is None:
+        pytest.skip("Debian's package is not here")
+    other.setup("validate")
+    lacking = FILES[1].name if made else FILES[0].name
+    assert f"FashionMNIST: root={root} has no {lacking}, so that " in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_named(capsys, monkeypatch, number):
+    def refuse(path, *arguments, **settings):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    said = sentence_of(main, "--model.lambda_a 1", capsys)
+    assert (
+        f"trainer.logger.save_dir=runs: runs/digits/foof cannot be made or written to ({os.strerror(number)})" in said
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_disk_that_is_full_when_the_logs_begin_ends_the_run(capsys, monkeypatch):
+    def refuse(self, *arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(gfile.LocalFileSystem, "_write", refuse)
+    threads = threading.active_count()
+    said = sentence_of(main, "--trainer.enable_checkpointing false --trainer.log_every_n_steps 1", capsys)
+    assert "No space left on device; name another place, or make this one free and writable" in said
+    assert threading.active_count() <= threads + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_runs_do_not_write_into_one_folder(capsys):
+    """The second one is refused before it writes, as long as the first one is there."""
+
+    class Second(Callback):
+        def on_train_start(self, trainer, pl_module):
+            path = Path(trainer.logger.log_dir)
+            first = {p.relative_to(path) for p in path.rglob("*")}
+            other = RunFolder(trainer)
+            with pytest.raises(Exception, match="holds a run already|another run is writing there"):
+                other.claim(None)
+            with pytest.raises(Exception, match="another run is writing there; wait for it, or name another folder"):
+                other._lock(path)
+            other.give_up()
+            assert {p.relative_to(path) for p in path.rglob("*")} == first
+            seen.append(path)
+
+    seen = []
+    sys.modules["second"] = type(sys)("second")
+    sys.modules["second"].Second = Second
+    Second.__module__ = "second"
+    command = "--trainer.logger.version 7 --trainer.callbacks+=second.Second"
+    try:
+        main(arguments(command))
+    finally:
+        del sys.modules["second"]
+    assert [path.name for path in seen] == ["version_7"]
+    assert "holds a run already; go on with it by --ckpt_path last" in sentence_of(
+        main, command.split(" --tr")[0], capsys
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_port_that_is_taken_is_named(capsys, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        said = sentence_of(main, "--trainer.strategy ddp --trainer.devices 1", capsys)
+    assert "MASTER_PORT: the port is in use; leave the variable out, or name a free port" in said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_signal_before_the_first_step_leaves_a_run_that_can_go_on(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        name = "--trainer.callbacks"
+        at = f"{name}+=tests.test_resume.SignalAt {name}.number={int(signal.SIGTERM)} {name}.step=0"
+        main(arguments(f"--trainer.max_steps 4 {at}"))
+    assert stopped.value.code == 143
+    assert "--ckpt_path runs/digits/foof/version_0/checkpoints/step=1.ckpt" in capsys.readouterr().out
+
+
+COMPARED = [
+    ("no such run", "nowhere", "nowhere"),
+    ("smoothing of 2", "runs --smooth 2", "smooth=2.0: must be in [0, 1)"),
+    ("smoothing nan", "runs --smooth nan", "smooth=nan: must be a finite number"),
+    ("no such axis", "runs --x weeks", "argument --x: invalid choice: 'weeks'"),
+    ("no such metric", "RUNS --metric acc", "acc"),
+    ("a figure where none can be", "RUNS --out /proc/x/a.png", "/proc/x"),
+    ("a table where none can be", "RUNS --table /proc/x/a.md", "/proc/x: No such file or directory; name another plac"),
+    ("a figure of no kind", "RUNS --out a.xyz", "a.xyz"),
+    ("a figure in a folder", "RUNS --out FOLDER", "Is a directory"),
+]
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """A run's logs."""
+    folder = tmp_path_factory.mktemp("logged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(arguments("--trainer.log_every_n_steps 1 --trainer.enable_model_summary false"))
+    return folder / "runs"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("command", "said"), [row[1:] for row in COMPARED], ids=[row[0] for row in COMPARED])
+def test_a_wrong_comparison_ends_with_one_sentence(logged, capsys, command, said):
+    Path("folder.png").mkdir()
+    text = command.replace("RUNS", str(logged)).replace("FOLDER", "folder.png")
+    assert said in sentence_of(compare, text.split(), capsys)

@@ -1,0 +1,250 @@
+"""Wrong calls from Python: each is refused by one sentence that names what was given and what could stand there."""
+
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning.callbacks import PredictionWriter, RunCheckpoints
+from locoprop_lightning.data import Digits, FashionMNIST, TextFiles
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.local import LocalProblem, resolve_transfer
+from locoprop_lightning.networks import MLP, ConvNet, DeepAutoencoder
+from locoprop_lightning.optimizers import LinearDecay
+from locoprop_lightning.oracles import RMSOracle, SpectralOracle, WhitenedOracle
+from locoprop_lightning.solvers import (
+    AndersonAcceleration,
+    ClosedForm,
+    FixedPointIteration,
+    GradientDescent,
+    InnerOptimizer,
+)
+from locoprop_lightning.tasks import Classification, LanguageModelling, Reconstruction, Task
+from tests.support import quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's
+SGD = partial(torch.optim.SGD, lr=0.1)
+X, Y = torch.zeros(4, 6), torch.tensor([0, 1, 2, 0])
+
+
+class Given:
+    """A loader of the batches that it is given."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+class Headed(nn.Module):
+    """A network whose output is made into something else."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.layer, self.made = nn.Linear(6, 3), made
+
+    def forward(self, x):
+        return self.made(self.layer(x))
+
+
+class Lossy(Classification):
+    """A task whose loss is made into something else."""
+
+    def __init__(self, made):
+        super().__init__(3)
+        self.made = made
+
+    def loss(self, output, target):
+        return self.made(super().loss(output, target))
+
+
+class Sets(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.lambda_a = 5.0
+
+
+def network(inputs=6, outputs=3):
+    return nn.Sequential(nn.Linear(inputs, 5), nn.Tanh(), nn.Linear(5, outputs))
+
+
+def locoprop(network=None, **arguments):
+    parts = dict(task=Classification(3), solver=ClosedForm(), lambda_a=1.0, lambda_r=1.0, objective="squared")
+    return LocoPropModule(globals()["network"]() if network is None else network, **parts | arguments)
+
+
+def backprop(net=None, **arguments):
+    return BackpropModule(network() if net is None else net, **dict(task=Classification(3), optimizer=SGD) | arguments)
+
+
+def fit(module, *batches, **settings):
+    quiet_trainer(max_steps=2, num_sanity_val_steps=0, **settings).fit(module, Given(*batches))
+
+
+def both(*batches, net=None, **arguments):
+    """Fits the module of local losses, whose sentence must be that of back-propagation."""
+    with pytest.raises(UserError) as refused:
+        fit(backprop(net, **arguments), *batches)
+    with pytest.raises(UserError, match=re.escape(str(refused.value))):
+        fit(locoprop(net, **arguments), *batches)
+    raise refused.value
+
+
+def problem(**parts):
+    identity = resolve_transfer("identity")
+    given = dict(operator=X, pre_activation=torch.zeros(4, 3), direction=torch.zeros(4, 3), weight=torch.zeros(3, 6))
+    return LocalProblem(**given | dict(bias=None, transfer=identity, lambda_a=1.0, lambda_r=1.0) | parts)
+
+
+MODULES = [
+    ("no network", lambda: LocoPropModule(None, Classification(3), ClosedForm(), 1, 1), "network=None: must be a torc"),
+    ("a network's class", lambda: backprop(nn.Linear), "network=Linear: give an object, Linear(...), not the class"),
+    ("a network's name", lambda: backprop("mlp"), "network='mlp': must be a torch.nn"),
+    ("a task's name", lambda: backprop(task="classification"), "task='classification': must be a locoprop_lightning"),
+    ("a solver's name", lambda: locoprop(solver="ClosedForm"), "solver='ClosedForm': must be a"),
+    ("an oracle's name", lambda: locoprop(oracle="RMSOracle"), "oracle='RMSOracle': must be a"),
+    ("lambda_a as text", lambda: locoprop(lambda_a="1"), "lambda_a='1': must be a number"),
+    ("no lambda_a", lambda: locoprop(lambda_a=None), "lambda_a=None: must be a number"),
+    ("lambda_a true", lambda: locoprop(lambda_a=True), "lambda_a=True: must be a number"),
+    ("lambda_a complex", lambda: locoprop(lambda_a=1j), "lambda_a=1j: must be a number"),
+    ("lambda_a a list", lambda: locoprop(lambda_a=[1]), "lambda_a=[1]: must be a number"),
+    ("lambda_r infinite", lambda: locoprop(lambda_r=float("inf")), "lambda_r=inf: must be a finite number"),
+    ("guard as text", lambda: locoprop(guard="no"), "guard='no': must be a bool"),
+    ("skip as text", lambda: locoprop(skip="0"), "skip='0': must be a list of patterns of layers, such as ['1']"),
+    ("skip by number", lambda: locoprop(skip=[0]), "skip=[0]: must be a list of patterns"),
+    ("include a number", lambda: locoprop(include=3), "include=3: must be a list of patterns"),
+    ("overrides a list", lambda: locoprop(overrides=[1]), "overrides=[1]: must be a"),
+    ("overrides a number", lambda: locoprop(overrides={"0": 3}), "overrides['0']=3: must be a mapping, such as"),
+    ("overrides as text", lambda: locoprop(overrides={"0": {"lambda_a": "3"}}), "overrides['0'].lambda_a='3': must be"),
+    ("overrides by number", lambda: locoprop(overrides={0: {"lambda_a": 3}}), "overrides=[0]: must be a list of patte"),
+    ("unit_groups infinite", lambda: locoprop(overrides={"0": {"unit_groups": float("inf")}}), "unit_groups=inf: must"),
+    ("transfers a list", lambda: locoprop(transfers=["tanh"]), "transfers=['tanh']: must be a"),
+    ("lambda_a set in a fit", lambda: fit(locoprop(), (X, Y), callbacks=[Sets()]), "engine.local[LAYER].lambda_a with"),
+    ("objective set", lambda: setattr(locoprop(), "objective", "matching"), "set engine.settings.objective before a f"),
+    ("another kind of solver", lambda: setattr(locoprop(), "solver", 3), "solver=3: must be a"),
+]
+OPTIMIZERS = [
+    ("an optimizer's name", lambda: fit(backprop(optimizer="SGD"), (X, Y)), "optimizer: 'str' object is not callable"),
+    ("no optimizer made", lambda: fit(backprop(optimizer=lambda p: 3), (X, Y)), "optimizer: makes a int, not a torch."),
+    ("of another network", lambda: fit(locoprop(optimizer=lambda p: SGD(network().parameters())), (X, Y)),
+     "optimizer=SGD: has parameters of something else; take those that it is called with"),
+    ("no schedule made", lambda: fit(backprop(lr_scheduler=lambda o: 3), (X, Y)), "lr_scheduler: makes a int, not a s"),
+    ("inner optimizer's name", lambda: InnerOptimizer("Adam"), "InnerOptimizer(optimizer='Adam'): must make an optimi"),
+    ("warmup as text", lambda: LinearDecay(SGD(network().parameters()), warmup="x"), "LinearDecay(warmup='x'): must b"),
+]  # fmt: skip
+BATCHES = [
+    ("too wide", lambda: both((torch.zeros(4, 7), Y)), "network=Sequential: cannot take inputs [4, 7] of float32 (mat"),
+    ("of whole numbers", lambda: both((X.long(), Y)), "cannot take inputs [4, 6] of int64 (mat1 and mat2 must have th"),
+    ("of float64", lambda: both((X.double(), Y)), "cannot take inputs [4, 6] of float64"),
+    ("of NumPy", lambda: both((X.numpy(), Y)), "network=Sequential: cannot take a ndarray (linear(): argument 'input'"),
+    ("of a list", lambda: both(([1, 2], Y)), "network=Sequential: cannot take a list of 2 inputs (Sequential.forward("),
+    ("a dictionary", lambda: both({"x": X, "labels": Y}), "cannot take a mapping of x, labels (Sequential.forward() g"),
+    ("without labels", lambda: both((X,)), "Classification: the batch's labels are float32, not whole numbers in a te"),
+    ("labels out of range", lambda: both((X, Y + 5)), "a label is neither from 0 to 2, as 3 outputs have it, nor igno"),
+    ("labels below 0", lambda: both((X, Y - 5)), "a label is neither from 0 to 2, as 3 outputs have it, nor ignore_in"),
+    ("labels float", lambda: both((X, Y.float())), "Classification: the batch's labels are float32, not whole numbers"),
+    ("labels one-hot", lambda: both((X, nn.functional.one_hot(Y))), "labels [4, 3] do not fit outputs [4, 3]; give on"),
+    ("labels too few", lambda: both((X, Y[:3])), "labels [3] do not fit outputs [4, 3]; give one label, a whole numbe"),
+    ("labels as text", lambda: both((X, ["a"] * 4)), "Classification: the batch's labels are list, not whole numbers"),
+    ("labels of NumPy", lambda: both((X, np.zeros(4, int))), "Classification: the batch's labels are ndarray, not who"),
+    ("none at all", lambda: fit(backprop()), "data: there is no batch to train on (trainer.limit_train_batches=1.0)"),
+    ("nothing but None", lambda: fit(locoprop(), None), "data: no step was taken in an epoch: its batches were None,"),
+    ("pixels out of range", lambda: both((X + 9, Y), net=network(6, 6), task=Reconstruction()), "are not within 0 and"),
+    ("pixels too many", lambda: both((X, Y), task=Reconstruction()), "has [4, 3] outputs for [4, 6] pixels; make them"),
+    ("text of one label", lambda: both((X, Y), task=LanguageModelling()), "output [4, 3] must be [n, length, vocabula"),
+]
+OUTPUTS = [
+    ("a pair", lambda: both((X, Y), net=Headed(lambda a: (a, a))), "the network's output is a tuple, not a tensor of"),
+    ("a dictionary", lambda: both((X, Y), net=Headed(lambda a: {"a": a})), "the network's output is a dict, not a ten"),
+    ("nothing", lambda: both((X, Y), net=Headed(lambda a: None)), "the network's output is a NoneType, not a tensor o"),
+    ("flat", lambda: both((X, Y), net=Headed(torch.flatten)), "the network's output [12] must be [n, num_classes, ..."),
+    ("a loss a sample", lambda: both((X, Y), task=Lossy(lambda a: a.repeat(4))), "Lossy.loss: must return a tensor of"),
+    ("a loss that is a float", lambda: both((X, Y), task=Lossy(float)), "a mean over terms, not a float"),
+    ("a loss without gradient", lambda: both((X, Y), task=Lossy(torch.detach)), "Lossy.loss: has no gradient; make it"),
+    ("no loss", lambda: fit(backprop(task=Task()), (X, Y)), "Task must override loss(output, target)"),
+]
+PROBLEMS = [
+    ("lambda_r below 0", lambda: problem(lambda_r=-10), "LocalProblem(lambda_r=-10): must be above 0"),
+    ("lambda_r 0", lambda: problem(lambda_r=0.0), "LocalProblem(lambda_r=0.0): must be above 0"),
+    ("lambda_r nan", lambda: problem(lambda_r=float("nan")), "LocalProblem(lambda_r=nan): must be a finite number"),
+    ("lambda_a as text", lambda: problem(lambda_a="3"), "LocalProblem(lambda_a='3'): must be a number"),
+    ("weight of another width", lambda: problem(weight=torch.zeros(3, 7)), "weight is [3, 7], and must be [3, 6]"),
+    ("direction of other units", lambda: problem(direction=torch.zeros(4, 2)), "direction is [4, 2], and must be [4,"),
+    ("other rows", lambda: problem(pre_activation=torch.zeros(5, 3)), "pre_activation is [5, 3], and must be [4, 3]"),
+    ("bias of other units", lambda: problem(bias=torch.zeros(4)), "LocalProblem: bias is [4], and must be [3]"),
+    ("a transfer's name", lambda: problem(transfer="identity"), "transfer='identity': must be a locoprop_lightning.lo"),
+    ("rows as lists", lambda: problem(operator=[[1.0]]), "operator=[[1.0]]: must be a locoprop_lightning.local"),
+    ("one row", lambda: problem(operator=torch.zeros(6)), "LocalProblem: the rows are [6], and must be [n, d_in]"),
+    ("none", lambda: ClosedForm().solve(None), "problem=None: must be a locoprop_lightning.local.problem.LocalProblem"),
+]
+NUMBERS = [
+    ("average", lambda: ClosedForm(average="x"), "ClosedForm(average='x'): must be a number"),
+    ("no average", lambda: ClosedForm(average=None), "ClosedForm(average=None): must be a number"),
+    ("iterations", lambda: FixedPointIteration("10"), "FixedPointIteration(iterations='10'): must be a whole number"),
+    ("memory", lambda: AndersonAcceleration(10, memory=0.5), "AndersonAcceleration(memory=0.5): must be a whole numbe"),
+    ("ridge", lambda: AndersonAcceleration(10, ridge=float("inf")), "AndersonAcceleration(ridge=inf): must be a finit"),
+    ("rate", lambda: GradientDescent(10, rate="1"), "GradientDescent(rate='1'): must be a number"),
+    ("beta", lambda: RMSOracle(beta="x"), "RMSOracle(beta='x'): must be a number"),
+    ("damping", lambda: WhitenedOracle(damping="x"), "WhitenedOracle(damping='x'): must be a number"),
+    ("no damping", lambda: SpectralOracle(damping=None), "SpectralOracle(damping=None): must be a number"),
+    ("classes", lambda: Classification("10"), "Classification(num_classes='10'): must be a whole number"),
+    ("ignored label", lambda: Classification(3, "x"), "ignore_index='x': must be a int"),
+    ("minutes", lambda: RunCheckpoints(minutes="x"), "checkpoints(minutes='x'): must be a number"),
+    ("path of predictions", lambda: PredictionWriter(3), "predictions(path=3): must be a path, as text"),
+    ("batch size", lambda: Digits(batch_size="x"), "batch_size='x': must be a whole number"),
+    ("batch size of evaluation", lambda: Digits(eval_batch_size="x"), "eval_batch_size='x': must be a whole number"),
+    ("held-out images", lambda: Digits(validation=1.5), "validation=1.5: must be a whole number, at least 0"),
+    ("seed", lambda: Digits(seed="x"), "seed='x': must be a whole number"),
+    ("root", lambda: FashionMNIST(root=None), "FashionMNIST(root=None): must be a path, as text"),
+    ("root of text", lambda: TextFiles(root=3), "TextFiles(root=3): must be a path, as text"),
+    ("seed of text", lambda: TextFiles(seed=-1), "seed=-1: must be at least 0"),
+    ("pattern", lambda: TextFiles(pattern=None), "pattern=None: must be a str"),
+    ("hidden units", lambda: MLP(hidden_features=1.5), "MLP(hidden_features=1.5): must be a whole number"),
+    ("inputs of a network", lambda: MLP(6, 5, 1)("abc"), "inputs='abc': must be a torch.Tensor"),
+    ("an empty batch of another width", lambda: MLP(6, 5, 1)(torch.zeros(0, 7)), "a sample of this data has 7 values"),
+    ("channels", lambda: ConvNet("x"), "ConvNet(channels='x'): must be a whole number"),
+    ("code", lambda: DeepAutoencoder(code="x"), "DeepAutoencoder(code='x'): must be a whole number"),
+]
+ROWS = [*MODULES, *OPTIMIZERS, *BATCHES, *OUTPUTS, *PROBLEMS, *NUMBERS]
+
+
+@pytest.mark.parametrize(("call", "said"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_a_wrong_call_is_refused_by_one_sentence(folder, call, said):
+    with pytest.raises(UserError) as refused:
+        call()
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert not list(folder.iterdir())
+
+
+def test_the_rate_that_nobody_chose_is_said(caplog):
+    fit(locoprop(optimizer=torch.optim.SGD), (X, Y))
+    assert "optimizer=SGD: lr=0.001 is torch's default" in caplog.text and "lr=1 takes a layer to its" in caplog.text
+    caplog.clear()
+    fit(locoprop(optimizer=SGD), (X, Y))
+    assert "torch's default" not in caplog.text
+
+
+def test_lambda_a_is_changed_where_the_sentence_says():
+    """Within a fit by the layer, whose displacements are others then."""
+
+    class Doubles(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            for layer in pl_module.engine.local.values():
+                layer.lambda_a = 2.0
+
+    ends = []
+    for callbacks in ([], [Doubles()]):
+        torch.manual_seed(0)
+        module = locoprop(nn.Sequential(nn.Linear(6, 3)))
+        start = module.network[0].bias.detach().clone()
+        fit(module, (X, Y), callbacks=callbacks)
+        ends.append(module.network[0].bias.detach() - start)
+    assert not torch.allclose(*ends)

@@ -1,0 +1,98 @@
+"""Wrong sweeps and studies: each is refused by one sentence before a cluster is started."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.bad_input.support import CONFIGS, sentence_of
+from tests.support import ROOT
+from tune.__main__ import main
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+SPACES = ROOT / "tune" / "spaces"
+ADAM = f"a: {{config: {CONFIGS}/digits/adam.yaml, space: {SPACES}/adam.yaml"
+SWEEP = f"--config CONFIGS/digits/foof.yaml --space {SPACES}/foof.yaml --name x --samples 1"
+OF_SPACE = "--config CONFIGS/digits/foof.yaml --space space.yaml --name x --samples 1"
+
+# id, options beside a configuration and a space, what the sentence must contain
+SWEEPS = [
+    ("GPUs that are not there", "--gpus-per-trial 99", "--gpus-per-trial 99: there are"),
+    ("processors that are not there", "--cpus-per-trial 6400", "--cpus-per-trial 6400: there are"),
+    ("processors below 0", "--cpus-per-trial=-1", "cpus_per_trial=-1.0: must be above 0"),
+    ("no processors", "--cpus-per-trial 0", "cpus_per_trial=0.0: must be above 0"),
+    ("GPUs below 0", "--gpus-per-trial=-1", "gpus_per_trial=-1.0: must be above 0"),
+    ("time below 0", "--time-budget=-5", "time_budget=-5.0: must be above 0"),
+    ("time nan", "--time-budget nan", "time_budget=nan: must be a finite number"),
+    ("no trials", "--samples 0", "samples=0: must be at least 1"),
+    ("no grace", "--grace 0", "grace=0: must be at least 1"),
+    ("no workers", "--workers-per-trial 0", "workers_per_trial=0: must be at least 1"),
+    ("seed below 0", "--seed=-1", "seed=-1: must be at least 0"),
+    ("no such mode", "--mode up", "argument --mode: invalid choice: 'up'"),
+    ("a name of two", "--name a/b", "--name a/b: is no name of a folder; --storage says where that lies"),
+    ("a name above", "--name ..", "--name ..: is no name of a folder"),
+    ("storage where none can be", "--storage /dev/null/x", "--storage /dev/null/x: /dev/null is no folder that can be"),
+    ("an address of no port", "--address here", "--address here: must be HOST:PORT, ray://HOST:PORT, or 'auto'"),
+    ("an address of nobody", "--address 127.0.0.1:1", "--address 127.0.0.1:1: nothing answers there ("),
+    ("a metric of nobody", "--metric acc", "--metric acc: is not logged after an epoch; take one of train/loss, val/l"),
+    ("no value", "--set nonsense", "--set nonsense: must be KEY=VALUE, such as data.validation=5000"),
+    ("a setting of nobody", "--set model.x=3", "LocoPropModule has no setting 'x'; it has network, task, solver"),
+    ("a searched setting", "--set model.lambda_a=3", "--set model.lambda_a=3: is searched by the space; take it out"),
+    ("no epochs", "--set trainer.max_epochs=0", "trainer.max_epochs=0: trains nothing"),
+    ("nothing to go on with", "--resume", "holds no sweep; look at --storage and --name"),
+]
+STUDIES = [
+    ("an optimizer of nobody", f"methods: {{{ADAM}, set: {{model.optimizer: nonsense}}}}}}", "there is no class nonse"),
+    ("a list of optimizers", f"methods: {{{ADAM}, set: {{model.optimizer: [1]}}}}}}", "a: model.optimizer: Expected a"),
+    ("a setting of nobody", f"methods: {{{ADAM}, set: {{model.x: 3}}}}}}", "a: model: BackpropModule has no setting '"),
+    ("settings as a list", f"methods: {{{ADAM}, set: [1]}}}}", "study.yaml: a: set: must be a mapping of settings to"),
+    ("trials below 0", f"budget: {{trials: -1}}\nmethods: {{{ADAM}}}}}", "budget(trials=-1): must be at least 1"),
+    ("trials as text", f"budget: {{trials: x}}\nmethods: {{{ADAM}}}}}", "budget(trials='x'): must be a whole number"),
+    ("no budget", f"budget:\nmethods: {{{ADAM}}}}}", "study.yaml: budget: must be a mapping of names to values"),
+    ("a budget misspelt", f"budget: {{trails: 1}}\nmethods: {{{ADAM}}}}}", "budget: trails is none of trials, seeds,"),
+    ("threads by thousands", f"budget: {{threads: 99999}}\nmethods: {{{ADAM}}}}}", "threads=99999: must be at most"),
+    ("no methods", "methods: {}", "study.yaml: methods: name at least one, such as adam: configs/digits/adam.yaml"),
+    ("methods of nothing", "methods:", "study.yaml: methods: must be a mapping of names to values"),
+    ("methods as a list", "methods: [a]", "study.yaml: methods: must be a mapping of names to values"),
+    ("a method by number", "methods: {a: 3}", "study.yaml: a: must be a configuration, or {config: FILE, space: FILE"),
+    ("a method of nowhere", "methods: {a: b.yaml}", "study.yaml: a: config: there is no file b.yaml, neither beside"),
+    ("a method with a path", "methods: {a/b: c.yaml}", "a/b: a method's name has letters, digits and . _ + - alone"),
+    ("a space by number", f"methods: {{a: {{config: {CONFIGS}/digits/adam.yaml, space: 3}}}}", "a: space: there is no"),
+    ("a judge of nobody", f"judge: val/x\nmethods: {{{ADAM}}}}}", "--metric val/x: is not logged after an epoch; take"),
+    ("a judge that tests", f"judge: test/loss\nmethods: {{{ADAM}}}}}", "judge: must be train/loss or a metric of held"),
+    ("a reference of nobody", f"reference: b\nmethods: {{{ADAM}}}}}", "study.yaml: reference: b is none of the method"),
+    ("max_epoch", f"workload: {{trainer.max_epoch: 3}}\nmethods: {{{ADAM}}}}}", "near names are trainer.max_epochs"),
+    ("a title misspelt", f"titel: x\nmethods: {{{ADAM}}}}}", "study.yaml: titel: is none of budget, judge, methods, n"),
+    ("nothing", "", "STUDY study.yaml: must hold a mapping; see tune/studies"),
+    ("no YAML", "a: [", "STUDY study.yaml: is no YAML: "),
+]
+SPACE = [
+    ("nothing searched", "", "--space space.yaml: holds no settings, such as model.lambda_a"),
+    ("a kind of nobody", "model.lambda_a: {normal: [0, 1]}", "space: model.lambda_a: must have exactly one of uniform"),
+    ("below 0", "model.lambda_a: {uniform: [-1, 1]}", "space: model.lambda_a=-1.0: lambda_a=-1.0: must be above 0"),
+    ("infinite", "model.lambda_a: {uniform: [1, .inf]}", "space: model.lambda_a: uniform must be two numbers, the low"),
+    ("too large", "model.lambda_a: {loguniform: [1, 1.0e+300]}", "lambda_a=1e+300: must be from 1e-18 to 1e18"),
+    ("misspelt", "model.lamda_a: {uniform: [1, 2]}", "near names are model.lambda_a"),
+    ("step as text", "model.solver.refresh_every: {integers: [1, 4], step: x}", "integers must be whole numbers, and"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), [row[1:] for row in SWEEPS], ids=[row[0] for row in SWEEPS])
+def test_a_wrong_sweep_is_refused(capsys, options, said):
+    assert said in sentence_of(main, ["--quiet", *_words(f"{SWEEP} {options}")], capsys)
+
+
+@pytest.mark.parametrize(("text", "said"), [row[1:] for row in STUDIES], ids=[row[0] for row in STUDIES])
+def test_a_wrong_study_is_refused(capsys, text, said):
+    Path("study.yaml").write_text(text)
+    assert said in sentence_of(main, ["study", "study.yaml", "--out", "a/b", "--plan"], capsys)
+
+
+@pytest.mark.parametrize(("text", "said"), [row[1:] for row in SPACE], ids=[row[0] for row in SPACE])
+def test_a_wrong_space_is_refused(capsys, text, said):
+    Path("space.yaml").write_text(text)
+    assert said in sentence_of(main, _words(OF_SPACE), capsys)
+
+
+def _words(text):
+    return text.replace("CONFIGS", str(CONFIGS)).split()
