@@ -870,7 +870,9 @@ def test_an_earlier_checkpoint_goes_on(tmp_path, make):
     assert "local_layers" not in checkpoint and any(checkpoint["callbacks"][type(module.solver).__name__].values())
     resumed = make()
     resumed.on_load_checkpoint(checkpoint)
-    assert same(evolved(module), evolved(resumed))
+    new = ("/held", "/outlier")  # which an earlier version did not write
+    known, found = ({key: x for key, x in flat(evolved(m)).items() if not key.endswith(new)} for m in (module, resumed))
+    assert same(known, found)
 
 
 @pytest.mark.parametrize("part", ["solver", "oracle", "network", "lambda_a"])

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from locoprop_lightning.distributed.shard import Shard, SummedOperator
 from locoprop_lightning.layers import kind_of
-from locoprop_lightning.local import LocalProblem, resolve_transfer
+from locoprop_lightning.local import LocalProblem, MatrixOperator, resolve_transfer
 from locoprop_lightning.solvers import ClosedForm, Majorization, Recording, Status
 from tests.catalogue import EVERY, PROMISED, SQUARED_ONLY, solver
 from tests.numerics import hard
@@ -102,6 +103,29 @@ def test_a_regular_gram_matrix_is_not_made_in_float64(make_problem, monkeypatch)
     assert ClosedForm().solve(problem).status is Status.SOLVED
     with pytest.raises(AssertionError):
         ClosedForm().solve(replaced(problem, operator=torch.ones(200, 5)))
+
+
+@pytest.mark.parametrize("n", [96, 20], ids=["gram", "kernel"])
+@pytest.mark.parametrize("name", EXACT)
+def test_rows_of_several_processes_are_solved_in_float64_too(make_problem, name, n):
+    """What is summed is summed in float64."""
+    y, summed = SINGULAR["duplicate_rows"](n, 32).float(), []
+
+    def total(x):
+        summed.append(x.dtype)
+        return x
+
+    problem = replaced(
+        make_problem(n=n, d_in=32, dtype=torch.float32),
+        operator=MatrixOperator(y, True),
+        pre_activation=y.new_zeros(n, 3),
+        lambda_r=1e-6 * y.square().sum().item() / 33,
+    )
+    shared = replaced(problem, operator=SummedOperator(problem.operator, Shard.of([n], 0, total, [n])))
+    own, of_all = (EXACT[name]().solve(p) for p in (problem, shared))
+    assert own.status is of_all.status is Status.SOLVED and own.displacement.any()
+    assert (own.displacement - of_all.displacement).norm() < 1e-5 * own.displacement.norm()
+    assert torch.float64 in summed or n == 20  # all of the few rows are at hand then
 
 
 @pytest.mark.parametrize("operator", ["convolution", "groups"])
