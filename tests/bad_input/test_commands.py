@@ -140,7 +140,7 @@ TRAINER = [
     ("logging below 0", "--trainer.log_every_n_steps=-1", "trainer.log_every_n_steps=-1: must be at least 0"),
     ("sanity", "--trainer.num_sanity_val_steps=-7", "trainer.num_sanity_val_steps=-7: must be at least -1"),
     ("clipping", "--trainer.gradient_clip_val 1", "trainer.gradient_clip_val=1: there are displacements"),
-    ("accumulation", "--trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches=2: would add up displacements"),
+    ("accumulation", "--trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches=2: would add up"),
     ("profiler", "--trainer.profiler x", "`profiler` parameter of `Trainer`, it can only be one of ['simple'"),
     ("stopping early by nothing", "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=acc",
      "EarlyStopping(monitor='acc'): is not logged; take one of train/loss, train/accuracy, val/loss, val/accuracy, lr"),
