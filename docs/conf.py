@@ -1,7 +1,7 @@
 """Settings of the documentation site; ``make docs`` builds it.
 
-The source folder is the project's root, so that every Markdown file is read where it stands and links between files are the same on the
-site and in the repository.
+The source folder is the project's root, so that every Markdown file is read where it stands, and links between files
+are the same on the site and in the repository.
 """
 
 from importlib.metadata import version as installed
@@ -30,7 +30,6 @@ myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
-nb_execution_excludepatterns = ["docs/[!n]*", "results/**", "*.md"]
 nb_merge_streams = True
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
