@@ -40,6 +40,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
+toc_object_entries_show_parents = "hide"
 html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
