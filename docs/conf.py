@@ -11,7 +11,7 @@ from typing import Any
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
-from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.transforms import SphinxTransform
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,12 +52,12 @@ html_math_renderer = "mathml"
 pygments_style, pygments_dark_style = "tango", "github-dark"
 
 
-class DarkPictures(SphinxPostTransform):
+class DarkPictures(SphinxTransform):
     """Shows ``NAME-dark.svg``, where there is one beside ``NAME.svg``, to readers who chose a dark page."""
 
-    default_priority = 5  # before images are collected for copying
+    default_priority = 500
 
-    def run(self, **kwargs: Any) -> None:
+    def apply(self, **kwargs: Any) -> None:
         """Adds the second picture after the first."""
         folder = (ROOT / self.env.docname).parent
         for image in list(self.document.findall(nodes.image)):
@@ -83,4 +83,4 @@ def _block_math(translator: Any, node: nodes.math_block) -> None:
 def setup(app: Sphinx) -> None:
     """Formulas as MathML, which browsers draw without a script, and pictures for dark pages."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
-    app.add_post_transform(DarkPictures)
+    app.add_transform(DarkPictures)
