@@ -22,7 +22,7 @@ release = version = installed("locoprop-lightning")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "results/*/report.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = ["docs/**", "results/*/report.md", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 exclude_patterns = [".*", "build", "data", "runs", "**/__pycache__"]
 
 myst_enable_extensions = ["dollarmath"]

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
+import locoprop_lightning
 from locoprop_lightning import LocoPropModule
 from locoprop_lightning.cli import main
 from locoprop_lightning.layers import kind
@@ -140,6 +141,14 @@ LINKED = {
     for pattern in ("*.md", "docs/*.md", "docs/*/*.md", "results/*/report.md")
     for path in sorted(ROOT.glob(pattern))
 }
+
+
+def test_every_package_has_its_page_of_the_reference():
+    pages = {path.stem: path.read_text() for path in (ROOT / "docs" / "api").glob("*.md")}
+    for package in locoprop_lightning._PACKAGES:
+        assert f".. automodule:: {locoprop_lightning.__name__}.{package}\n   :imported-members:" in pages[package]
+    for name in locoprop_lightning.__all__:
+        assert sum(f".{name}\n" in page for page in pages.values()) == 1, name
 
 
 def headings(path):
