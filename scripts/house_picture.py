@@ -101,6 +101,12 @@ def layout(graph: dict[str, set[str]]) -> tuple[dict[Node, tuple[float, float]],
     return {node: (place[node], -y) for y, row in enumerate(rows) for node in row}, ways
 
 
+def arrows() -> str:
+    """All arrows in words, which the pictures hold as their description."""
+    graph = reduced({part: imports(part) for part in NAMES})
+    return "; ".join(f"{part} -> {', '.join(sorted(used))}" for part, used in graph.items() if used)
+
+
 def draw(name: str, folder: Path) -> None:
     """Draws one of the two pictures."""
     ink, box, line, face = INKS[name]
@@ -127,7 +133,7 @@ def draw(name: str, folder: Path) -> None:
             axes.annotate("", points[-1], points[-2], arrowprops=arrow, zorder=1)
         axes.set(xlim=(0, 1), ylim=(bottom - 0.4, 0.4))
         axes.axis("off")
-        figure.savefig(folder / f"{name}.svg", facecolor=face, metadata={"Date": None})
+        figure.savefig(folder / f"{name}.svg", facecolor=face, metadata={"Date": None, "Description": arrows()})
         plt.close(figure)
 
 

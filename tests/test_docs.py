@@ -1,6 +1,7 @@
 """What the pages of docs/ show runs, and what they name exists."""
 
 import ast
+import configparser
 import re
 import warnings
 
@@ -127,11 +128,13 @@ def defined(path):
     return names
 
 
-@pytest.mark.parametrize("page", ["architecture.md", "mathematics.md"])
+CITED = {name: found for name, page in PAGES.items() if (found := re.findall(r"`([\w/]+\.py): ([\w.]+)`", page))}
+
+
+@pytest.mark.parametrize("page", CITED)
 def test_code_that_is_named_exists(page):
-    cited = re.findall(r"`([\w/]+\.py): ([\w.]+)`", PAGES[page])
-    assert len(cited) > 20
-    for file, name in cited:
+    assert len(CITED["architecture.md"]) > 20 and len(CITED["mathematics.md"]) > 20
+    for file, name in CITED[page]:
         path = ROOT / "locoprop_lightning" / file
         assert path.is_file() and name in defined(path), f"{file}: {name}"
 
@@ -149,6 +152,14 @@ def test_every_package_has_its_page_of_the_reference():
         assert f".. automodule:: {locoprop_lightning.__name__}.{package}\n   :imported-members:" in pages[package]
     for name in locoprop_lightning.__all__:
         assert sum(f".{name}\n" in page for page in pages.values()) == 1, name
+
+
+def test_the_version_to_cite_is_the_packages():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    version = settings["metadata"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{version}}}" in PAGES["citing.md"]
 
 
 def headings(path):
