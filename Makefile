@@ -64,7 +64,7 @@ $(DOCS_INSTALLED): $(INSTALLED)
 	@touch $@
 
 docs: $(DOCS_INSTALLED) ## build the documentation site, in build/docs; warnings are errors
-	$(BIN)/python -m sphinx -W --keep-going -q -j auto -c docs -d build/doctrees . build/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -j auto -c docs -d build/doctrees . build/docs
 	@echo "build/docs/index.html"
 
 clean: ## remove caches and build products; environment, data and runs stay
