@@ -7,13 +7,14 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 # Side by side, each on one thread; tests marked "alone" have the machine for themselves.
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n logical --maxprocesses 4
 GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train test test-fast lint types clean
+.PHONY: help env data train test test-fast lint types docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +57,15 @@ lint: $(INSTALLED) ## style and formatting (ruff)
 
 types: $(INSTALLED) ## static types (mypy)
 	$(BIN)/mypy
+
+# Sphinx is no tool of the tests, and comes when the site is first built.
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS_INSTALLED) ## build the documentation site, in build/docs; warnings are errors
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -j auto -c docs -d build/doctrees . build/docs
+	@echo "build/docs/index.html"
 
 clean: ## remove caches and build products; environment, data and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,28 +1,67 @@
 """What the pages of docs/ show runs, and what they name exists."""
 
 import ast
+import configparser
 import re
 import warnings
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import nn
 from torch.utils.data import DataLoader
 
+import locoprop_lightning
+from locoprop_lightning import LocoPropModule
 from locoprop_lightning.cli import main
 from locoprop_lightning.layers import kind
+from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.tasks import Classification
 from tests.support import ROOT
 
 PAGES = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
 
 
-def test_examples_of_the_architecture_run(monkeypatch):
+BLOCKS = {name: re.findall(r"```python\n(.*?)```", page, re.DOTALL) for name, page in PAGES.items()}
+RUN = sorted(name for name, blocks in BLOCKS.items() if blocks and name != "your_model.md")
+
+
+def test_pages_have_examples():
+    own = {"solver", "oracle", "layer", "task", "network", "data", "observer", "loop"}
+    assert {"architecture.md", "quick_start.md", *(f"own_{what}.md" for what in own)} <= {*RUN}
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize("page", RUN)
+def test_examples_run(page, monkeypatch, folder):
+    """The blocks of a page, one after the other."""
     monkeypatch.setattr(kind, "_KINDS", list(kind._KINDS))
-    blocks = re.findall(r"```python\n(.*?)```", PAGES["architecture.md"], re.DOTALL)
-    assert len(blocks) > 10
-    scope = {"__name__": "architecture"}
-    for block in blocks:
+    scope = {"__name__": "page"}
+    for block in BLOCKS[page]:
         exec(block, scope)
+
+
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_kind_of_layer_of_ones_own_is_solved_exactly(monkeypatch, capsys):
+    """One step of FOOF on that of the page, against the formula; without the kind the rest optimizer would train it."""
+    monkeypatch.setattr(kind, "_KINDS", list(kind._KINDS))
+    exec(BLOCKS["own_layer.md"][0], {"__name__": "page"})
+    bag = nn.EmbeddingBag(7, 3, mode="sum")
+    network = nn.Sequential(bag, nn.Tanh(), nn.Linear(3, 4)).double()
+    x, labels, before = torch.randint(7, (30, 5)), torch.arange(30) % 4, bag.weight.detach().clone()
+    nn.functional.cross_entropy(network(x), labels).backward()
+    y = nn.functional.one_hot(x, 7).sum(1).double()
+    c = y.T @ y + 2.0 * torch.eye(7, dtype=y.dtype)
+    expected = before - 0.7 * torch.linalg.solve(c, bag.weight.grad)
+    module = LocoPropModule(network, Classification(4), ClosedForm(), 0.7, 2.0, objective="squared")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, **quiet)
+    trainer.fit(module, DataLoader([(x, labels)], batch_size=None))
+    torch.testing.assert_close(bag.weight.detach(), expected, rtol=1e-10, atol=1e-10)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "EmbeddingBag" in line]
+    assert len(rows) == 1 and "ClosedForm" in rows[0] and "7x3" in rows[0]
 
 
 SECTIONS = [part for part in PAGES["your_model.md"].split("\n## ") if "```python" in part]
@@ -89,28 +128,54 @@ def defined(path):
     return names
 
 
-@pytest.mark.parametrize("page", ["architecture.md", "mathematics.md"])
+CITED = {name: found for name, page in PAGES.items() if (found := re.findall(r"`([\w/]+\.py): ([\w.]+)`", page))}
+
+
+@pytest.mark.parametrize("page", CITED)
 def test_code_that_is_named_exists(page):
-    cited = re.findall(r"`([\w/]+\.py): ([\w.]+)`", PAGES[page])
-    assert len(cited) > 20
-    for file, name in cited:
+    assert len(CITED["architecture.md"]) > 20 and len(CITED["mathematics.md"]) > 20
+    for file, name in CITED[page]:
         path = ROOT / "locoprop_lightning" / file
         assert path.is_file() and name in defined(path), f"{file}: {name}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    headings = {
-        name: {
-            re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
-            for line in re.findall(r"^#+ .*", text, re.M)
-        }
-        for name, text in PAGES.items()
+LINKED = {
+    str(path.relative_to(ROOT)): path
+    for pattern in ("*.md", "docs/*.md", "docs/*/*.md", "results/*/report.md")
+    for path in sorted(ROOT.glob(pattern))
+}
+
+
+def test_every_package_has_its_page_of_the_reference():
+    pages = {path.stem: path.read_text() for path in (ROOT / "docs" / "api").glob("*.md")}
+    for package in locoprop_lightning._PACKAGES:
+        assert f".. automodule:: {locoprop_lightning.__name__}.{package}\n   :imported-members:" in pages[package]
+    for name in locoprop_lightning.__all__:
+        assert sum(f".{name}\n" in page for page in pages.values()) == 1, name
+
+
+def test_the_version_to_cite_is_the_packages():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    version = settings["metadata"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{version}}}" in PAGES["citing.md"]
+
+
+def headings(path):
+    return {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in re.findall(r"^#+ .*", path.read_text(), re.M)
     }
-    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
-        if target.startswith("http"):
-            continue
-        file, _, anchor = target.partition("#")
-        assert not file or (ROOT / "docs" / file).exists(), target
-        if anchor:
-            assert anchor in headings[file or page], target
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_links_lead_somewhere(page):
+    """As files; the site's own links are checked where it is built."""
+    text = re.sub(r"```.*?```", "", LINKED[page].read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^) ]+)(?: \"[^\"]*\")?\)", text):
+        if not target.startswith("http"):
+            file, _, anchor = target.partition("#")
+            path = LINKED[page].parent / file if file else LINKED[page]
+            assert path.exists(), target
+            assert not anchor or anchor in headings(path), target

@@ -45,7 +45,7 @@ class Digits(ImageData):
         """Reads the digits that come with scikit-learn.
 
         Returns:
-            The training samples and the test samples: images, uint8 [N, 1, 8, 8], and labels, int64 [N].
+            Training and test samples, each images, uint8 [N, 1, 8, 8], and labels, int64 [N].
         """
         # Imported here because scikit-learn takes a second to import and other data modules do without.
         from sklearn.datasets import load_digits

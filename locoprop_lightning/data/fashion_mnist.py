@@ -106,7 +106,7 @@ class FashionMNIST(ImageData):
         """Reads and checks the four files.
 
         Returns:
-            The training samples and the test samples: images, uint8 [N, 1, 28, 28], and labels, int64 [N].
+            Training and test samples, each images, uint8 [N, 1, 28, 28], and labels, int64 [N].
 
         Raises:
             UserError: if the data are missing or damaged.

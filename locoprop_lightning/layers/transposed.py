@@ -38,7 +38,7 @@ class TransposedConvolutionKind(LayerKind):
         return module.weight.new_zeros(0, module.in_channels, *(2 * int(p) + 1 for p in module.padding))
 
     def matrix(self, module: Transposed, x: Tensor) -> Tensor:
-        """The weight [channels, units a group, *kernel] as that of the convolution [units, channels a group x taps]."""
+        """The weight [channels, units a group, kernel] as that of the convolution [units, channels a group x taps]."""
         return self._swapped(module, x).flatten(1)
 
     def from_matrix(self, module: Transposed, matrix: Tensor) -> Tensor:  # noqa: D102

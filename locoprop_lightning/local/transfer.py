@@ -43,7 +43,7 @@ class Transfer:
             a: Point of linearisation [n, d].
 
         Returns:
-            One value a row [n], at least 0 up to rounding in float64: in float32 the difference would cancel.
+            One value a row [n], at least 0 up to rounding, in float64, as in float32 the difference would cancel.
         """
         dtype, z, a = z.dtype, z.double(), a.double()
         linear = (self.f(a) * z).sum(-1)

@@ -27,7 +27,7 @@ class SplitOptimizer(JoinedOptimizer):
         convolutions: Whether the weights of convolutions go with the matrices; the modules of this package tell them
             from other parameters of more dimensions.
         exclude: Patterns of parameters that go to ``other`` whatever their dimensions, such as the embeddings and the
-            output layer of "*.embedding.weight" and "head". A pattern is compared with the parameter's name and with
+            output layer of ``["*.embedding.weight", "head"]``. A pattern is compared with the parameter's name and with
             its layer's. The parameters must come with their names, as from ``network.named_parameters()``; the modules
             of this package see to it.
 

@@ -114,7 +114,7 @@ class LocalSolver(Callback, ABC):
             recording: Which local losses to compute.
 
         Returns:
-            The solution, whatever its status: that says whether a trainer would apply it.
+            The solution, whatever its status, which says whether a trainer would apply it.
 
         Raises:
             UserError: Where the solver does not take the problem, and for a state or a recording that is none.

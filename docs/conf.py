@@ -1,0 +1,89 @@
+"""Settings of the documentation site; ``make docs`` builds it.
+
+The source folder is the project's root, so that every Markdown file is read where it stands, and links between files
+are the same on the site and in the repository.
+"""
+
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+
+ROOT = Path(__file__).parents[1]
+
+project = "LocoProp Lightning"
+author = "The LocoProp Lightning authors"
+copyright = author  # noqa: A001, Sphinx's name
+release = version = installed("locoprop-lightning")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+root_doc = "docs/index"
+include_patterns = ["docs/**", "results/*/report.md", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+exclude_patterns = [".*", "build", "data", "runs", "**/__pycache__"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+nb_output_stderr = "remove"  # what packages say when they are imported
+
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+toc_object_entries_show_parents = "hide"
+html_theme = "furo"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_extra_path = ["_site"]  # leads from the folder's top to the first page
+html_copy_source = False
+html_show_sourcelink = False
+html_math_renderer = "mathml"
+pygments_style, pygments_dark_style = "tango", "github-dark"
+
+
+class DarkPictures(SphinxTransform):
+    """Shows ``NAME-dark.svg``, where there is one beside ``NAME.svg``, to readers who chose a dark page."""
+
+    default_priority = 500
+
+    def apply(self, **kwargs: Any) -> None:
+        """Adds the second picture after the first."""
+        folder = (ROOT / self.env.docname).parent
+        for image in list(self.document.findall(nodes.image)):
+            dark = image["uri"].removesuffix(".svg") + "-dark.svg"
+            if image["uri"].endswith(".svg") and "://" not in dark and (folder / dark).is_file():
+                other = image.deepcopy()
+                other["uri"] = dark
+                image["classes"].append("only-light")
+                other["classes"].append("only-dark")
+                image.parent.insert(image.parent.index(image) + 1, other)
+
+
+def _inline_math(translator: Any, node: nodes.math) -> None:
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block_math(translator: Any, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Formulas as MathML, which browsers draw without a script, and pictures for dark pages."""
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
+    app.add_transform(DarkPictures)
