@@ -43,6 +43,7 @@ class SupervisedModule(LightningModule):
         self._compiled = (network,)  # in a tuple, so that it is no second part of this module
         self.task = task
         metrics = task.metrics()
+        check_object(MetricCollection, metrics=metrics)
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
