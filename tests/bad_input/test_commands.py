@@ -187,7 +187,7 @@ DEVICES = [
 COMMANDS = [
     ("a path with a zero", "--trainer.logger.name 'a\0b'", "a path of the settings holds a zero byte; name another"),
     ("a model by number", "--model 3", "model: there is no class 3"),
-    ("a command's other class", "--model.network os.system", "model.network: Import path os.system does not correspond"),
+    ("a command's other class", "--model.network os.system", "model.network: Import path os.system does not correspon"),
     ("nothing", "", "no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE"),
     ("no such command", "train", "invalid choice: 'train' (choose from 'fit', 'validate', 'test', 'predict'); such as"),
     ("settings before the command", " --config CONFIGS/digits/foof.yaml fit", "put --config after the command"),
