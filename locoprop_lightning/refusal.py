@@ -40,6 +40,7 @@ def sentence(error: Exception) -> str | None:
 
 _MACHINE = {
     "out of memory|can't allocate memory": "the memory is full; take a smaller data.batch_size, or a smaller network.",
+    "embedded null byte": "a path of the settings holds a zero byte; name another.",
     "EADDRINUSE": "MASTER_PORT: the port is in use; leave the variable out, or name a free port.",
 }
 
@@ -106,7 +107,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         if allowed == "float" and value[1] in ("nan", "inf", "-inf"):
             allowed = "a finite number"
         forms = [_FORMS[part] for part in setting.split(".") if part in _FORMS]
-        reason = f"must be {forms[0] if forms else allowed}, not {value[1]}"
+        reason = f"must be {forms[0] if forms else allowed or 'a class with its init_args'}, not {value[1]}"
     return f"{setting}: {reason}"
 
 

@@ -47,6 +47,7 @@ class SupervisedModule(LightningModule):
         self.network = network
         self.task = task
         metrics = task.metrics()
+        check_object(MetricCollection, metrics=metrics)
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")

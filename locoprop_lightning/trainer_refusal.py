@@ -1,5 +1,6 @@
 """What Lightning's trainer refuses, told with the setting, and what it takes though nothing can come of it."""
 
+import os
 import re
 import traceback
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.module import LocoPropModule
 from locoprop_lightning.supervised import BackpropModule, SupervisedModule
 
+PROCESSES_A_CORE = 8  # at most, of a fit on processors
 _KINDS = (ValueError, TypeError, RuntimeError, ModuleNotFoundError, MisconfigurationException)
 _OURS = ("lightning.", "locoprop_lightning.")
 
@@ -59,6 +61,9 @@ def check_settings(trainer: Trainer, settings: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps"):
         if settings.get(name) == 0:
             raise UserError(f"trainer.{name}=0: trains nothing; give a number above 0, or take validate.")
+    many = PROCESSES_A_CORE * (os.cpu_count() or 1)
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > many:
+        raise UserError(f"trainer.devices={trainer.num_devices}: this machine has processors for {many} at most.")
     precision = settings.get("precision")
     if str(precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
         raise UserError(

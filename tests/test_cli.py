@@ -171,7 +171,7 @@ def test_fit_validate_test_and_predict(folder, capsys):
             ["--model.lr_scheduler.warmup", "0.1"],
             "its class is not chosen yet; put --model.lr_scheduler CLASS before --model.lr_scheduler.warmup",
         ),
-        (["--modl.x", "3"], "unrecognized arguments: --modl.x 3"),
+        (["--modl.x", "3"], "unrecognized arguments: --modl.x 3; near names are model, model.help"),
     ],
 )
 def test_mistakes_end_with_one_sentence(capsys, more, message):

@@ -56,20 +56,23 @@ def joined(address: str | None) -> Iterator[None]:
             ) from error
     else:
         ray.init(address="local", include_dashboard=False, **shared)  # whatever else runs on this machine
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if here else None  # over Ray's, which shows a stack of its own
+    terminated = threading.Event()
+
+    def terminate(number: int, frame: Any) -> NoReturn:
+        terminated.set()
+        raise SystemExit(TERMINATED)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if main else None  # over Ray's, which shows a stack of its own
     try:
         yield
     finally:
         ray.shutdown()
-        if here:
+        if main:
             signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: Any) -> NoReturn:
-    """Ends the command at SIGTERM, by way of what must be given back."""
-    print("tune: terminated; what is done is kept, and the command goes on from there.", file=sys.stderr)
-    raise SystemExit(TERMINATED)
+        if terminated.is_set():  # whatever Tune has made of it
+            print("tune: terminated; a sweep goes on with --resume, a study with the same command.", file=sys.stderr)
+            raise SystemExit(TERMINATED)
 
 
 def _check_address(address: str) -> None:

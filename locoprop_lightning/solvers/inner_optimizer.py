@@ -1,5 +1,6 @@
 """Inner steps by any torch optimizer, as the LocoProp paper takes them."""
 
+import math
 from copy import deepcopy
 from typing import Any
 
@@ -55,7 +56,14 @@ class InnerOptimizer(IterativeSolver):
     def init(self, problem: LocalProblem, state: State) -> tuple[Optimizer, list[float]]:
         """The layer's optimizer at zero displacement, and its rates."""
         parameter = nn.Parameter(problem.zeros())
-        made = self.optimizer([parameter])
+        try:
+            made = self.optimizer([parameter])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"InnerOptimizer(optimizer): {error}.") from error
+        if not isinstance(made, Optimizer):
+            raise UserError(f"InnerOptimizer(optimizer): makes a {type(made).__name__}, not a torch.optim.Optimizer.")
+        if not all(math.isfinite(group["lr"]) for group in made.param_groups):
+            raise UserError(f"InnerOptimizer(optimizer): lr={made.param_groups[0]['lr']}: must be a finite number.")
         if isinstance(made, LBFGS):
             raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
         rates = [group["lr"] * problem.rate for group in made.param_groups]

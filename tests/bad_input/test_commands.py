@@ -158,6 +158,7 @@ DEVICES = [
     ),
     ("MPS", "--trainer.accelerator mps", "trainer.accelerator=mps: "),
     ("TPU", "--trainer.accelerator tpu", "trainer: Requirement 'torch_xla"),
+    ("devices by thousands", "--trainer.devices 100000", "trainer.devices=100000: this machine has processors for"),
     ("no devices", "--trainer.devices 0", "trainer.devices=0: "),
     (
         "devices below 0",
@@ -184,6 +185,9 @@ DEVICES = [
     ("no such precision", "--trainer.precision 17", "trainer.precision: must be one of 64, 32, 16"),
 ]
 COMMANDS = [
+    ("a path with a zero", "--trainer.logger.name 'a\0b'", "a path of the settings holds a zero byte; name another"),
+    ("a model by number", "--model 3", "model: there is no class 3"),
+    ("a command's other class", "--model.network os.system", "model.network: Import path os.system does not correspon"),
     ("nothing", "", "no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE"),
     ("no such command", "train", "invalid choice: 'train' (choose from 'fit', 'validate', 'test', 'predict'); such as"),
     ("settings before the command", " --config CONFIGS/digits/foof.yaml fit", "put --config after the command"),

@@ -104,6 +104,10 @@ def problem(**parts):
     return LocalProblem(**given | dict(bias=None, transfer=identity, lambda_a=1.0, lambda_r=1.0) | parts)
 
 
+def solved_at_rate(rate):
+    return InnerOptimizer(lambda p: torch.optim.SGD(p, lr=rate), 2).solve(problem())
+
+
 MODULES = [
     ("no network", lambda: LocoPropModule(None, Classification(3), ClosedForm(), 1, 1), "network=None: must be a torc"),
     ("a network's class", lambda: backprop(nn.Linear), "network=Linear: give an object, Linear(...), not the class"),
@@ -138,6 +142,8 @@ OPTIMIZERS = [
      "optimizer=SGD: has parameters of something else; take those that it is called with"),
     ("no schedule made", lambda: fit(backprop(lr_scheduler=lambda o: 3), (X, Y)), "lr_scheduler: makes a int, not a s"),
     ("inner optimizer's name", lambda: InnerOptimizer("Adam"), "InnerOptimizer(optimizer='Adam'): must make an optimi"),
+    ("inner rate below 0", lambda: solved_at_rate(-1.0), "InnerOptimizer(optimizer): Invalid learning rate: -1.0"),
+    ("inner rate infinite", lambda: solved_at_rate(float("inf")), "InnerOptimizer(optimizer): lr=inf: must be a finit"),
     ("warmup as text", lambda: LinearDecay(SGD(network().parameters()), warmup="x"), "LinearDecay(warmup='x'): must b"),
 ]  # fmt: skip
 BATCHES = [
