@@ -35,9 +35,10 @@ def explained(network: nn.Module, inputs: Any) -> Iterator[None]:
         raise
     except (RuntimeError, TypeError, IndexError) as error:
         text = " ".join(str(error).split())
-        if torch.is_inference_mode_enabled() and "does not require grad" in text:
+        if "does not require grad" in text and not (torch.is_grad_enabled() and not torch.is_inference_mode_enabled()):
             raise UserError(
-                "trainer.inference_mode=True: the network takes gradients in its forward pass; set it to False."
+                f"network={type(network).__name__}: takes gradients in its forward pass, which are switched off in a "
+                "validation; put torch.enable_grad() around it, and set trainer.inference_mode to False."
             ) from error
         if isinstance(error, TypeError) and _CALL.search(text):
             way = "a mapping becomes keyword arguments, a tuple or list arguments; give pairs of inputs and target, or "

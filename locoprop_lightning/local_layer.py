@@ -13,6 +13,7 @@ from locoprop_lightning.layers.record import Content
 from locoprop_lightning.local import LocalProblem, State, Transfer
 from locoprop_lightning.solvers import Solution, Status
 
+OTHER_GRADIENT = "its weight gradient is not that of its calls alone, as where the pass or the loss takes gradients"
 _log = logging.getLogger(__name__)
 UNRECORDED = "called where its rows cannot be recorded: in checkpoint(use_reentrant=True) or within torch.func"
 
@@ -156,7 +157,7 @@ class LocalLayer:
             if type(self.kind).__module__.split(".")[0] != __name__.split(".")[0]:
                 raise
             return "its output is not its matrix times its input"
-        return "its weight gradient is not that of its recorded calls" if self._differs(problem, record, total) else ""
+        return OTHER_GRADIENT if self._differs(problem, record, total) else ""
 
     @torch.no_grad()
     def _differs(self, problem: LocalProblem, record: Record, total: Callable[[Tensor], Tensor]) -> bool:

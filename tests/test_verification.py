@@ -11,6 +11,7 @@ from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import TransposedLinearKind, kind_of, rounding
 from locoprop_lightning.local import MatrixOperator
+from locoprop_lightning.local_layer import OTHER_GRADIENT as GRADIENT
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Task
 from tests.support import quiet_trainer
@@ -19,7 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
 ]
-GRADIENT = "its weight gradient is not that of its recorded calls"
 OUTPUT = "its output is not its matrix times its input"
 
 

@@ -37,8 +37,9 @@ def check_problem(
     shapes = {"weight": (weight, [len(weight), operator.d_in])}
     if bias is not None:
         shapes["bias"] = bias, [len(weight)]
-    rows = {"pre_activation": pre_activation, "direction": direction}
-    shapes |= {name: (part, [operator.n, len(weight)]) for name, part in rows.items() if not callable(part)}
+    if isinstance(operator, MatrixOperator):  # others may have but some of the rows at hand
+        rows = {"pre_activation": pre_activation, "direction": direction}
+        shapes |= {name: (part, [operator.n, len(weight)]) for name, part in rows.items() if not callable(part)}
     for name, (part, shape) in shapes.items():
         found = list(part.shape) if isinstance(part, Tensor) else type(part).__name__
         if found != shape:

@@ -112,6 +112,8 @@ class RuledOptimizer(JoinedOptimizer):
     def __init__(self, params: ParamsT, optimizer: OptimizerCallable, rules: Sequence[Rule]) -> None:
         makers, shares = [optimizer], [Share(0, {})]
         for rule in rules:
+            if not isinstance(rule, Rule):
+                raise UserError(f"RuledOptimizer: rules={rule!r}: give a Rule, such as Rule(kinds=['bias'], lr=0.1).")
             if rule.optimizer is not None:
                 makers.append(rule.optimizer)
             shares.append(Share(0 if rule.optimizer is None else len(makers) - 1, rule.options))

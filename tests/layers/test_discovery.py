@@ -191,7 +191,7 @@ def test_recurrent_layers(make):
             return self.last(out[0] if isinstance(out, tuple) else out)
 
     layers = look(Recurrent(), torch.randn(5, 4))
-    told = "reads its weights in a kernel of torch; a cell made of nn.Linear layers is local"
+    told = "reads its weights in a kernel of torch; networks.Unrolled has it in local layers"
     assert not layers["layer"].local and layers["layer"].reason == told and layers["last"].local
 
 
