@@ -385,8 +385,8 @@ PADDED = {
 @pytest.mark.parametrize("name", PADDED)
 def test_a_padded_batch_trains_as_one_without_padding(name, oracle):
     make, task = PADDED[name]
-    if name == "t5" and isinstance(oracle, SpectralOracle):
-        pytest.skip("its first queries' gradients are next to nothing, which spectral targets make as large as others'")
+    # A first token attends to itself alone: its query's gradient is zero but for rounding, and so its row counts or not.
+    tolerance = 1e-3 if name == "t5" else 1e-10
     of_samples = "sequences" in name
     torch.manual_seed(0)
     network, found = deterministic(make()).double(), []
@@ -401,7 +401,7 @@ def test_a_padded_batch_trains_as_one_without_padding(name, oracle):
         found.append((dict(module.network.named_parameters()), torch.tensor(losses)))
     close(found[1][1], found[0][1], 1e-6)
     for key, value in found[0][0].items():
-        close(found[1][0][key], value, 1e-10)
+        close(found[1][0][key], value, tolerance)
     moved = {n for n, p in start.named_parameters() if not torch.equal(found[0][0][n], p)}
     assert {n for n, p in start.named_parameters() if p.dim() > 1 and ("encoder.layer" in n or ".h." in n)} <= moved
 
