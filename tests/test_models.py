@@ -385,7 +385,7 @@ PADDED = {
 @pytest.mark.parametrize("name", PADDED)
 def test_a_padded_batch_trains_as_one_without_padding(name, oracle):
     make, task = PADDED[name]
-    # A first token attends to itself alone: its query's gradient is zero but for rounding, and so its row counts or not.
+    # A first token attends to itself alone: its query's gradient is zero but for rounding, and its row counts or not.
     tolerance = 1e-3 if name == "t5" else 1e-10
     of_samples = "sequences" in name
     torch.manual_seed(0)
