@@ -239,3 +239,26 @@ def test_rows_that_change_places_are_not_taken_for_others():
         output = module(x)
     module.task.loss(output, y).backward()
     assert [record.n for record in tape.records.values()] == [40, 40]
+
+
+def test_layers_that_follow_themselves_and_each_other():
+    """One layer is called three times in a row, with a second one between."""
+
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.one, self.other = nn.Embedding(VOCABULARY, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.head = nn.Linear(6, VOCABULARY)
+
+        def forward(self, x):
+            hidden = self.one(self.one(self.table(x)).relu()).relu()
+            return self.head(self.one(self.other(hidden).relu()).relu())
+
+    found = []
+    for padded in (False, True):
+        settings = dict(oracle=RMSOracle(), lambda_a=0.1, **RELATIVE, **SQUARED)
+        module = LocoPropModule(network(Again), LanguageModelling(), ClosedForm(), **settings)
+        fit(module, sequences(padded))
+        found.append(dict(module.network.named_parameters()))
+    assert all(p.isfinite().all() for p in found[1].values())
+    torch.testing.assert_close(found[1]["head.weight"], found[0]["head.weight"], rtol=1e-10, atol=1e-10)

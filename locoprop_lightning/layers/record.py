@@ -39,7 +39,7 @@ class Record:
     Attributes:
         scale: As given.
         calls: How many calls count.
-        followers: Records of layers whose input is made of this one's output alone, row by row.
+        followers: By call, the calls, each with its record, whose input is made of this one's output row by row.
         edges: Where the gradient w.r.t. the pre-activation of each call leaves the graph.
         autocast: Whether a call was under autocast.
         dtype: The coarsest type that a call was computed in.
@@ -54,6 +54,7 @@ class Record:
     ) -> None:
         self._complete = True
         self._index: Tensor | None = None  # rows that count, once the gradients are there
+        self._reaching: dict[int, Tensor] = {}  # rows of each call that a gradient reaches, once something asks
         self._blocks: Blocks | None = None  # once something asks for them
         self._module = module
         self._kind = kind
@@ -66,7 +67,7 @@ class Record:
         self._inner, self._looked = False, 0  # at so many calls
         self._fits = True
         self._lost = False  # whether a call could not be recorded
-        self.followers: list[Record] = []
+        self.followers: dict[int, list[tuple[Record, int]]] = {}
         self.edges: list[GradientEdge] = []
         self.autocast = False
         self.dtype = torch.float64
@@ -167,18 +168,24 @@ class Record:
         if self._index is None and self._gradients:
             counting = self._kind.counting(self._module, [self._inputs[call] for call in self._counting])
             if not self._complete:
-                reached = self._reached()
+                latest_first = [self._reached(call) for call in reversed(self._counting)]  # which asks no deeper
+                reached = join(latest_first[::-1])
                 counting = reached if counting is None else counting & reached
             self._index = None if counting is None else counting.nonzero()[:, 0]
         return self._index
 
-    def _reached(self) -> Tensor:
-        """Rows that a gradient reaches, bool, or reaches in a layer that follows: here all units may be dead."""
-        reached = (self._join(self._gradients) != 0).any(1)
-        for follower in self.followers:
-            if follower._gradients and len(after := follower._reached()) == len(reached):
-                reached |= after
-        return reached
+    def _reached(self, call: int) -> Tensor:
+        """Rows of a call that a gradient reaches, bool, or reaches in a call that follows: here all units may be dead.
+
+        Calls follow each other in time, so that this ends, whatever layers they are of. Made once.
+        """
+        if call not in self._reaching:
+            reached = (self._rows(self._gradients[call]) != 0).any(1)
+            for record, other in self.followers.get(call, ()):
+                if other in record._gradients and len(after := record._reached(other)) == len(reached):
+                    reached = reached | after
+            self._reaching[call] = reached
+        return self._reaching[call]
 
     @property
     def n(self) -> int:

@@ -43,7 +43,7 @@ class Tape:
     ) -> None:
         self._layers = layers
         self._complete = True
-        self._makers: dict[Node, Record] = {}  # records by the end of their layer's part of the graph
+        self._makers: dict[Node, tuple[Record, int]] = {}  # calls by the end of their layer's part of the graph
         self._handles: list[RemovableHandle] = []
         storages = {x.untyped_storage().data_ptr() for x in moving}
         self.records = {name: Record(module, kind, storages, scale) for name, (module, kind) in layers.items()}
@@ -110,19 +110,21 @@ class Tape:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             if output.requires_grad:
                 x = kind.input(args, kwargs)
-                if not self._complete and (before := self._made_of(x)) is not None:
-                    before.followers.append(record)
+                before, call = None if self._complete else self._made_of(x), len(record.edges)
                 try:
                     record.add(x, output)
                 except NotImplementedError:
                     record.lose()
-                else:
-                    self._makers[record.edges[-1].node] = record
+                    return
+                self._makers[record.edges[call].node] = record, call
+                if before is not None:
+                    maker, its = before
+                    maker.followers.setdefault(its, []).append((record, call))
 
         return hook
 
-    def _made_of(self, x: Tensor) -> Record | None:
-        """The record whose output alone a tensor was made of, by few functions that keep rows; None without."""
+    def _made_of(self, x: Tensor) -> tuple[Record, int] | None:
+        """The call, with its record, whose output alone a tensor was made of, by few functions that keep rows."""
         node = x.grad_fn
         for _ in range(_FEW):
             if node is None or node in self._makers:
