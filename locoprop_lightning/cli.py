@@ -227,9 +227,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments of the command; those of the process if not given.
     """
     told = threading.excepthook
-    threading.excepthook = lambda of: (
-        None if isinstance(of.exc_value, OSError) else told(of)
-    )  # told by who waits for it
+    # What the system refuses a logger's thread is told by who waits for it.
+    threading.excepthook = lambda of: None if isinstance(of.exc_value, OSError) else told(of)
     try:
         with one_sentence("locoprop"):
             LocoPropCLI(args)

@@ -75,3 +75,8 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def why_unwritten(error: Exception) -> str:
+    """What to tell of an error in writing a file: the system's words, or the library's in one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -13,8 +13,8 @@ from locoprop_lightning.layers.record import Content
 from locoprop_lightning.local import LocalProblem, State, Transfer
 from locoprop_lightning.solvers import Solution, Status
 
-OTHER_GRADIENT = "its weight gradient is not that of its calls alone, as where the pass or the loss takes gradients"
 _log = logging.getLogger(__name__)
+OTHER_GRADIENT = "its weight gradient is not that of its calls alone, as where the pass or the loss takes gradients"
 UNRECORDED = "called where its rows cannot be recorded: in checkpoint(use_reentrant=True) or within torch.func"
 
 
@@ -170,8 +170,9 @@ class LocalLayer:
         g, operator = record.gradient(), problem.operator.expanded or problem.operator
         product = operator.adjoint(g)
         own = torch.zeros_like(product)  # also of parameters without a gradient
-        for part in [] if gradients is None else [torch.cat(gradients, 1)]:
-            own[:, : part.shape[1]] = part
+        if gradients is not None:
+            given = torch.cat(gradients, 1)
+            own[:, : given.shape[1]] = given
         size = (operator.total(g.square()) * operator.trace()).sqrt()
         off, norm = torch.linalg.vector_norm(own - product), torch.linalg.vector_norm(product)
         own_dtype = self.kind.parameters(self.module)[0].dtype

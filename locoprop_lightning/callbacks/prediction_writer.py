@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from locoprop_lightning.errors import UserError, check_path
-from locoprop_lightning.files import passing_name, settle
+from locoprop_lightning.files import passing_name, settle, why_unwritten
 
 
 class PredictionWriter(Callback):
@@ -64,7 +64,7 @@ class PredictionWriter(Callback):
             settle(passing, path)
         except (OSError, RuntimeError) as error:
             passing.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            reason = why_unwritten(error)
             raise UserError(f"predictions.path={path}: cannot be written ({reason}); name another file.") from error
         print(f"{number} predictions written to {path}; read them with torch.load.")
 

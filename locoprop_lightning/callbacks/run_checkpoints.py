@@ -19,7 +19,7 @@ from locoprop_lightning import random_state
 from locoprop_lightning.checkpoints import at_next_epoch
 from locoprop_lightning.edited_settings import edited
 from locoprop_lightning.errors import UserError, check_counts, check_positive
-from locoprop_lightning.files import passing_name, settle
+from locoprop_lightning.files import passing_name, settle, why_unwritten
 
 SETTINGS = "settings"  # key of a checkpoint: settings of the run by dotted name
 RANDOM = "random_state"  # key of a checkpoint: {generator: states of all processes}
@@ -204,9 +204,10 @@ class RunCheckpoints(Checkpoint):
         self._written = time.monotonic()
         if failure is not None:
             passing.unlink(missing_ok=True)
-            reason = getattr(failure, "strerror", None) or " ".join(str(failure).split())
             kept = f"the last whole one is {self.last}" if self.last else "there is none yet"
-            return f"{path} cannot be written ({reason}); {kept}; make room there, or name another folder."
+            return (
+                f"{path} cannot be written ({why_unwritten(failure)}); {kept}; make room there, or name another folder."
+            )
         if trainer.is_global_zero and self._before is not None:
             self._before.unlink(missing_ok=True)
         own = self.last is not None and self.last.parent == self._folder

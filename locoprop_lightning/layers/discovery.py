@@ -18,10 +18,7 @@ from locoprop_lightning.local.transfer import Identity
 ON_REQUEST = "local on request (include)"
 UNSEEN: Mapping[tuple[type[nn.Module], ...], str] = {
     (nn.MultiheadAttention,): "reads its weights in a function of torch; projections that are nn.Linear are local",
-    (
-        nn.RNNBase,
-        nn.RNNCellBase,
-    ): "reads its weights in a kernel of torch; networks.Unrolled has it in local layers",
+    (nn.RNNBase, nn.RNNCellBase): "reads its weights in a kernel of torch; networks.Unrolled has it in local layers",
 }
 
 

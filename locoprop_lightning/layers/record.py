@@ -82,14 +82,13 @@ class Record:
         Raises:
             NotImplementedError: Within a transformation of torch.func, whose tensors have no memory of their own.
         """
-        inputs.untyped_storage().data_ptr()
-        call = len(self._inputs)
-        self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
-        made_in = rounding.coarsest(inputs, output, self._kind.parameters(self._module)[0])
-        self.dtype = max(self.dtype, made_in, key=lambda dtype: torch.finfo(dtype).eps)
         y = inputs.detach()
         y = y.to(output.dtype) if y.is_floating_point() else y  # what the layer computes with under autocast
-        self._inputs.append(y.clone() if y.untyped_storage().data_ptr() in self._moving else y)
+        moves = y.untyped_storage().data_ptr() in self._moving  # the first that may raise
+        call, weight = len(self._inputs), self._kind.parameters(self._module)[0]
+        self.autocast = self.autocast or torch.is_autocast_enabled(output.device.type)
+        self.dtype = rounding.coarsest(inputs, output, weight, at_least=self.dtype)
+        self._inputs.append(y.clone() if moves else y)
         self._outputs.append((output.detach(), output._version))
         self._fits = self._fits and self._kind.fits(self._module, inputs, output)
         # Both are taken before any in-place activation, so they stand for the pre-activation itself.

@@ -10,10 +10,10 @@ _ROUNDING = {torch.float64: 2.0**-20, torch.float32: 2.0**-10}  # the latter abo
 _ROUNDING_16 = 2.0**-7  # above bfloat16's
 
 
-def coarsest(*tensors: Tensor) -> torch.dtype:
-    """The type with the largest rounding among those of tensors, and autocast's."""
+def coarsest(*tensors: Tensor, at_least: torch.dtype = torch.float64) -> torch.dtype:
+    """The type with the largest rounding among those of tensors, autocast's, and another one."""
     device = tensors[0].device.type
-    dtypes = [x.dtype for x in tensors if x.is_floating_point()]
+    dtypes = [at_least, *(x.dtype for x in tensors if x.is_floating_point())]
     if torch.is_autocast_enabled(device):
         dtypes.append(torch.get_autocast_dtype(device))
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
