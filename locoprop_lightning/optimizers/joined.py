@@ -264,17 +264,18 @@ def describe(optimizer: Optimizer, module: nn.Module) -> str:
     own = {id(p) for p in module.parameters(recurse=False)}
     found = [
         f"{type(child).__name__} (lr {group.get('initial_lr', group['lr']):g})"
-        for child in _leaves(optimizer)
+        for child in leaves(optimizer)
         for group in child.param_groups
         if any(id(p) in own for p in group["params"])
     ]
     return " + ".join(dict.fromkeys(found))
 
 
-def _leaves(optimizer: Optimizer) -> list[Optimizer]:
+def leaves(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizers that step: those that a joined one joins, or the one itself."""
     if not isinstance(optimizer, JoinedOptimizer):
         return [optimizer]
-    return [leaf for child in optimizer.children for leaf in _leaves(child)]
+    return [leaf for child in optimizer.children for leaf in leaves(child)]
 
 
 def _make(rule: OptimizerCallable, groups: list[Group]) -> Optimizer:

@@ -56,7 +56,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, name):
 
 
 def test_a_checkpoint_that_cannot_be_read_back_is_none(tmp_path):
-    """As those of Shampoo, whose state holds objects."""
+    """As those of an optimizer whose state holds objects of another package."""
     torch.save({"optimizer": Job}, tmp_path / "last.ckpt")
     assert told(run(job(tmp_path))) == told(run(job(tmp_path / "whole")))
 
