@@ -14,7 +14,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4
 GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train test test-fast lint types docs clean
+.PHONY: help env data train test test-fast soak lint types docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,11 +45,14 @@ train: $(INSTALLED) ## train with CONFIG (a YAML file) and ARGS (further argumen
 
 test: lint types ## lint, types, then the tests and the examples in docstrings
 	@$(GET_DATA) || echo "Going on without Fashion-MNIST: the tests that need it are skipped." >&2
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]  # 5: none of these was asked for
-	$(PYTEST) -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not alone and not soak" $(PYTEST_ARGS) || [ $$? = 5 ]  # 5: none of these was asked for
+	$(PYTEST) -m "alone and not soak" $(PYTEST_ARGS) || [ $$? = 5 ]
 
 test-fast: $(INSTALLED) ## the tests that start no cluster, browser or other process, and train for a moment at most
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not alone and not slow" $(PYTEST_ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not alone and not slow and not soak" $(PYTEST_ARGS)
+
+soak: $(INSTALLED) ## what takes hours: every configuration killed and resumed, 20,000 steps, a sweep of 200 trials
+	$(PYTEST) -m soak -s $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## style and formatting (ruff)
 	$(BIN)/ruff check .

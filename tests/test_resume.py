@@ -4,9 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -21,10 +18,10 @@ from locoprop_lightning.data import Digits
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.tasks import Classification
+from tests.resuming import differences, read
 from tests.support import ROOT, flat, same
 
 DIGITS = sorted((ROOT / "configs" / "digits").glob("*.yaml"))
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "local_layers", "random_state")
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 
 
@@ -99,21 +96,6 @@ def fit(folder, callbacks, checkpoint=None, module=None, **settings):
     seed_all(5 if checkpoint is None else 6)
     trainer.fit(module, Digits(batch_size=300, seed=0), ckpt_path=checkpoint, weights_only=True)
     return module, logger.rows
-
-
-def read(path):
-    """What of a checkpoint decides how the run goes on."""
-    content = torch.load(path, weights_only=True)
-    return {part: keyed(content[part]) for part in PARTS if part in content}
-
-
-def keyed(state):
-    """A state as ``same`` takes it: lists as dictionaries by position."""
-    if isinstance(state, list | tuple):
-        state = dict(enumerate(state))
-    if isinstance(state, dict):
-        return {key: keyed(value) for key, value in state.items()}
-    return str(state) if state is None or isinstance(state, torch.dtype) else state
 
 
 def steps(folder):
@@ -287,30 +269,6 @@ def test_a_state_that_torch_does_not_read_back_leaves_weights_alone(tmp_path, ca
 @pytest.mark.alone
 @pytest.mark.parametrize("devices", [1, 2])
 def test_killed_three_times_it_ends_as_if_nothing_had_been(devices, tmp_path):
-    name = "locoprop_s_whitened"
-    command = [sys.executable, "-m", "locoprop_lightning", "fit", "--config", str(ROOT / f"configs/digits/{name}.yaml")]
-    command += ["--trainer.max_epochs=30", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"]
-    command += ["--trainer.accelerator=cpu", f"--trainer.devices={devices}", "--checkpoints.every_n_steps=3"]
-    command += ["--trainer.strategy=ddp"] if devices == 2 else []
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("PL_GLOBAL_SEED", None)
-
-    def save_in(folder):
-        return f"--trainer.logger.init_args.save_dir={tmp_path / folder}"
-
-    subprocess.run([*command, save_in("whole")], env=environment, check=True, capture_output=True)
-    draw, more, seen = random.Random(name), [], 0
-    for _ in range(3):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-        process = subprocess.Popen([*command, *more, save_in("killed")], start_new_session=True, **quiet)
-        while process.poll() is None and max(steps(tmp_path / "killed"), default=0) <= seen + 3:
-            time.sleep(0.01)
-        time.sleep(draw.random() / 3)
-        assert process.poll() is None, "it ended before it was killed"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        seen, more = max(steps(tmp_path / "killed")), ["--ckpt_path", "last"]
-    subprocess.run([*command, *more, save_in("killed")], env=environment, check=True, capture_output=True)
-    last = max(steps(tmp_path / "whole"))
-    whole, killed = (read(next((tmp_path / f).rglob(f"step={last}.ckpt"))) for f in ("whole", "killed"))
-    assert same(whole, killed)
+    more = ["--trainer.max_epochs=30", "--checkpoints.every_n_steps=3"]
+    other, _ = differences("configs/digits/locoprop_s_whitened.yaml", tmp_path, more, devices)
+    assert other == []
