@@ -15,7 +15,7 @@ from locoprop_lightning.results.events import folders, read_scalars
 from tests.support import ROOT
 
 STEPS, EVERY, SETTLED = 20_000, 200, 2_000
-CALLBACKS = ("LearningRateMonitor", "DeviceStatsMonitor", "locoprop_lightning.callbacks.HyperparameterLogger")
+CALLBACKS = ("LearningRateMonitor", "DeviceStatsMonitor")  # beside those that every fit has
 
 
 class Gauge(Callback):
