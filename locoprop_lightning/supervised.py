@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
 from locoprop_lightning.layers.compiled import original, tell_uncompiled
 from locoprop_lightning.layers.probe import call
+from locoprop_lightning.loading import Loadable
 from locoprop_lightning.optimizers import LinearDecay, owned_parameters
 from locoprop_lightning.optimizers.factory import optimizer_from, schedule_from
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
@@ -25,7 +26,7 @@ from locoprop_lightning.optimizers.schedule import tell_length
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
 
-class SupervisedModule(LightningModule):
+class SupervisedModule(Loadable):
     """Evaluation, logging, and checks of checkpoints.
 
     Args:
@@ -142,8 +143,8 @@ class SupervisedModule(LightningModule):
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the format, and the names of the optimizers."""
-        stamp(checkpoint, self._optimizer_names())
+        """Adds the format, the names of the optimizers, and what the module was made of."""
+        stamp(checkpoint, self._optimizer_names(), self.configuration)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks the format, and remembers the names of the optimizers, which a fit compares."""

@@ -200,7 +200,9 @@ COMMANDS = [
     ("validation below 0", f"{PIXELS} --data.validation=-1", "validation=-1: must be a whole number, at least 0"),
     ("part of an image", "--data.batch_size 1.5", "data.batch_size: must be int, not 1.5"),
     ("unsafe checkpoint", "--weights_only false", "weights_only=False: would run whatever code a checkpoint holds; le"),
-    ("best", "--ckpt_path best", "ckpt_path=best: is known to the process of a fit alone; name a file, or take last"),
+    ("best", "--ckpt_path best", "ckpt_path=best: holds weights alone; name a file, or take last"),
+    ("monitor", "--best.monitor val/f1", "best.monitor=val/f1: validation does not log it; take one of val/accuracy, "
+    "val/loss, or auto"),
     ("last of nothing", "--ckpt_path last", "there is no whole checkpoint at runs/digits/foof/*/checkpoints/*.ckpt; l"),
     ("no text there", "fit --config CONFIGS/transformer/adam.yaml --data.root none --trainer.accelerator=cpu",
      "TextFiles(root='none', pattern='*.py'): no file there matches; name a folder"),
