@@ -50,6 +50,7 @@ class LocalEngine:
         layers: All layers that may be local, now or at another time.
         local: Those that are, once the first batch of a fit has told.
         found: All layers of the network, from then on.
+        trained: Who trains each of them, by name.
     """
 
     def __init__(self, network: nn.Module, solver: LocalSolver, oracle: Oracle, settings: LocalSettings) -> None:
@@ -60,6 +61,7 @@ class LocalEngine:
         self.layers: dict[str, LocalLayer] = {}
         self.local: dict[str, LocalLayer] = {}
         self.found: list[LayerInfo] | None = None
+        self.trained: dict[str, str] = {}
         self._verified: set[str] = set()  # names of layers
         self._steps = 0  # of this fit
         self._known: list[LocalLayer] = []  # to the optimizers
@@ -224,7 +226,7 @@ class LocalEngine:
         Raises:
             UserError: For a layer that does not act as its kind says, and for a problem that the solver cannot solve.
         """
-        trained = {}
+        self.trained = trained = {}
         for info in self.found or []:
             if info.name in problems:
                 self.solver.check(problems[info.name])

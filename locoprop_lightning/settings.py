@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -33,13 +33,13 @@ class LocalSettings:
 
     lambda_a: float
     lambda_r: float
-    objective: str
-    output_transfer: str | Transfer  # of the output layer: "identity", or the task's link
-    transfers: Mapping[str, str | Transfer]
-    skip: Sequence[str]
-    damping: str
-    overrides: Mapping[str, Mapping[str, float]]
-    guard: bool
+    objective: str = "matching"
+    output_transfer: str | Transfer = "identity"  # of the output layer: that, or the task's link
+    transfers: Mapping[str, str | Transfer] = field(default_factory=dict)
+    skip: Sequence[str] = ()
+    damping: str = "absolute"
+    overrides: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    guard: bool = True
     scheduled: str = "outer"
     step_length: str = "targets"
     include: Sequence[str] = ()
@@ -128,6 +128,14 @@ class LocalSettings:
                 f"scheduled='inner': solver={name} has no rate of inner steps; take 'outer', or InnerOptimizer or "
                 "GradientDescent."
             )
+
+    def told(self) -> dict[str, Any]:
+        """The lambdas, and what is not the default, by name."""
+        default = vars(type(self)(self.lambda_a, self.lambda_r))
+        own = vars(self)
+        return {
+            name: own[name] for name in own if name[:6] == "lambda" or (own[name] or None) != (default[name] or None)
+        }
 
     def of_layer(self, name: str) -> dict[str, float]:
         """The lambdas and the groups of units of a layer; a later pattern wins."""

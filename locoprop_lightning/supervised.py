@@ -57,6 +57,10 @@ class SupervisedModule(Loadable):
         self.untouched: dict[str, nn.Parameter] = {}
         self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
 
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.network.parameters())
+        return f"{type(self).__name__}({type(self.network).__name__} of {size:,} parameters, {self.task!r})"
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "network" and isinstance(value, nn.Module):
             self._called = (value,)  # compiled perhaps; in a tuple, so that it is no second part of this module

@@ -3,6 +3,7 @@
 from locoprop_lightning.callbacks.best_checkpoint import BestCheckpoint
 from locoprop_lightning.callbacks.fit_summary import FitSummary
 from locoprop_lightning.callbacks.hyperparameters import HyperparameterLogger
+from locoprop_lightning.callbacks.local_loss_history import LocalLossHistory
 from locoprop_lightning.callbacks.local_loss_monitor import LocalLossMonitor
 from locoprop_lightning.callbacks.prediction_writer import PredictionWriter
 from locoprop_lightning.callbacks.run_checkpoints import RunCheckpoints
@@ -12,6 +13,7 @@ __all__ = [
     "BestCheckpoint",
     "FitSummary",
     "HyperparameterLogger",
+    "LocalLossHistory",
     "LocalLossMonitor",
     "PredictionWriter",
     "RunCheckpoints",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.local import LocalProblem, State
+from locoprop_lightning.reprs import Shown
 from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status, judge
 
 Tasks = Mapping[str, Callable[[], Any]]
@@ -27,7 +28,7 @@ def as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-class LocalSolver(Callback, ABC):
+class LocalSolver(Shown, Callback, ABC):
     """Solves local problems.
 
     A solver of one's own overrides ``run``, or derives from ``IterativeSolver`` and overrides ``step``. Its attributes
