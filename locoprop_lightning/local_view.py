@@ -42,10 +42,22 @@ class LocalView:
         return LayerTable(found, trained)
 
     def __repr__(self) -> str:
-        engine, size = self.engine, sum(p.numel() for p in self.network.parameters())
-        parts = [
-            f"{type(self.network).__name__} of {size:,} parameters",
-            *map(repr, (self.task, engine.solver, engine.oracle)),
-            *(f"{name}={value!r}" for name, value in engine.settings.told().items()),
-        ]
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return shown(self, self.network, self.engine, self.task)
+
+
+def shown(owner: object, network: nn.Module, engine: LocalEngine, *parts: object) -> str:
+    """An object that trains a network locally, in one line.
+
+    Args:
+        owner: The object.
+        network: The network.
+        engine: Its local layers.
+        parts: What else it is made of.
+    """
+    size = sum(p.numel() for p in network.parameters())
+    told = [
+        f"{type(network).__name__} of {size:,} parameters",
+        *map(repr, (*parts, engine.solver, engine.oracle)),
+        *(f"{name}={value!r}" for name, value in engine.settings.told().items()),
+    ]
+    return f"{type(owner).__name__}({', '.join(told)})"

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
@@ -144,6 +144,20 @@ class LocalSettings:
             if fnmatchcase(name, pattern):
                 found |= values
         return found
+
+
+class Scheduled(NamedTuple):
+    """What holds for a step in place of the settings.
+
+    Attributes:
+        lambda_a: What multiplies lambda_a of every layer.
+        lambda_r: What multiplies lambda_r.
+        iterations: Those of the solver; its own where None.
+    """
+
+    lambda_a: float = 1.0
+    lambda_r: float = 1.0
+    iterations: int | None = None
 
 
 def check_lists(**patterns: Sequence[str]) -> None:

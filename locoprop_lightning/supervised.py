@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
+from locoprop_lightning import mixed_imports
 from locoprop_lightning.batches import explained
 from locoprop_lightning.checkpoints import stamp, stamped
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
@@ -43,6 +44,7 @@ class SupervisedModule(Loadable):
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
+        mixed_imports.tell(type(self).__name__)
         check_object(nn.Module, network=network)
         check_object(Task, task=task)
         self.network = network
@@ -209,6 +211,7 @@ class SupervisedModule(Loadable):
         Raises:
             UserError: For a search of the learning rate, which is no attribute here.
         """
+        mixed_imports.check(self.trainer)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LearningRateFinder):
                 raise UserError(

@@ -5,6 +5,7 @@ from locoprop_lightning.callbacks.fit_summary import FitSummary
 from locoprop_lightning.callbacks.hyperparameters import HyperparameterLogger
 from locoprop_lightning.callbacks.local_loss_history import LocalLossHistory
 from locoprop_lightning.callbacks.local_loss_monitor import LocalLossMonitor
+from locoprop_lightning.callbacks.local_schedule import LocalSchedule
 from locoprop_lightning.callbacks.prediction_writer import PredictionWriter
 from locoprop_lightning.callbacks.run_checkpoints import RunCheckpoints
 from locoprop_lightning.callbacks.stopwatch import StepTimer
@@ -15,6 +16,7 @@ __all__ = [
     "HyperparameterLogger",
     "LocalLossHistory",
     "LocalLossMonitor",
+    "LocalSchedule",
     "PredictionWriter",
     "RunCheckpoints",
     "StepTimer",

@@ -10,6 +10,7 @@ from torch import Tensor
 from locoprop_lightning.errors import UserError, check_counts, check_object
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local_layer import Report
+from locoprop_lightning.module import LocoPropModule
 from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.solvers import Recording
 
@@ -40,10 +41,19 @@ class LocalLossHistory(SolveObserver):
         self.every_n_steps = every_n_steps
         self.curves = curves
         self.steps: list[int] = []
-        self._kept: list[dict[str, tuple[Tensor, Tensor, Tensor]]] = []  # of each step, by layer
+        self._kept: list[dict[str, Report]] = []  # of each step, by layer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begins anew with a fit; what a checkpoint holds is loaded after this."""
+        """Begins anew with a fit; what a checkpoint holds is loaded after this.
+
+        Raises:
+            UserError: For a module without local layers.
+        """
+        if not isinstance(pl_module, LocoPropModule):
+            raise UserError(
+                f"LocalLossHistory: {type(pl_module).__name__} has no local layers; take it with LocoPropModule and a "
+                "Trainer of lightning.pytorch."
+            )
         if stage == "fit":
             self.steps, self._kept = [], []
 
@@ -63,7 +73,7 @@ class LocalLossHistory(SolveObserver):
         """Keeps what was recorded, without waiting for the device."""
         if trainer.global_step % self.every_n_steps == 0:
             self.steps.append(trainer.global_step)
-            self._kept.append({name: tuple(report) for name, report in reports.items()})
+            self._kept.append(dict(reports))
 
     @property
     def layers(self) -> list[str]:
@@ -73,7 +83,7 @@ class LocalLossHistory(SolveObserver):
     def __getitem__(self, layer: str) -> Tensor:
         if layer not in self.layers:
             raise UserError(f"LocalLossHistory[{layer!r}]: is no layer that was solved; there are {self.layers}.")
-        rows = [kept[layer][0].cpu() if layer in kept else torch.empty(0) for kept in self._kept]
+        rows = [kept[layer].losses.cpu() if layer in kept else torch.empty(0) for kept in self._kept]
         table = torch.full((len(rows), max(map(len, rows))), torch.nan, dtype=max(rows, key=len).dtype)
         for row, losses in zip(table, rows, strict=True):
             row[: len(losses)] = losses
@@ -120,4 +130,4 @@ class LocalLossHistory(SolveObserver):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with a history."""
         self.steps = list(state_dict["steps"])
-        self._kept = [{name: tuple(parts) for name, parts in kept.items()} for kept in state_dict["kept"]]
+        self._kept = [{name: Report(*parts) for name, parts in kept.items()} for kept in state_dict["kept"]]
