@@ -167,7 +167,8 @@ class LocoPropCLI(LightningCLI):
         path = arguments["ckpt_path"]
         if path == "best":
             arguments["ckpt_path"] = checked(self._folder.best(), resume=False)
-            print(f"locoprop {subcommand}: takes {arguments['ckpt_path']}.", file=sys.stderr)
+            if self.trainer.is_global_zero:
+                print(f"locoprop {subcommand}: takes {arguments['ckpt_path']}.", file=sys.stderr)
         if path == "last":
             path, passed = self._folder.last()
             for reason in passed:

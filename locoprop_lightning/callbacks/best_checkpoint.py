@@ -77,7 +77,8 @@ class BestCheckpoint(Checkpoint):
         if name != self._judged:
             self._judged, self.value = name, None
         known, sign = self.value, -1 if _rises(pl_module, name) else 1
-        if math.isfinite(value) and (known is None or sign * value < sign * known):
+        better = math.isfinite(value) and (known is None or sign * value < sign * known)
+        if trainer.strategy.broadcast(better):  # processes may have logged a value each, and save together
             self._save(trainer, value)
 
     def _metric(self, trainer: Trainer) -> str | None:

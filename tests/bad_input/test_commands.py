@@ -193,13 +193,16 @@ COMMANDS = [
     ("settings before the command", " --config CONFIGS/digits/foof.yaml fit", "put --config after the command"),
     ("fit alone", "fit", "are required: fit.data, fit.model; name a file by --config"),
     ("no data", "fit --model LocoPropModule", "are required: network, task, solver, lambda_a, lambda_r"),
-    ("no such class", "--data Nonsense", "data: there is no class Nonsense; take Digits, FashionMNIST, TextFiles, or"),
+    ("no such class", "--data Nonsense", "data: there is no class Nonsense; take Datasets, Digits, FashionMNIST, IdxImages, "
+     "TextFiles, or"),
     ("a class of another kind", "--data torch.nn.Linear", "does not correspond to a subclass of LightningDataModule;"),
     ("no network", "--model.network null", "model: the following arguments are required: network"),
     ("validation too large", "--data.validation 1500", "validation=1500: must be a whole number, at least 0 and less"),
     ("validation below 0", f"{PIXELS} --data.validation=-1", "validation=-1: must be a whole number, at least 0"),
     ("part of an image", "--data.batch_size 1.5", "data.batch_size: must be int, not 1.5"),
     ("unsafe checkpoint", "--weights_only false", "weights_only=False: would run whatever code a checkpoint holds; le"),
+    ("best of nothing", "validate --config CONFIGS/digits/foof.yaml --trainer.accelerator=cpu --ckpt_path best",
+     "ckpt_path=best: there is no runs/digits/foof/*/checkpoints/best.ckpt, which a fit with validation writes; take"),
     ("best", "--ckpt_path best", "ckpt_path=best: holds weights alone; name a file, or take last"),
     ("monitor", "--best.monitor val/f1", "best.monitor=val/f1: validation does not log it; take one of val/accuracy, "
     "val/loss, or auto"),
