@@ -193,8 +193,7 @@ COMMANDS = [
     ("settings before the command", " --config CONFIGS/digits/foof.yaml fit", "put --config after the command"),
     ("fit alone", "fit", "are required: fit.data, fit.model; name a file by --config"),
     ("no data", "fit --model LocoPropModule", "are required: network, task, solver, lambda_a, lambda_r"),
-    ("no such class", "--data Nonsense", "data: there is no class Nonsense; take Datasets, Digits, FashionMNIST, IdxImages, "
-     "TextFiles, or"),
+    ("no such class", "--data Nonsense", "data: there is no class Nonsense; take Datasets, Digits, FashionMNIST, Idx"),
     ("a class of another kind", "--data torch.nn.Linear", "does not correspond to a subclass of LightningDataModule;"),
     ("no network", "--model.network null", "model: the following arguments are required: network"),
     ("validation too large", "--data.validation 1500", "validation=1500: must be a whole number, at least 0 and less"),
