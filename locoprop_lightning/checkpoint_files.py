@@ -11,6 +11,7 @@ import torch
 
 from locoprop_lightning.errors import UserError
 
+BEST = "best.ckpt"  # weights alone, which no fit goes on from
 _KINDS_OF_WEIGHTS: dict[str, type] = {"state_dict": dict, "global_step": int, "pytorch-lightning_version": str}
 _KINDS = _KINDS_OF_WEIGHTS | {"epoch": int, "optimizer_states": list, "lr_schedulers": list}
 
@@ -82,6 +83,16 @@ def checked(path: Path, resume: bool) -> Path:
     raise UserError(f"ckpt_path={path}: {reason}{way}.")
 
 
+def resumable(folder: Path, pattern: str) -> list[Path]:
+    """Checkpoints that a fit may go on from, the last one first.
+
+    Args:
+        folder: Where to look.
+        pattern: Of the checkpoints in it.
+    """
+    return newest_first(path for path in folder.glob(pattern) if path.name != BEST)
+
+
 def last_of(folder: Path, pattern: str) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint that a fit can go on from, and what is wrong with newer ones.
 
@@ -90,7 +101,7 @@ def last_of(folder: Path, pattern: str) -> tuple[Path | None, list[str]]:
         pattern: Of the checkpoints in it.
     """
     passed: list[str] = []
-    for path in newest_first(folder.glob(pattern)):
+    for path in resumable(folder, pattern):
         if (reason := flaw(path)) is None:
             return path, passed
         passed.append(f"{path} {reason}")

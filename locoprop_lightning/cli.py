@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from locoprop_lightning import errors
 from locoprop_lightning.callbacks import (
+    BestCheckpoint,
     FitSummary,
     HyperparameterLogger,
     LocalLossMonitor,
@@ -33,6 +34,7 @@ from locoprop_lightning.callbacks import (
 from locoprop_lightning.checkpoint_files import checked
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.files import load_yaml
+from locoprop_lightning.loading import PARTS
 from locoprop_lightning.refusal import sentence
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.run_folder import RunFolder
@@ -113,9 +115,10 @@ class LocoPropCLI(LightningCLI):
         if config.get("weights_only") is False:
             raise UserError("weights_only=False: would run whatever code a checkpoint holds; leave it out.")
         path = config.get("ckpt_path")
-        if path in ("best", "hpc"):
-            raise UserError(f"ckpt_path={path}: is known to the process of a fit alone; name a file, or take last.")
-        if path is not None and path != "last":
+        if path == "hpc" or (path == "best" and command == "fit"):
+            why = "holds weights alone" if path == "best" else "is known to the process of a fit alone"
+            raise UserError(f"ckpt_path={path}: {why}; name a file, or take last.")
+        if path not in (None, "best", "last"):
             checked(Path(path), resume=command == "fit")
         if command in ("validate", "test", "predict") and path is None:
             print(f"locoprop {command}: no --ckpt_path, so the network has its initial weights.", file=sys.stderr)
@@ -124,7 +127,8 @@ class LocoPropCLI(LightningCLI):
         """Makes the trainer; without checkpoints where the settings say so."""
         trainer = self._get(self.config_init, "trainer", default={})
         if trainer.get("enable_checkpointing") is False or trainer.get("barebones") or trainer.get("fast_dev_run"):
-            self._parser(self.subcommand).callback_keys.remove("checkpoints")
+            for name in ("best", "checkpoints"):
+                self._parser(self.subcommand).callback_keys.remove(name)
         try:
             made = super().instantiate_trainer(**kwargs)
         except Exception as error:
@@ -161,6 +165,10 @@ class LocoPropCLI(LightningCLI):
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         arguments["weights_only"] = True
         path = arguments["ckpt_path"]
+        if path == "best":
+            arguments["ckpt_path"] = checked(self._folder.best(), resume=False)
+            if self.trainer.is_global_zero:
+                print(f"locoprop {subcommand}: takes {arguments['ckpt_path']}.", file=sys.stderr)
         if path == "last":
             path, passed = self._folder.last()
             for reason in passed:
@@ -183,11 +191,23 @@ class LocoPropCLI(LightningCLI):
             if isinstance(callback, RunCheckpoints):
                 callback.describe(shlex.join(["locoprop", *_without_checkpoint(self._arguments)]), settings)
 
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; the model knows what it was made of, and checkpoints say it."""
+        super().instantiate_classes()
+        if isinstance(self.model, SupervisedModule):
+            written_out = self._written_out()
+            self.model.made_of(yaml.safe_dump({part: written_out[part] for part in PARTS}, sort_keys=False))
+
     def settings(self) -> dict[str, Any]:
         """The settings by dotted name, a class under the name of its setting."""
+        return flatten(self._written_out())
+
+    def _written_out(self) -> dict[str, Any]:
+        """The settings as a file has them."""
         command = self.config.get("subcommand")
         parser = self._parser(command) if command else self.parser
-        return flatten(yaml.safe_load(parser.dump(self.config[command] if command else self.config)))
+        found: dict[str, Any] = yaml.safe_load(parser.dump(self.config[command] if command else self.config))
+        return found
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the settings of our callbacks, and that of the threads."""
@@ -197,6 +217,7 @@ class LocoPropCLI(LightningCLI):
         parser.add_lightning_class_args(StepTimer, "step_timer")
         parser.add_lightning_class_args(FitSummary, "summary")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(BestCheckpoint, "best")  # before the others, which remember what it knows
         parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
 
 

@@ -84,6 +84,14 @@ class LocalLayer:
         self.transfer, self.lambda_a, self.lambda_r = transfer, lambda_a, lambda_r
         self.unit_groups = int(unit_groups)
 
+    def __repr__(self) -> str:
+        told = (
+            ""
+            if self.transfer is None
+            else f", f={self.transfer.name}, lambda_a={self.lambda_a}, lambda_r={self.lambda_r}"
+        )
+        return f"LocalLayer({self.name!r}, {type(self.module).__name__}{told})"
+
     def matrices(self) -> tuple[Tensor, Tensor | None]:
         """W0 [d_out, d_in] and b0 [d_out]."""
         weight, bias = self.kind.parameters(self.module)

@@ -84,8 +84,9 @@ def test_fit_validate_test_and_predict(folder, capsys):
     output = capsys.readouterr().out
     for text in ("Layers", "tanh", "AndersonAcceleration", "train loss", "validation accuracy"):
         assert text in output
-    first, checkpoint = sorted(folder.rglob("*.ckpt"))
-    assert (first.name, checkpoint.name) == ("step=0.ckpt", "step=2.ckpt") and f"--ckpt_path {checkpoint}" in output
+    best, first, checkpoint = sorted(folder.rglob("*.ckpt"))
+    assert (best.name, first.name, checkpoint.name) == ("best.ckpt", "step=0.ckpt", "step=2.ckpt")
+    assert f"--ckpt_path {checkpoint}" in output and f"{best} (val/accuracy " in output
     assert list(folder.rglob("events.out.tfevents*"))
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
     for command in ("validate", "test"):

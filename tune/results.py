@@ -90,6 +90,8 @@ def write(found: list[Outcome], space: Space, options: argparse.Namespace) -> li
     )
     lines = [f"best: {options.metric} {best.value:.6g} with {_told(best.values)} ({best.status})"]
     lines += plot(found, space, options, folder)
+    if any(best.config.parent.glob("checkpoints/*.ckpt")):
+        lines.append(f"weights of the best: locoprop_lightning.load_run({str(best.config.parent)!r})")
     return [
         *lines,
         f"all trials: {folder / 'results.csv'}",

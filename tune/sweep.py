@@ -17,9 +17,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from locoprop_lightning.cli import sentence
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.results.table import rank
 from tune.live import LiveTable
 from tune.space import Space
-from tune.trial import Work, build, release, run_trial, save, strategy_settings, threads_here
+from tune.trial import Work, build, reached, release, run_trial, save, strategy_settings, threads_here
 
 TIME = "epoch"
 
@@ -190,7 +191,8 @@ def tuner(options: argparse.Namespace, space: Space, config: Path, start: dict[s
             points_to_evaluate=[start] if start else None,
             sampler=sampler(options.search, options.seed, options.samples),
         )
-    callbacks: list[tune.Callback] = [Release(folder)]
+    best = KeepBest(folder, options.metric, options.mode == "max", epochs * options.seeds)
+    callbacks: list[tune.Callback] = [Release(folder), best]
     if not options.quiet:
         callbacks.append(LiveTable(options.metric, options.mode, TIME, list(space.dimensions), options.samples))
     return tune.Tuner(
@@ -235,6 +237,35 @@ class Release(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: D102
         release(self.folder / trial.trial_id)
+
+
+class KeepBest(tune.Callback):
+    """Removes the weights of trials that are over, but for those of the best.
+
+    Args:
+        folder: Folder of the sweep.
+        metric: Name of its metric.
+        rising: Whether the highest value is the best.
+        epochs: Epochs of a trial that was not stopped early, which come before those that were.
+    """
+
+    def __init__(self, folder: Path, metric: str, rising: bool, epochs: int) -> None:
+        self.folder = folder
+        self.metric = metric
+        self.rising = rising
+        self.epochs = epochs
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: D102
+        over = {one.trial_id for one in trials if one.is_finished()} | {trial.trial_id}
+        weights = {name: list((self.folder / name).glob("seed_*/checkpoints/*.ckpt")) for name in sorted(over)}
+        for name in sorted((name for name in over if weights[name]), key=self._place)[1:]:
+            for path in weights[name]:
+                path.unlink(missing_ok=True)
+
+    def _place(self, name: str) -> tuple[bool, Any]:
+        """What puts the best trial first."""
+        metrics = reached(self.folder / name)
+        return metrics.get(TIME, 0) < self.epochs, rank(metrics.get(self.metric), self.rising)
 
 
 def fitting(options: argparse.Namespace) -> int:

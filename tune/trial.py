@@ -21,6 +21,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from locoprop_lightning.callbacks import FitSummary
+from locoprop_lightning.callbacks.run_checkpoints import checkpoint_folder
 from locoprop_lightning.cli import LocoPropCLI, settings_logger
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.files import replace
@@ -166,6 +167,8 @@ class Reporter(Checkpoint):
         done = self.progress.done
         last = not finite or trainer.current_epoch + 1 >= trainer.max_epochs
         epoch = len(done) * trainer.max_epochs + trainer.current_epoch + 1
+        if last and finite:  # of which the sweep keeps those of its best trial
+            trainer.save_checkpoint(checkpoint_folder(trainer) / f"step={trainer.global_step}.ckpt", weights_only=True)
         if last:
             done.append(values)
             epoch = len(done) * trainer.max_epochs

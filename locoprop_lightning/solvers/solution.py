@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
 
 
@@ -50,7 +51,7 @@ class Outcome(NamedTuple):
         return self._replace(displacement=self.displacement.to(dtype), growth=self.growth.to(dtype), losses=losses)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """A solved problem.
 
@@ -77,6 +78,34 @@ class Solution:
         """b+ [d_out], or None."""
         change = self.problem.split(self.displacement)[1]
         return None if self.problem.bias is None or change is None else self.problem.bias.detach() + change
+
+    def __repr__(self) -> str:
+        moved = f"moved {self.problem.relative(self.displacement).item():.3g} of the weights' norm"
+        told = (
+            "" if self.losses is None else f", local loss {self.losses[0].item():.4g} -> {self.losses[-1].item():.4g}"
+        )
+        return f"Solution({self.problem.name!r}, {self.status.value}, {moved}{told})"
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the local loss over the inner iterations.
+
+        Args:
+            axes: Axes of matplotlib; the current ones if not given.
+
+        Returns:
+            The axes.
+
+        Raises:
+            UserError: Where no losses were recorded.
+        """
+        from matplotlib import pyplot
+
+        if self.losses is None:
+            raise UserError("plot: no losses were recorded; solve with recording=Recording.CURVE.")
+        axes = pyplot.gca() if axes is None else axes
+        axes.plot(self.losses.cpu(), marker=".", label=self.problem.name)
+        axes.set(xlabel="inner iteration", ylabel="local loss a sample")
+        return axes
 
 
 def bounded(solution: Solution, bound: float) -> Solution:

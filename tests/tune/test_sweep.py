@@ -18,9 +18,10 @@ import torch
 import yaml
 from ray.cluster_utils import Cluster
 
+from locoprop_lightning import load_run
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.logs import read_runs
-from tests.support import ROOT, close
+from tests.support import ROOT, close, quiet_trainer
 
 DIGITS = ROOT / "configs" / "digits"
 LAMBDAS = {"model.lambda_a": {"loguniform": [1, 1000]}, "model.lambda_r": {"loguniform": [1, 1000]}}
@@ -122,7 +123,7 @@ def weights(config, folder, *arguments):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    path = max(folder.rglob("*.ckpt"), key=lambda path: int(path.stem.partition("step=")[2]))
+    path = max(folder.rglob("step=*.ckpt"), key=lambda path: int(path.stem.partition("step=")[2]))
     said = "".join(line for line in done.stdout.splitlines() if re.match(r"  \w+ (loss|accuracy)  ", line))
     return torch.load(path, weights_only=True)["state_dict"], said
 
@@ -157,6 +158,12 @@ def test_bayesian_search_with_early_stopping(sweep, tmp_path):
         and f"train the best: locoprop fit --config {folder / 'best.yaml'}" in output
     )
     assert yaml.safe_load((folder / "best.yaml").read_text())["data"]["init_args"]["validation"] == 200
+    # the weights of the best are kept, and of no other
+    (kept,) = folder.glob("*/seed_*/checkpoints/*.ckpt")
+    assert kept.parts[-4] == trials[0]["trial"] and f"load_run({str(kept.parents[1])!r})" in output
+    run = load_run(kept.parents[1])
+    (again,) = quiet_trainer().validate(run.module, run.data(), verbose=False)
+    assert again["val/accuracy"] == pytest.approx(float(trials[0]["val/accuracy"]))
     # the best again, on its own
     assert fit(folder / "best.yaml", tmp_path)[-1] == pytest.approx(float(trials[0]["val/accuracy"]), abs=0)
     shutil.rmtree(tmp_path / "again")
