@@ -216,7 +216,7 @@ class SupervisedModule(Loadable):
             if isinstance(callback, LearningRateFinder):
                 raise UserError(
                     "trainer.callbacks=LearningRateFinder: there is no attribute lr that it could set; sweep the rate, "
-                    "as in `python -m tune` with a space for model.optimizer.lr."
+                    "as in `locoprop-tune` with a space for model.optimizer.lr."
                 )
         return []
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from locoprop_lightning.tune.__main__ import main
 from tests.bad_input.support import CONFIGS, sentence_of
 from tests.support import ROOT
-from tune.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("folder")
 

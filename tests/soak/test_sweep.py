@@ -17,7 +17,7 @@ TRIALS = 200
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_two_hundred_trials_end_with_flat_memory_and_disk(tmp_path):
-    command = [sys.executable, "-m", "tune", "--config", str(ROOT / "configs/digits/foof.yaml")]
+    command = [sys.executable, "-m", "locoprop_lightning.tune", "--config", str(ROOT / "configs/digits/foof.yaml")]
     command += ["--space", str(ROOT / "tune/spaces/foof.yaml"), "--storage", str(tmp_path / "runs"), "--name", "soak"]
     command += ["--samples", str(TRIALS), "--search", "random", "--quiet", "--set", "trainer.max_epochs=2"]
     command += ["local_losses.every_n_steps=0"]

@@ -3,7 +3,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from locoprop_lightning import UserError
-from tune.space import Space
+from locoprop_lightning.tune.space import Space
 
 SPACE = """
 a: {loguniform: [1, 1e6]}

@@ -29,7 +29,7 @@ LAMBDAS = {"model.lambda_a": {"loguniform": [1, 1000]}, "model.lambda_r": {"logu
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Runs `python -m tune` in the folder of the test."""
+    """Runs `locoprop-tune` in the folder of the test."""
     return Sweep(tmp_path)
 
 
@@ -51,7 +51,17 @@ class Sweep:
         return path
 
     def command(self, *arguments):
-        return [sys.executable, "-m", "tune", "--storage", "sweeps", "--name", "s", "--quiet", *map(str, arguments)]
+        return [
+            sys.executable,
+            "-m",
+            "locoprop_lightning.tune",
+            "--storage",
+            "sweeps",
+            "--name",
+            "s",
+            "--quiet",
+            *map(str, arguments),
+        ]
 
     def start(self, *arguments):
         with (self.folder / "log.txt").open("w") as log:
@@ -287,7 +297,7 @@ def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tm
 
 
 def test_a_trial_whose_end_tune_has_not_heard_of_says_it_again(tmp_path, monkeypatch):
-    from tune import trial
+    from locoprop_lightning.tune import trial
 
     said = {"val/loss": 0.5, "epoch": 6, "seeds_done": 2}
     state = {"done": [{"val/loss": 0.25}, {"val/loss": 0.75}], "said": said, "weights": None}
@@ -310,13 +320,13 @@ def test_a_trial_whose_end_tune_has_not_heard_of_says_it_again(tmp_path, monkeyp
     ],
 )
 def test_an_interrupted_sweep_says_so(statuses, options, expected):
-    from tune.__main__ import make_parser, unfinished
+    from locoprop_lightning.tune.__main__ import make_parser, unfinished
 
     assert unfinished(statuses, make_parser().parse_args(["--samples", "2", *options])) is expected
 
 
 def test_what_a_resumed_sweep_refuses(tmp_path):
-    from tune.__main__ import kept, make_parser
+    from locoprop_lightning.tune.__main__ import kept, make_parser
 
     folder = tmp_path / "s"
     folder.mkdir()
@@ -330,7 +340,7 @@ def test_what_a_resumed_sweep_refuses(tmp_path):
 
 
 def test_a_sweep_of_an_older_version_resumes_with_the_defaults_of_new_options(tmp_path):
-    from tune.__main__ import kept, make_parser
+    from locoprop_lightning.tune.__main__ import kept, make_parser
 
     (tmp_path / "old").mkdir()
     (tmp_path / "old/tuner.pkl").touch()
@@ -365,7 +375,7 @@ def test_a_sweep_of_an_older_version_resumes_with_the_defaults_of_new_options(tm
     ],
 )
 def test_mistakes_end_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
-    from tune.__main__ import main
+    from locoprop_lightning.tune.__main__ import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["tune"])
@@ -405,7 +415,7 @@ def test_mistakes_end_before_anything_starts(tmp_path, monkeypatch, capsys, argu
     ],
 )
 def test_spaces_are_held_against_the_configuration(tmp_path, monkeypatch, capsys, key, values, message):
-    from tune.__main__ import main
+    from locoprop_lightning.tune.__main__ import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["tune"])
@@ -428,8 +438,8 @@ def test_every_method_has_a_space():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_spaces_fit_their_methods(method, monkeypatch, fashion_mnist):
-    from tune.space import Space
-    from tune.sweep import check
+    from locoprop_lightning.tune.space import Space
+    from locoprop_lightning.tune.sweep import check
 
     monkeypatch.setattr("sys.argv", ["tune"])
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its

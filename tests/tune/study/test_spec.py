@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.tune.study.spec import Budget, load
 from tests.support import ROOT
-from tune.study.spec import Budget, load
 
 ADAM = "configs/digits/adam.yaml"
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from locoprop_lightning.results.table import rank
-from tune.space import shown
+from locoprop_lightning.tune.space import shown
 
 _DONE = (Trial.TERMINATED, Trial.ERROR)
 

@@ -8,12 +8,12 @@ from locoprop_lightning.files import replace
 from locoprop_lightning.results.figure import AXES, draw, fold_whole
 from locoprop_lightning.results.runs import LOSS, Run
 from locoprop_lightning.results.table import best_first
-from tune.study import paces
-from tune.study.figures import draw_ends, draw_tuning
-from tune.study.spec import Study
-from tune.study.standing import Standing
-from tune.study.store import FINALS, TRIALS, Line, Store, read_curve
-from tune.study.tables import Methods, best_so_far, chosen, ends, pairs, tuning, way
+from locoprop_lightning.tune.study import paces
+from locoprop_lightning.tune.study.figures import draw_ends, draw_tuning
+from locoprop_lightning.tune.study.spec import Study
+from locoprop_lightning.tune.study.standing import Standing
+from locoprop_lightning.tune.study.store import FINALS, TRIALS, Line, Store, read_curve
+from locoprop_lightning.tune.study.tables import Methods, best_so_far, chosen, ends, pairs, tuning, way
 
 DECAY = 0.7  # of the old value in the smoothing
 PAGE = "report.md"

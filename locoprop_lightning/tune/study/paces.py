@@ -18,10 +18,10 @@ from torch.linalg import LinAlgError
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.files import replace
 from locoprop_lightning.results.table import markdown
-from tune.study.driver import Entry
-from tune.study.store import Store
-from tune.study.work import here, plain
-from tune.trial import build
+from locoprop_lightning.tune.study.driver import Entry
+from locoprop_lightning.tune.study.store import Store
+from locoprop_lightning.tune.study.work import here, plain
+from locoprop_lightning.tune.trial import build
 
 FILE = "paces.json"
 ROUNDS, SKIPPED, STEPS = 3, 10, 40

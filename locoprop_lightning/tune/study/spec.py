@@ -11,7 +11,7 @@
 
 A method is a configuration with a space: a file, or what stands in one. Where none is named, it is the file in
 tune/spaces with the name of the configuration. Files are looked for beside the study, then in the working directory,
-then in the folder that holds ``tune``.
+then in the checkout.
 """
 
 import re
@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.files import load_yaml
-from tune.space import Space
+from locoprop_lightning.tune.space import Space
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LOSS = "train/loss"
 _NAME = re.compile(r"[\w.+-]+")
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from locoprop_lightning.results.table import cell
 
 if TYPE_CHECKING:
-    from tune.study.driver import Entry
+    from locoprop_lightning.tune.study.driver import Entry
 
 
 class LiveMethods(AbstractContextManager["LiveMethods"]):

@@ -1,4 +1,4 @@
-"""The command `python -m tune study`."""
+"""The command `locoprop-tune study`."""
 
 import argparse
 import os
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from locoprop_lightning.errors import UserError, check_counts
-from tune.study import report, spec
-from tune.study.store import Store
+from locoprop_lightning.tune.study import report, spec
+from locoprop_lightning.tune.study.store import Store
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m tune study",
+        prog="locoprop-tune study",
         description="Compares methods with equal budgets: each has the same number of trials, then the best settings "
         "of each are trained with several new seeds. All that is found lies in OUT; what is there is never run again "
         "unless its settings changed, so that the same command goes on where a study was stopped.",
@@ -65,9 +65,9 @@ def study(arguments: Sequence[str]) -> int:
 
 def _run(loaded: spec.Study, store: Store, options: argparse.Namespace) -> int:
     """Runs what is left, or says what that is; gives the status of the command."""
-    from tune import cluster  # ray takes seconds to import
-    from tune.study import driver, paces
-    from tune.study.live import LiveMethods
+    from locoprop_lightning.tune import cluster  # ray takes seconds to import
+    from locoprop_lightning.tune.study import driver, paces
+    from locoprop_lightning.tune.study.live import LiveMethods
 
     with driver.alone(store.folder):
         chosen = {name: method for name, method in loaded.methods.items() if name in options.only or not options.only}

@@ -18,9 +18,18 @@ from ray.tune.search.optuna import OptunaSearch
 from locoprop_lightning.cli import sentence
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.table import rank
-from tune.live import LiveTable
-from tune.space import Space
-from tune.trial import Work, build, reached, release, run_trial, save, strategy_settings, threads_here
+from locoprop_lightning.tune.live import LiveTable
+from locoprop_lightning.tune.space import Space
+from locoprop_lightning.tune.trial import (
+    Work,
+    build,
+    reached,
+    release,
+    run_trial,
+    save,
+    strategy_settings,
+    threads_here,
+)
 
 TIME = "epoch"
 

@@ -13,9 +13,9 @@ from ray.tune import Result, ResultGrid
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.table import markdown, rank
-from tune.space import Space, shown
-from tune.sweep import TIME, folder_of
-from tune.trial import reached
+from locoprop_lightning.tune.space import Space, shown
+from locoprop_lightning.tune.sweep import TIME, folder_of
+from locoprop_lightning.tune.trial import reached
 
 _STATUSES = ("done", "stopped early", "failed")  # the best first
 

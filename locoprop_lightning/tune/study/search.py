@@ -13,8 +13,8 @@ import numpy as np
 import optuna
 
 from locoprop_lightning.results.table import rank
-from tune.space import Space
-from tune.study.store import Line
+from locoprop_lightning.tune.space import Space
+from locoprop_lightning.tune.study.store import Line
 
 STARTUP = 4  # trials before the Gaussian process takes over, the shipped configuration included
 RUNGS = (0.25, 0.5)  # fractions of a run after which a trial may be stopped

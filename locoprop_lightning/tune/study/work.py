@@ -23,10 +23,10 @@ from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.files import passing_name, replace, settle
 from locoprop_lightning.results.runs import smooth
 from locoprop_lightning.results.store import finite
-from tune.study.search import LEARNT, RUNGS
-from tune.study.spec import LOSS
-from tune.study.store import Line, write_curve
-from tune.trial import build
+from locoprop_lightning.tune.study.search import LEARNT, RUNGS
+from locoprop_lightning.tune.study.spec import LOSS
+from locoprop_lightning.tune.study.store import Line, write_curve
+from locoprop_lightning.tune.trial import build
 
 RECORD, CURVE = "record.json", "curve.csv"
 PAUSE = 60.0  # seconds between two checkpoints

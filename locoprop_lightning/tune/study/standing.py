@@ -3,9 +3,9 @@
 import yaml
 
 from locoprop_lightning.results.settings import NEUTRAL, flatten
-from tune.study.search import RULES, best_trial
-from tune.study.spec import Method, Study
-from tune.study.store import Line, Store, fingerprint
+from locoprop_lightning.tune.study.search import RULES, best_trial
+from locoprop_lightning.tune.study.spec import Method, Study
+from locoprop_lightning.tune.study.store import Line, Store, fingerprint
 
 
 class Standing:

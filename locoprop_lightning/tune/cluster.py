@@ -17,7 +17,7 @@ import torch
 from locoprop_lightning.cli import TERMINATED
 from locoprop_lightning.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -71,7 +71,10 @@ def joined(address: str | None) -> Iterator[None]:
         if main:
             signal.signal(signal.SIGTERM, before)
         if terminated.is_set():  # whatever Tune has made of it
-            print("tune: terminated; a sweep goes on with --resume, a study with the same command.", file=sys.stderr)
+            print(
+                "locoprop-tune: terminated; a sweep goes on with --resume, a study with the same command.",
+                file=sys.stderr,
+            )
             raise SystemExit(TERMINATED)
 
 
@@ -110,7 +113,7 @@ def check_room(options: argparse.Namespace, here: Mapping[str, float]) -> None:
             text = f"--{name}-per-trial {asked:g}: there are {there:g} {kind}s"
             if not options.address:
                 raise UserError(f"{text}; give at most that.")
-            print(f"tune: {text} in the cluster; waits until it has more.", file=sys.stderr)
+            print(f"locoprop-tune: {text} in the cluster; waits until it has more.", file=sys.stderr)
 
 
 def here() -> dict[str, float]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from locoprop_lightning.results.table import Curves, cell, markdown, method_table
-from tune.space import shown
-from tune.study.pairs import LEVEL, better
-from tune.study.search import best_trial
-from tune.study.spec import Study
-from tune.study.store import Line
+from locoprop_lightning.tune.space import shown
+from locoprop_lightning.tune.study.pairs import LEVEL, better
+from locoprop_lightning.tune.study.search import best_trial
+from locoprop_lightning.tune.study.spec import Study
+from locoprop_lightning.tune.study.store import Line
 
 FRACTIONS = (0.25, 0.5, 0.75)  # of the run and of the reference's seconds
 
