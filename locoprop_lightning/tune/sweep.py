@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import ray
+import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
@@ -28,7 +29,6 @@ from locoprop_lightning.tune.trial import (
     run_trial,
     save,
     strategy_settings,
-    threads_here,
 )
 
 TIME = "epoch"
@@ -305,3 +305,8 @@ def remember(options: argparse.Namespace, fixed: Mapping[str, Any]) -> Path:
     kept = {name: value for name, value in vars(options).items() if isinstance(value, str | int | float | None)}
     (folder / "options.json").write_text(json.dumps(kept, indent=2) + "\n")
     return config
+
+
+def threads_here(cpus: float) -> int:
+    """CPU threads of a trial with a share of the processors; those of the process where it has no limit."""
+    return max(1, int(cpus)) if cpus else torch.get_num_threads()

@@ -316,8 +316,3 @@ def save(cli: LocoPropCLI, path: Path, workers: int = 1) -> None:
     if workers > 1:
         config.trainer.devices = workers
     cli.parser.save(config, path, skip_validation=True, overwrite=True, skip_none=True)
-
-
-def threads_here(cpus: float) -> int:
-    """CPU threads of a trial with a share of the processors; those of the process where it has no limit."""
-    return max(1, int(cpus)) if cpus else torch.get_num_threads()
