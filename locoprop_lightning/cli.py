@@ -32,6 +32,7 @@ from locoprop_lightning.callbacks import (
     StepTimer,
 )
 from locoprop_lightning.checkpoint_files import checked
+from locoprop_lightning.distributed.loopback import meeting_place
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.files import load_yaml
 from locoprop_lightning.loading import PARTS
@@ -130,7 +131,7 @@ class LocoPropCLI(LightningCLI):
             for name in ("best", "checkpoints"):
                 self._parser(self.subcommand).callback_keys.remove(name)
         try:
-            made = super().instantiate_trainer(**kwargs)
+            made = super().instantiate_trainer(**meeting_place(trainer) | kwargs)
         except Exception as error:
             if (message := refused(error, trainer)) is not None:
                 raise UserError(message) from error

@@ -24,6 +24,7 @@ from locoprop_lightning.callbacks.run_checkpoints import checkpoint_folder
 from locoprop_lightning.cli import LocoPropCLI, settings_logger
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.files import replace
+from locoprop_lightning.tune.loopback import meeting_place
 
 STATE, PROGRESS = "trial.json", "progress"
 
@@ -271,6 +272,7 @@ def run_workers(values: dict[str, Any], work: Work, trial: Path) -> None:
 
     TorchTrainer(
         worker,
+        torch_config=meeting_place(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=work.workers, use_gpu=work.gpus > 0, resources_per_worker=resources
         ),

@@ -1,5 +1,6 @@
 """Sweeps with real Ray processes."""
 
+import contextlib
 import csv
 import json
 import math
@@ -138,12 +139,14 @@ def weights(config, folder, *arguments):
     return torch.load(path, weights_only=True)["state_dict"], said
 
 
-def connections(process):
-    """Connections of a process, none where it has ended by now."""
-    try:
-        return process.net_connections("inet")
-    except psutil.NoSuchProcess:
-        return []
+def listening(processes):
+    """Addresses at which processes listen; those that have ended by now have none."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections("inet")
+            found |= {c.laddr.ip.removeprefix("::ffff:") for c in sockets if c.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.mark.alone
@@ -191,8 +194,7 @@ def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
     process = sweep.start("--config", config, "--space", space, "--samples", 3, "--concurrent", 1)
     sweep.wait_for(4)
     ours = psutil.Process(process.pid).children(recursive=True)
-    listening = [c for p in ours for c in connections(p) if c.status == psutil.CONN_LISTEN]
-    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+    assert listening(ours) == {"127.0.0.1"}
     (worker,) = (p for p in ours if "ImplicitFunc" in p.name())
     worker.kill()
     before = sweep.epoch()
@@ -249,6 +251,7 @@ def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path
     )
     sweep.wait_for(3)
     ours = psutil.Process(process.pid).children(recursive=True)
+    assert listening(ours) == {"127.0.0.1"}
     next(p for p in ours if "TrainWor" in p.name()).kill()
     assert process.wait(240) == 0, (tmp_path / "log.txt").read_text()
     trials = sweep.trials
