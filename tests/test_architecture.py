@@ -68,6 +68,7 @@ def test_ray_is_imported_when_it_is_needed(module):
 ALLOWED = {
     "errors": set(),
     "seed": set(),
+    "shipped": set(),
     "local": set(),
     "layers": {"local"},
     "oracles": {"local"},
