@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from locoprop_lightning import errors
+from locoprop_lightning import errors, shipped
 from locoprop_lightning.callbacks import (
     BestCheckpoint,
     FitSummary,
@@ -42,6 +42,7 @@ from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.trainer_refusal import check_monitors, check_settings, refused
 
+CONFIG = ("--config", "-c")
 MANY_THREADS = 256  # that a machine may be given though it has fewer processors, for the last digits of another
 TERMINATED = 128 + signal.SIGTERM  # the status of a process that it has ended
 
@@ -95,9 +96,8 @@ class LocoPropCLI(LightningCLI):
         self._arguments = list(given)
         if hasattr(self, "_subcommand_parsers") and not given:
             raise UserError("no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE.")
-        _check_files(given)
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(_with_files(given))
         except ArgumentError as error:
             raise UserError(f"{sentence(error)}{self._near(str(error))}") from error
         command = self.config.get("subcommand")
@@ -269,23 +269,32 @@ def one_sentence(program: str) -> AbstractContextManager[None]:
     return errors.one_sentence(program, sentence)
 
 
-def _check_files(args: Sequence[str]) -> None:
-    """Refuses a file of settings that is none, and a second one, which the parser would take instead of the first.
+def _with_files(args: Sequence[str]) -> list[str]:
+    """The arguments with the file of settings that they name, which may be a shipped one.
+
+    A second one is refused, which the parser would take instead of the first.
 
     Raises:
         UserError: Names the file.
     """
-    files = [Path(value) for value in _values(args, "--config", "-c")]
-    for file in files:
-        if not file.is_file() and "{" not in str(file):
-            raise UserError(f"config={file}: there is no such file; configs/ has some.")
-        if file.is_file() and not isinstance(load_yaml(file, f"config={file}"), dict):
-            raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
+    found, before = [], ""
+    for one in args:
+        name, equals, value = one.partition("=")
+        file = value if equals and name in CONFIG else one if before in CONFIG else "{"
+        if "{" not in file:
+            path = shipped.find(file, shipped.CONFIGS, "config=")
+            if not isinstance(load_yaml(path, f"config={file}"), dict):
+                raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
+            one = f"{one.removesuffix(file)}{path}"
+        found.append(one)
+        before = name if not equals else ""
+    files = _values(args, *CONFIG)
     if len(files) > 1:
         raise UserError(
             f"config={files[1]}: is a second file beside {files[0]}, whose settings it would replace; give one, and "
             "the rest by --name value."
         )
+    return found
 
 
 def _values(args: Sequence[str], *names: str) -> list[str]:

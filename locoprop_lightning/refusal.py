@@ -112,7 +112,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
 
 
 _WAYS = {
-    "^the following arguments are required": "; name a file by --config (configs/ has some), or give these by --name",
+    "^the following arguments are required": "; name a file by --config, such as digits/foof, or give these by --name",
     "not accepted before subcommand": "; put --config after the command",
     "argument subcommand": "; such as locoprop fit --config FILE",
 }

@@ -69,6 +69,7 @@ ALLOWED = {
     "errors": set(),
     "reprs": set(),
     "seed": set(),
+    "shipped": set(),
     "local": set(),
     "layers": {"local"},
     "oracles": {"local"},

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.errors import UserError, check_counts, check_positive
 from locoprop_lightning.results.settings import pairs
@@ -27,8 +28,13 @@ def make_parser() -> argparse.ArgumentParser:
         "which compare methods with equal budgets.",
     )
     add = parser.add_argument
-    add("--config", type=Path, metavar="A.yaml", help="configuration, as for `locoprop fit --config`")
-    add("--space", type=Path, metavar="SPACE.yaml", help="what is searched; see tune/spaces")
+    add(
+        "--config",
+        type=Path,
+        metavar="A.yaml",
+        help="configuration, as for `locoprop fit --config`: a file or a shipped one, such as digits/foof",
+    )
+    add("--space", type=Path, metavar="SPACE.yaml", help="what is searched: a file or a shipped one, such as foof")
     text = "settings that all trials have, such as data.validation=5000"
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
     add("--samples", type=int, default=16, metavar="N", help="number of trials (default: %(default)s)")
@@ -97,7 +103,7 @@ def sweep(options: argparse.Namespace) -> int:
     if options.resume:
         options = kept(options)
     if options.config is None or options.space is None:
-        raise UserError("--config and --space: name a configuration and a space; tune/spaces has one for each method.")
+        raise UserError("--config and --space: name a configuration and a space; locoprop configs lists some.")
     for name in ("samples", "seeds", "keep", "grace", "workers_per_trial"):
         check_counts("", 1, **{name: getattr(options, name)})
     for name in ("concurrent", "max_failures", "seed"):
@@ -115,8 +121,8 @@ def sweep(options: argparse.Namespace) -> int:
                 f"--gpus-per-trial {options.gpus_per_trial:g}: each of the {options.workers_per_trial} workers needs "
                 "whole GPUs; give a multiple of --workers-per-trial, or 0."
             )
-    if not options.config.is_file():
-        raise UserError(f"--config {options.config}: there is no such file; configs/ has some.")
+    options.config = shipped.find(options.config, shipped.CONFIGS, "--config ")
+    options.space = shipped.find(options.space, shipped.SPACES, "--space ")
     options.mode = options.mode or ("max" if "accuracy" in options.metric else "min")
     if options.name and (Path(options.name).name != options.name or options.name == ".."):
         raise UserError(f"--name {options.name}: is no name of a folder; --storage says where that lies.")

@@ -17,7 +17,7 @@ import torch
 from locoprop_lightning.cli import TERMINATED
 from locoprop_lightning.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]  # of a checkout, or what Python looks into anyway
 
 
 @contextmanager

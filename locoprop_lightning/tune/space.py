@@ -26,6 +26,7 @@ from optuna.distributions import (
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.files import load_yaml
+from locoprop_lightning.shipped import SPACES, find
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 KINDS = ("uniform", "loguniform", "integers", "choice")
@@ -54,15 +55,16 @@ class Space:
         self.dimensions = dict(dimensions)
 
     @classmethod
-    def load(cls, path: Path) -> "Space":
+    def load(cls, path: str | Path) -> "Space":
         """Reads a space.
+
+        Args:
+            path: Its file, or the name of a shipped one.
 
         Raises:
             UserError: Names the key, its value and what could stand there.
         """
-        if not path.is_file():
-            raise UserError(f"--space {path}: there is no such file; tune/spaces has some.")
-        return cls.of(load_yaml(path, f"--space {path}"), f"--space {path}")
+        return cls.of(load_yaml(find(path, SPACES, "--space "), f"--space {path}"), f"--space {path}")
 
     @classmethod
     def of(cls, settings: Any, name: str) -> "Space":

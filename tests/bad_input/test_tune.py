@@ -55,15 +55,19 @@ STUDIES = [
     ("methods of nothing", "methods:", "study.yaml: methods: must be a mapping of names to values"),
     ("methods as a list", "methods: [a]", "study.yaml: methods: must be a mapping of names to values"),
     ("a method by number", "methods: {a: 3}", "study.yaml: a: must be a configuration, or {config: FILE, space: FILE"),
-    ("a method of nowhere", "methods: {a: b.yaml}", "study.yaml: a: config: there is no file b.yaml, neither beside"),
+    ("a method of nowhere", "methods: {a: b.yaml}", "study.yaml: a: config: b.yaml: there is no such file, and none"),
     ("a method with a path", "methods: {a/b: c.yaml}", "a/b: a method's name has letters, digits and . _ + - alone"),
-    ("a space by number", f"methods: {{a: {{config: {CONFIGS}/digits/adam.yaml, space: 3}}}}", "a: space: there is no"),
+    (
+        "a space by number",
+        f"methods: {{a: {{config: {CONFIGS}/digits/adam.yaml, space: 3}}}}",
+        "a: space: 3: there is",
+    ),
     ("a judge of nobody", f"judge: val/x\nmethods: {{{ADAM}}}}}", "--metric val/x: is not logged after an epoch; take"),
     ("a judge that tests", f"judge: test/loss\nmethods: {{{ADAM}}}}}", "judge: must be train/loss or a metric of held"),
     ("a reference of nobody", f"reference: b\nmethods: {{{ADAM}}}}}", "study.yaml: reference: b is none of the method"),
     ("max_epoch", f"workload: {{trainer.max_epoch: 3}}\nmethods: {{{ADAM}}}}}", "near names are trainer.max_epochs"),
     ("a title misspelt", f"titel: x\nmethods: {{{ADAM}}}}}", "study.yaml: titel: is none of budget, judge, methods, n"),
-    ("nothing", "", "STUDY study.yaml: must hold a mapping; see tune/studies"),
+    ("nothing", "", "STUDY study.yaml: must hold a mapping; see docs/studies.md"),
     ("no YAML", "a: [", "STUDY study.yaml: is no YAML: "),
 ]
 SPACE = [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.shipped import STUDIES, find
 from locoprop_lightning.tune.study import report, spec
 from locoprop_lightning.tune.study.store import Store
 
@@ -20,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
         "unless its settings changed, so that the same command goes on where a study was stopped.",
     )
     add = parser.add_argument
-    add("study", type=Path, metavar="STUDY.yaml", help="the study; tune/studies has some")
+    add("study", type=Path, metavar="STUDY.yaml", help="the study: a file or a shipped one, such as digits")
     add("--out", type=Path, metavar="DIR", help="folder of the results (default: results/ and the study's name)")
     add("--only", nargs="+", action="extend", default=[], metavar="METHOD", help="run these methods alone")
     text = "a file with further methods, each as under `methods` in a study"
@@ -52,6 +53,7 @@ def study(arguments: Sequence[str]) -> int:
         raise UserError("--paces: measures all methods in turn, which --only forbids; leave one of them out.")
     if not options.address:  # then Ray, which reads this when it is imported, has the loopback address alone
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    options.study = find(options.study, STUDIES, "STUDY ")
     loaded = spec.load(options.study, options.add)
     if unknown := [name for name in options.only if name not in loaded.methods]:
         raise UserError(f"--only {unknown[0]}: is none of the methods {', '.join(loaded.methods)}.")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from locoprop_lightning import shipped
 from locoprop_lightning.cli import LocoPropCLI
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.files import replace
@@ -156,10 +157,11 @@ def command(job: Job) -> str:
     Args:
         job: The run.
     """
-    try:
-        config = Path(job.config).relative_to(Path.cwd())
-    except ValueError:
-        config = Path(job.config)
+    config = Path(job.config)
+    if config.is_relative_to(Path.cwd()):
+        config = config.relative_to(Path.cwd())
+    elif name := shipped.name_of(config):
+        config = Path(name)
     settings = {"seed_everything": job.seed, "threads": job.threads, **job.settings}
     return shlex.join(
         ["locoprop", "fit", "--config", str(config), *(f"--{k}={written(v)}" for k, v in settings.items())]

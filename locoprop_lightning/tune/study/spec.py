@@ -11,7 +11,7 @@
 
 A method is a configuration with a space: a file, or what stands in one. Where none is named, it is the file in
 tune/spaces with the name of the configuration. Files are looked for beside the study, then in the working directory,
-then in the checkout.
+then among those that are shipped.
 """
 
 import re
@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.files import load_yaml
+from locoprop_lightning.shipped import CONFIGS, SPACES, find
 from locoprop_lightning.tune.space import Space
 
-ROOT = Path(__file__).parents[3]
 LOSS = "train/loss"
 _NAME = re.compile(r"[\w.+-]+")
 
@@ -129,10 +129,10 @@ def load(path: Path, added: list[Path]) -> Study:
 
 def _read(path: Path, option: str) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{option} {path}: there is no such file; tune/studies has some.")
+        raise UserError(f"{option} {path}: there is no such file.")
     content = load_yaml(path, f"{option} {path}")
     if not isinstance(content, dict):
-        raise UserError(f"{option} {path}: must hold a mapping; see tune/studies.")
+        raise UserError(f"{option} {path}: must hold a mapping; see docs/studies.md.")
     return content
 
 
@@ -154,10 +154,10 @@ def _method(name: str, entry: Any, file: Path, workload: Mapping[str, Any]) -> M
         raise UserError(f"{where}: must be a configuration, or {{config: FILE, space: FILE, set: {{...}}}}.")
     if unknown := entry.keys() - {"config", "space", "set"}:
         raise UserError(f"{where}: {min(unknown)} is none of config, space, set.")
-    config = _find(entry["config"], file, f"{where}: config")
+    config = _find(entry["config"], file, CONFIGS, f"{where}: config: ")
     space = entry.get("space", f"tune/spaces/{config.name}")
     if not isinstance(space, dict):
-        found = _find(space, file, f"{where}: space")
+        found = _find(space, file, SPACES, f"{where}: space: ")
         space = load_yaml(found, f"{where}: space: {found}")
     parsed = Space.of(space, f"{where}: space")
     changed = entry.get("set", {})
@@ -168,10 +168,7 @@ def _method(name: str, entry: Any, file: Path, workload: Mapping[str, Any]) -> M
     return Method(name, config, parsed, space, {**workload, **changed})
 
 
-def _find(name: Any, file: Path, what: str) -> Path:
+def _find(name: Any, file: Path, folder: str, what: str) -> Path:
     """A file that a study names."""
-    for folder in (file.parent, Path.cwd(), ROOT):
-        path = folder / str(name)
-        if path.is_file():
-            return path.resolve()
-    raise UserError(f"{what}: there is no file {name}, neither beside {file} nor in {Path.cwd()}.")
+    beside = file.parent / str(name)
+    return (beside if beside.is_file() else find(str(name), folder, what)).resolve()
