@@ -17,13 +17,14 @@ import torch
 import yaml
 from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from locoprop_lightning import errors, shipped
 from locoprop_lightning.callbacks import (
     BestCheckpoint,
+    FitProgress,
     FitSummary,
     HyperparameterLogger,
     LocalLossMonitor,
@@ -36,6 +37,7 @@ from locoprop_lightning.distributed.loopback import meeting_place
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.files import load_yaml
 from locoprop_lightning.loading import PARTS
+from locoprop_lightning.quiet import quiet
 from locoprop_lightning.refusal import sentence
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.run_folder import RunFolder
@@ -130,6 +132,9 @@ class LocoPropCLI(LightningCLI):
         if trainer.get("enable_checkpointing") is False or trainer.get("barebones") or trainer.get("fast_dev_run"):
             for name in ("best", "checkpoints"):
                 self._parser(self.subcommand).callback_keys.remove(name)
+        others = any(isinstance(callback, ProgressBar) for callback in trainer.get("callbacks") or ())
+        if trainer.get("enable_progress_bar") is False or trainer.get("barebones") or others:
+            self._parser(self.subcommand).callback_keys.remove("progress")
         try:
             made = super().instantiate_trainer(**meeting_place(trainer) | kwargs)
         except Exception as error:
@@ -212,8 +217,9 @@ class LocoPropCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the settings of our callbacks, and that of the threads."""
-        help_ = "CPU threads of torch, which the last digits depend on; its own choice if not given"
+        help_ = "CPU threads of torch, which the last digits depend on. Torch chooses if this is not given."
         parser.add_argument("--threads", type=int | None, default=None, help=help_)
+        parser.add_lightning_class_args(FitProgress, "progress")  # first, so that its row ends before others tell
         parser.add_lightning_class_args(LocalLossMonitor, "local_losses")
         parser.add_lightning_class_args(StepTimer, "step_timer")
         parser.add_lightning_class_args(FitSummary, "summary")
@@ -252,7 +258,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # What the system refuses a logger's thread is told by who waits for it.
     threading.excepthook = lambda of: None if isinstance(of.exc_value, OSError) else told(of)
     try:
-        with one_sentence("locoprop"):
+        with one_sentence("locoprop"), quiet():
             LocoPropCLI(args)
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None

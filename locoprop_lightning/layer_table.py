@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from io import StringIO
+from textwrap import fill
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import LayerInfo
 
+_NOTE, _NAME = 20, 10  # columns that a note, and the name of a layer, have at least
 COLUMNS = ("Layer", "Kind", "Shape", "Transfer", "Trained by", "Note")
 
 
@@ -44,15 +45,6 @@ class LayerTable:
             for layer in self._layers
         ]
 
-    def table(self) -> Table:
-        """The table as rich prints it."""
-        table = Table(title="Layers", title_justify="left")
-        for column in COLUMNS:
-            table.add_column(column, overflow="fold")
-        for row in self.rows():
-            table.add_row(*row)
-        return table
-
     def __len__(self) -> int:
         return len(self._layers)
 
@@ -68,9 +60,7 @@ class LayerTable:
         return self._layers[names.index(key)]
 
     def __repr__(self) -> str:
-        stream = StringIO()
-        Console(file=stream, width=Console().width).print(self.table())
-        return stream.getvalue().rstrip()
+        return table_text(self.rows(), Console().width)
 
     def _repr_html_(self) -> str:
         """The table as a notebook shows it."""
@@ -91,5 +81,37 @@ def print_layers(
         trained_by: As ``LayerTable`` takes it.
         plain: As ``LayerTable`` takes it.
     """
-    if trainer.is_global_zero:
-        Console().print(LayerTable(layers, trained_by, plain).table())
+    if trainer.is_global_zero:  # as text: where a row of progress is being shown, it is put above it
+        print(LayerTable(layers, trained_by, plain))
+
+
+def table_text(rows: Sequence[tuple[str, ...]], width: int) -> str:
+    """The table as text; names of classes are never cut.
+
+    Notes are a column where there is room for one, and stand below the table otherwise. A table that is still too wide
+    folds the names of layers, and is wider than the terminal in the end.
+
+    Args:
+        rows: Layer, kind, shape, transfer, who trains it, note.
+        width: Columns of the terminal.
+    """
+    needed = [max(len(head), *(len(row[i]) for row in rows), 0) for i, head in enumerate(COLUMNS)]
+    room = width - sum(needed[:5]) - 3 * 5 - 1  # a border and two spaces a column
+    notes = any(row[5] for row in rows)
+    beside = notes and room >= min(needed[5], _NOTE) + 3
+    table = Table(title="Layers", title_justify="left")
+    for index, head in enumerate(COLUMNS[: 6 if beside else 5]):
+        folds = index == 5 or (index == 0 and room < 0)
+        table.add_column(head, overflow="fold", no_wrap=not folds, min_width=None if folds else needed[index])
+    for row in rows:
+        table.add_row(*row[: 6 if beside else 5])
+    least = sum(needed[1:5]) + 3 * 5 + 1 + min(needed[0], _NAME)
+    console = Console(width=max(width, least))
+    with console.capture() as captured:
+        console.print(table)
+    below: dict[str, list[str]] = {}
+    for row in rows if notes and not beside else ():
+        if row[5]:
+            below.setdefault(row[5], []).append(row[0])
+    told = [fill(f"{note}: {', '.join(names)}", width, subsequent_indent="  ") for note, names in below.items()]
+    return "\n".join([captured.get().rstrip("\n"), *told])

@@ -1,6 +1,7 @@
 """What is watched and printed during a fit."""
 
 from locoprop_lightning.callbacks.best_checkpoint import BestCheckpoint
+from locoprop_lightning.callbacks.fit_progress import FitProgress
 from locoprop_lightning.callbacks.fit_summary import FitSummary
 from locoprop_lightning.callbacks.hyperparameters import HyperparameterLogger
 from locoprop_lightning.callbacks.local_loss_history import LocalLossHistory
@@ -12,6 +13,7 @@ from locoprop_lightning.callbacks.stopwatch import StepTimer
 
 __all__ = [
     "BestCheckpoint",
+    "FitProgress",
     "FitSummary",
     "HyperparameterLogger",
     "LocalLossHistory",

@@ -1,9 +1,14 @@
 """What a fit came to."""
 
+import re
+import shlex
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -14,6 +19,27 @@ from locoprop_lightning.solvers import Status
 from locoprop_lightning.supervised import SupervisedModule
 
 _DECAY = 0.7
+
+
+def next_commands(loggers: Sequence[Logger], folder: Path) -> list[tuple[str, str]]:
+    """What to type to see the curves of a run and to compare it, as fits its loggers, by what it is for.
+
+    TensorBoard is given the folder above the run's, in which the run has a name.
+
+    Args:
+        loggers: The loggers of the run.
+        folder: The folder of its logs.
+    """
+    above = folder.parent
+    methods = above.parent if above.parent.name and re.fullmatch(r"version_\d+", folder.name) else above
+    lines = []
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            lines.append(("see the curves", f"tensorboard --logdir {shlex.quote(str(above))}"))
+            lines.append(("compare", f"locoprop-compare {shlex.quote(str(methods))}"))
+        elif isinstance(logger, CSVLogger):
+            lines.append(("see the metrics", f"less -S {shlex.quote(str(Path(logger.log_dir) / 'metrics.csv'))}"))
+    return lines
 
 
 class FitSummary(Stopwatch):
@@ -84,7 +110,7 @@ class FitSummary(Stopwatch):
             lines.append(("never had a gradient", ", ".join(pl_module.untouched)))
         if folder is not None and trainer.loggers:
             lines.append(("logs", folder))
-            lines.append(("see them", f"tensorboard --logdir {folder}"))
+            lines += next_commands(trainer.loggers, Path(folder))
         # Plain lines, not a table: a folder that is cut or wrapped could not be copied.
         print("\nSummary", *(f"  {name:<20} {value}" for name, value in lines), sep="\n")
 

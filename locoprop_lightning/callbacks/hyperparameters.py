@@ -5,9 +5,20 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard.summary import hparams
 
 from locoprop_lightning.supervised import SupervisedModule
+
+# What TensorBoard shows first, of every run: it ticks five settings, those that differ before others, then by name; and
+# it takes the list from any one of the runs, which may be of another method.
+_FIRST = {
+    "model.lambda_a": api_pb2.DATA_TYPE_FLOAT64,
+    "model.lambda_r": api_pb2.DATA_TYPE_FLOAT64,
+    "model.optimizer.lr": api_pb2.DATA_TYPE_FLOAT64,
+    "model.oracle": api_pb2.DATA_TYPE_STRING,
+    "model.solver": api_pb2.DATA_TYPE_STRING,
+}
 
 
 class HyperparameterLogger(Callback):
@@ -26,13 +37,25 @@ class HyperparameterLogger(Callback):
         """Writes the settings and the names of the metrics on the first process."""
         if not trainer.is_global_zero:
             return
-        metrics = ["train/loss", "val/loss"]
-        if isinstance(pl_module, SupervisedModule):
-            metrics += [str(name) for name in pl_module.val_metrics]
+        metrics = [str(name) for name in pl_module.val_metrics] if isinstance(pl_module, SupervisedModule) else []
+        metrics += ["val/loss", "train/loss"]  # TensorBoard ticks the first ones
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 # Lightning's own way writes a scalar under each metric's name, a point that no step has made.
-                for summary in hparams(self.settings, dict.fromkeys(metrics, 0.0)):
+                experiment, *session = hparams(self.settings, dict.fromkeys(metrics, 0.0))
+                for summary in (_with_first(experiment), *session):
                     logger.experiment.file_writer.add_summary(summary)
             else:
                 logger.log_hyperparams(self.settings)
+
+
+def _with_first(summary: Any) -> Any:
+    """The list of settings for the HParams tab, with those marked, and named, that it shall show first."""
+    content = metadata.parse_experiment_plugin_data(summary.value[0].metadata.plugin_data.content)
+    own = {info.name: info for info in content.hparam_infos}
+    for name, kind in _FIRST.items():
+        info = own[name] if name in own else content.hparam_infos.add(name=name, type=kind)
+        info.differs = True
+    data = plugin_data_pb2.HParamsPluginData(experiment=content, version=metadata.PLUGIN_DATA_VERSION)
+    summary.value[0].metadata.plugin_data.content = data.SerializeToString()
+    return summary

@@ -1,8 +1,6 @@
 """Local losses in the logs."""
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,19 +26,20 @@ class LocalLossMonitor(SolveObserver):
     first (``retried``).
 
     With TensorBoard, custom scalars lay these out by layer. Of logged steps, the first and those at 1, 2, 4, 8, ...
-    times the interval are shown whole: the local loss over the inner iterations as the run ``inner/step_<n>`` with a
-    curve ``inner/<layer>`` a layer, and as one image, layers by iterations (``local_loss/heat_map``). With a CSVLogger
-    the curves are in ``inner_curves.csv``, with Weights & Biases in the table ``inner_curves``, with any other logger
-    the metrics ``inner/<layer>/<iteration>``.
+    times the interval are shown whole: the local losses over the inner iterations as a picture of curves, relative to
+    their first (``local_loss/inner_curves``), as one of layers by iterations (``local_loss/heat_map``), and as the
+    tensor ``inner/<layer>``, for those who read event files. With a CSVLogger the curves are in
+    ``inner_curves.csv``, with Weights & Biases in the table ``inner_curves``, with any other logger the metrics
+    ``inner/<layer>/<iteration>``.
 
     All this is computed on the logged steps alone: a value of the local loss costs about half an inner iteration, and a
     whole curve about as much as the solve. Nothing waits for the device on the others.
 
     Args:
         every_n_steps: Steps between two logged ones; the trainer's ``log_every_n_steps`` if not given, 0 for never.
-        curves: Whether to show inner curves and the image.
+        curves: Whether to show steps whole: pictures and tensors of the inner curves.
         histograms: Whether to log, where those are, how far targets lie from the outputs of f, T - f(A), as the
-            histogram ``local_loss/<layer>/target_shift``; for LocoProp-S this is target minus pre-activation.
+            histogram ``local_loss/<layer>/target_shift``. For LocoProp-S this is target minus pre-activation.
     """
 
     def __init__(self, every_n_steps: int | None = None, curves: bool = True, histograms: bool = False) -> None:
@@ -116,17 +115,20 @@ def _is_whole(interval: int) -> bool:
 def layout(layers: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """The layout of TensorBoard's Custom Scalars tab: a chart a layer, one of all layers, and the time of a step.
 
+    Lines of a run share its colour, so that a layer's chart is a band: its upper edge is the first value, the line in
+    it the last.
+
     Args:
         layers: Names of the layers.
     """
     by_layer = {}
     for name in layers:
-        tag = re.escape(f"local_loss/{name}/")
-        by_layer[name] = ["Multiline", [f"^{tag}first$", f"^{tag}last$"]]
+        first, last = f"local_loss/{name}/first", f"local_loss/{name}/last"
+        by_layer[f"Layer {name}: before (edge) and after (line)"] = ["Margin", [last, last, first]]
     return {
         "Local loss": by_layer,
-        "All layers": {"last": ["Multiline", ["^local_loss/.*/last$"]]},
-        "Time": {"milliseconds a step": ["Multiline", ["^time/step_ms$"]]},
+        "All layers": {"Local loss after the solve": ["Multiline", ["^local_loss/.*/last$"]]},
+        "Time": {"Milliseconds a step": ["Multiline", ["^time/step_ms$"]]},
     }
 
 
@@ -137,11 +139,10 @@ def _writers(trainer: Trainer) -> list[SummaryWriter]:
 
 
 def _write_curves(writer: SummaryWriter, curves: Mapping[str, list[float]], step: int) -> None:
-    """The inner curves of a step as a run of its own, and as an image."""
-    with SummaryWriter(Path(writer.log_dir) / "inner" / f"step_{step}") as inner:
-        for name, losses in curves.items():
-            for iteration, loss in enumerate(losses):
-                inner.add_scalar(f"inner/{name}", loss, iteration)
+    """The inner curves of a step, none as a run of its own: TensorBoard selects no run at all where there are many."""
+    for name, losses in curves.items():
+        writer.add_tensor(f"inner/{name}", torch.tensor(losses), step)
+    writer.add_image("local_loss/inner_curves", curve_picture(curves, step), step, dataformats="HWC")
     writer.add_image("local_loss/heat_map", heat_map(curves), step, dataformats="HWC")
 
 
@@ -154,6 +155,46 @@ def _write_histograms(writer: SummaryWriter, problems: Mapping[str, LocalProblem
             writer.add_histogram(f"local_loss/{name}/target_shift", shift, step)
 
 
+def curve_picture(curves: Mapping[str, list[float]], step: int) -> np.ndarray:
+    """Local losses over the inner iterations, relative to their first, a line a layer [height, width, 3], 8 bits.
+
+    The axis is logarithmic where a loss climbs above three times its first. The legend names as many layers as it has
+    room for.
+
+    Args:
+        curves: Local losses of each layer before the first and after each iteration [T + 1].
+        step: The training step, for the title.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.6), dpi=80)
+    axes = figure.add_axes((0.12, 0.14, 0.7, 0.76))
+    ratios = {name: np.array(losses) / losses[0] for name, losses in curves.items() if losses[0]}
+    finite = {name: np.where(np.isfinite(ratio), ratio, np.nan) for name, ratio in ratios.items()}
+    if max((np.nanmax(ratio) for ratio in finite.values()), default=1.0) > 3:
+        axes.set_yscale("symlog", linthresh=1)
+    for index, (name, ratio) in enumerate(finite.items()):
+        colour = colormaps["viridis"](0.9 * index / max(1, len(finite) - 1))
+        axes.plot(ratio, color=colour, marker="." if len(ratio) < 30 else None, label=name)
+    axes.set(title=f"Step {step}", xlabel="inner iteration", ylabel="local loss / first")
+    axes.grid(alpha=0.3)
+    rows = 18  # of names that have room beside the axes
+    columns = max(1, -(-len(finite) // rows))
+    if finite:
+        axes.legend(
+            *(part[: 2 * rows] for part in axes.get_legend_handles_labels()),
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1),
+            borderaxespad=0,
+            fontsize="x-small",
+            frameon=False,
+            title="layer",
+            ncols=min(2, columns),
+        )
+    return _pixels(figure)
+
+
 def heat_map(curves: Mapping[str, list[float]]) -> np.ndarray:
     """An image of the local losses relative to their first, layers by iterations [height, width, 3], 8 bits.
 
@@ -163,7 +204,6 @@ def heat_map(curves: Mapping[str, list[float]]) -> np.ndarray:
         curves: Local losses of each layer before the first and after each iteration [T + 1].
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     longest = max(map(len, curves.values()))
@@ -186,6 +226,13 @@ def heat_map(curves: Mapping[str, list[float]]) -> np.ndarray:
     axes.set_xticks(range(0, longest, max(1, longest // 10)))
     axes.set_xlabel("inner iteration")
     figure.colorbar(image, cax=scale, label="local loss / first", extend="max")
+    return _pixels(figure)
+
+
+def _pixels(figure: Any) -> np.ndarray:
+    """A figure of matplotlib as an image [height, width, 3], 8 bits."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,5 +1,6 @@
 """Checkpoints from which a run goes on as if nothing had stopped it."""
 
+import shlex
 import signal
 import sys
 import threading
@@ -121,13 +122,13 @@ class RunCheckpoints(Checkpoint):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the summary with the checkpoint, and the way to go on from it."""
         self._unwatch()
-        self._tell(trainer)
+        self._tell(trainer, ended=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted fit can go on."""
         self._unwatch()
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
-            self._tell(trainer)
+            self._tell(trainer, ended=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the settings, and the random numbers of all processes."""
@@ -246,11 +247,17 @@ class RunCheckpoints(Checkpoint):
         if self._signal not in STOPS:
             self._signal = signal.Signals(number)
 
-    def _tell(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and self.last is not None:
-            print(f"  {'checkpoint':<20} {self.last}")
-            if self._command and not self._told_of_objects:
-                print(f"  {'go on with':<20} {self._command} --ckpt_path {self.last}")
+    def _tell(self, trainer: Trainer, ended: bool) -> None:
+        """Ends the summary: the checkpoint, and what to do with it."""
+        settings = Path(trainer.log_dir or ".", "config.yaml")  # asks all processes
+        if not trainer.is_global_zero or self.last is None:
+            return
+        print(f"  {'checkpoint':<20} {self.last}")
+        checkpoint = f"--ckpt_path {shlex.quote(str(self.last))}"
+        if self._command and ended and settings.is_file():
+            print(f"  {'test':<20} locoprop test --config {shlex.quote(str(settings))} {checkpoint}")
+        elif self._command and not self._told_of_objects:
+            print(f"  {'go on':<20} {self._command} {checkpoint}")
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
