@@ -21,7 +21,8 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from locoprop_lightning import errors, shipped
+from locoprop_lightning import errors
+from locoprop_lightning.arguments import with_files, without_checkpoint
 from locoprop_lightning.callbacks import (
     BestCheckpoint,
     FitProgress,
@@ -35,7 +36,6 @@ from locoprop_lightning.callbacks import (
 from locoprop_lightning.checkpoint_files import checked
 from locoprop_lightning.distributed.loopback import meeting_place
 from locoprop_lightning.errors import UserError, check_counts
-from locoprop_lightning.files import load_yaml
 from locoprop_lightning.loading import PARTS
 from locoprop_lightning.quiet import quiet
 from locoprop_lightning.refusal import sentence
@@ -44,7 +44,6 @@ from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.trainer_refusal import check_monitors, check_settings, refused
 
-CONFIG = ("--config", "-c")
 MANY_THREADS = 256  # that a machine may be given though it has fewer processors, for the last digits of another
 TERMINATED = 128 + signal.SIGTERM  # the status of a process that it has ended
 
@@ -99,7 +98,7 @@ class LocoPropCLI(LightningCLI):
         if hasattr(self, "_subcommand_parsers") and not given:
             raise UserError("no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE.")
         try:
-            self.config = parser.parse_args(_with_files(given))
+            self.config = parser.parse_args(with_files(given))
         except ArgumentError as error:
             raise UserError(f"{sentence(error)}{self._near(str(error))}") from error
         command = self.config.get("subcommand")
@@ -195,7 +194,7 @@ class LocoPropCLI(LightningCLI):
         self.trainer.callbacks.append(settings_logger(settings))  # type: ignore[attr-defined]
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, RunCheckpoints):
-                callback.describe(shlex.join(["locoprop", *_without_checkpoint(self._arguments)]), settings)
+                callback.describe(shlex.join(["locoprop", *without_checkpoint(self._arguments)]), settings)
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; the model knows what it was made of, and checkpoints say it."""
@@ -273,54 +272,6 @@ def one_sentence(program: str) -> AbstractContextManager[None]:
         program: Name that the sentence begins with.
     """
     return errors.one_sentence(program, sentence)
-
-
-def _with_files(args: Sequence[str]) -> list[str]:
-    """The arguments with the file of settings that they name, which may be a shipped one.
-
-    A second one is refused, which the parser would take instead of the first.
-
-    Raises:
-        UserError: Names the file.
-    """
-    found, before = [], ""
-    for one in args:
-        name, equals, value = one.partition("=")
-        file = value if equals and name in CONFIG else one if before in CONFIG else "{"
-        if "{" not in file:
-            path = shipped.find(file, shipped.CONFIGS, "config=")
-            if not isinstance(load_yaml(path, f"config={file}"), dict):
-                raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
-            one = f"{one.removesuffix(file)}{path}"
-        found.append(one)
-        before = name if not equals else ""
-    files = _values(args, *CONFIG)
-    if len(files) > 1:
-        raise UserError(
-            f"config={files[1]}: is a second file beside {files[0]}, whose settings it would replace; give one, and "
-            "the rest by --name value."
-        )
-    return found
-
-
-def _values(args: Sequence[str], *names: str) -> list[str]:
-    """What the arguments give for a setting of these names."""
-    found = []
-    for flag, following in zip(args, [*args[1:], ""], strict=True):
-        name, equals, value = flag.partition("=")
-        if name in names:
-            found.append(value if equals else following)
-    return found
-
-
-def _without_checkpoint(args: Sequence[str]) -> list[str]:
-    """The arguments without those that name a checkpoint."""
-    kept, skip = [], False
-    for one in args:
-        if not skip and one.partition("=")[0] != "--ckpt_path":
-            kept.append(one)
-        skip = one == "--ckpt_path"
-    return kept
 
 
 if __name__ == "__main__":
