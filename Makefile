@@ -14,7 +14,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4
 GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train test test-fast soak lint types docs clean
+.PHONY: help env data train test test-fast soak lint types docs release clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ $(DOCS_INSTALLED): $(INSTALLED)
 docs: $(DOCS_INSTALLED) ## build the documentation site, in build/docs; warnings are errors
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -j auto -c docs -d build/doctrees . build/docs
 	@echo "build/docs/index.html"
+
+release: $(INSTALLED) ## rehearse a release: build wheel and sdist, check them, run the wheel in a clean environment
+	PYTHON="$(abspath $(BIN))/python" bash scripts/release_rehearsal.sh
 
 clean: ## remove caches and build products; environment, data and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
