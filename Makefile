@@ -17,7 +17,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4
 GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train test test-fast soak lint types docs lock audit clean
+.PHONY: help env data train test test-fast soak lint types docs lock audit release clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,8 @@ audit: $(INSTALLED) $(AUDIT_INSTALLED) ## known weaknesses of what is locked, li
 	$(AUDIT)/bin/pip-licenses --python "$(BIN)/python" --from mixed --format markdown --order license --output-file build/audit/licences.md
 	$(AUDIT)/bin/cyclonedx-py environment "$(BIN)/python" --output-file build/audit/sbom.cdx.json
 	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+release: $(INSTALLED) ## rehearse a release: build wheel and sdist, check them, run the wheel in a clean environment
+	PYTHON="$(abspath $(BIN))/python" bash scripts/release_rehearsal.sh
 
 clean: ## remove caches and build products; environment, data and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
