@@ -36,9 +36,10 @@ from locoprop_lightning.callbacks import (
 from locoprop_lightning.checkpoint_files import checked
 from locoprop_lightning.distributed.loopback import meeting_place
 from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.loading import PARTS
 from locoprop_lightning.quiet import quiet
-from locoprop_lightning.refusal import sentence
+from locoprop_lightning.refusal import sentence, with_paths
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
@@ -96,9 +97,10 @@ class LocoPropCLI(LightningCLI):
         given = sys.argv[1:] if args is None else args
         self._arguments = list(given)
         if hasattr(self, "_subcommand_parsers") and not given:
+            print(main_page(), file=sys.stderr)
             raise UserError("no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE.")
         try:
-            self.config = parser.parse_args(with_files(given))
+            self.config = parser.parse_args(with_paths(with_files(given)))
         except ArgumentError as error:
             raise UserError(f"{sentence(error)}{self._near(str(error))}") from error
         command = self.config.get("subcommand")
@@ -258,7 +260,11 @@ def main(args: Sequence[str] | None = None) -> None:
     threading.excepthook = lambda of: None if isinstance(of.exc_value, OSError) else told(of)
     try:
         with one_sentence("locoprop"), quiet():
-            LocoPropCLI(args)
+            given = sys.argv[1:] if args is None else list(args)
+            if (shown := page(given)) is not None:
+                print(shown, end="")
+                return
+            LocoPropCLI(long_form(given))
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None
     finally:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _NOTICES = re.compile(
-    r"💡|Seed set to|(GPU|TPU|HPU|IPU) available|`Trainer\.(fit|validate|test|predict)` stopped|LOCAL_RANK: \d+ - CUDA"
+    r"💡|Seed set to|(GPU|TPU|HPU|IPU) available"
+    r"|`Trainer\.(fit|validate|test|predict)` stopped|Loading `\w+` to estimate|LOCAL_RANK: \d+ - CUDA"
 )
 _WARNINGS = (  # of Lightning, about its own code, or about what is decided here
     r".*isinstance\(treespec, LeafSpec\)",

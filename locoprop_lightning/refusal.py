@@ -126,7 +126,7 @@ _FORMS = {
     "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
 }
 
-_CLASSES = {
+CLASSES = {
     "model": ((module, supervised), SupervisedModule),
     "solver": ((solvers,), solvers.LocalSolver),
     "oracle": ((oracles,), oracles.Oracle),
@@ -139,11 +139,40 @@ _CLASSES = {
 }
 
 
-def _known(key: str) -> str:
-    """The classes for a setting that are known by their names."""
-    packages, kind = _CLASSES.get(key, ((), object))
+def classes_of(key: str, ours: bool = False) -> dict[str, type]:
+    """The classes for a setting that are known by their names, in their order.
+
+    Args:
+        key: Last part of the setting's name.
+        ours: Whether those of torch are left out.
+    """
+    packages, kind = CLASSES.get(key, ((), object))
     members = [member for package in packages for member in vars(package).values() if isinstance(member, type)]
-    names = sorted({m.__name__ for m in members if issubclass(m, kind) and m is not kind and not inspect.isabstract(m)})
+    made = {m.__name__: m for m in members if issubclass(m, kind) and m is not kind and not inspect.isabstract(m)}
+    own = __package__.partition(".")[0]
+    return {name: made[name] for name in sorted(made) if not ours or made[name].__module__.startswith(own)}
+
+
+def with_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments, a class of this package by its path, whatever others have its name.
+
+    Args:
+        arguments: Arguments of the command.
+    """
+    written: list[str] = []
+    before = ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=") if not before else (before, "", argument)
+        made = classes_of(flag.rpartition(".")[2].removeprefix("--"), ours=True).get(value)
+        path = f"{made.__module__}.{made.__name__}" if made is not None else value
+        written.append(f"{flag}={path}" if equals else path if before else argument)
+        before = argument if not before and not equals and argument.startswith("--") else ""
+    return written
+
+
+def _known(key: str) -> str:
+    """What could stand for a setting."""
+    names = classes_of(key)
     choice = f"{', '.join(names)}, or " if names else ""
     return f"take {choice}a class by its path, such as your_package.YourClass"
 

@@ -113,7 +113,7 @@ class FitProgress(Stopwatch, ProgressBar):
         if now - self._looked >= _EVERY or self._part == 1.0:
             self._look()
             self._looked = now
-        if self._live is not None or not self._enabled:
+        if self._live is not None or not self._enabled or self._losses is None:
             return
         if int(_TENTHS * self._part + 1e-9) > self._lines or now - self._told > _LONG:
             self._look()

@@ -172,7 +172,7 @@ def curve_picture(curves: Mapping[str, list[float]], step: int) -> np.ndarray:
     axes = figure.add_axes((0.12, 0.14, 0.7, 0.76))
     ratios = {name: np.array(losses) / losses[0] for name, losses in curves.items() if losses[0]}
     finite = {name: np.where(np.isfinite(ratio), ratio, np.nan) for name, ratio in ratios.items()}
-    if max((np.nanmax(ratio) for ratio in finite.values()), default=1.0) > 3:
+    if any((ratio > 3).any() for ratio in finite.values()):
         axes.set_yscale("symlog", linthresh=1)
     for index, (name, ratio) in enumerate(finite.items()):
         colour = colormaps["viridis"](0.9 * index / max(1, len(finite) - 1))

@@ -1,16 +1,19 @@
 import contextlib
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
 from locoprop_lightning import BackpropModule, LocoPropModule, UserError
 from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, PredictionWriter, StepTimer
+from locoprop_lightning.callbacks.fit_summary import next_commands
 from locoprop_lightning.data import Digits
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.observer import SolveObserver
@@ -67,7 +70,20 @@ def test_summary_smooths_the_raw_losses(tmp_path, capsys):
         smoothed = 0.7 * smoothed + 0.3 * loss
     printed = capsys.readouterr().out
     assert f"{losses[-1]:.4f} (smoothed {smoothed:.4f})" in printed
-    assert f"tensorboard --logdir {tmp_path}" in printed
+    assert f"  see the curves       tensorboard --logdir {tmp_path.parent}\n" in printed  # where the run has a name
+
+
+def test_the_summary_names_what_fits_the_loggers():
+    folder = Path("runs/digits/foof/version_0")
+    board = TensorBoardLogger("runs", name="digits/foof", version=0, default_hp_metric=False)
+    csv = CSVLogger("runs", name="digits/foof", version=0)
+    assert next_commands([board], folder) == [
+        ("see the curves", "tensorboard --logdir runs/digits/foof"),
+        ("compare", "locoprop-compare runs/digits"),
+    ]
+    assert next_commands([csv], folder) == [("see the metrics", "less -S runs/digits/foof/version_0/metrics.csv")]
+    assert next_commands([DummyLogger()], folder) == []
+    assert next_commands([board], Path("my runs/a"))[0][1] == "tensorboard --logdir 'my runs'"
 
 
 def test_summary_goes_on_over_a_resume():
