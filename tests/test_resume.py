@@ -186,7 +186,7 @@ def test_a_signal_ends_the_batch_and_the_summary_says_how_to_go_on(folder, capsy
     said = capsys.readouterr().out
     path = next((folder / "runs").rglob("step=7.ckpt")).relative_to(folder)
     assert f"  checkpoint           {path}\n" in said and f" --ckpt_path {path}\n" in said and "train loss" in said
-    assert "  go on with           locoprop fit --model BackpropModule " in said
+    assert "  go on                locoprop fit --model BackpropModule " in said
     main(options(*logs, "--ckpt_path", "last"))
     whole, resumed = (read(next((folder / name).rglob("step=15.ckpt"))) for name in ("whole", "runs"))
     assert same(whole, resumed)

@@ -14,6 +14,8 @@ from lightning.fabric.plugins.environments import (
 )
 from torch.distributed import TCPStore
 
+from locoprop_lightning.errors import UserError
+
 LOOPBACK = "127.0.0.1"
 _LAUNCHERS = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
 _stores: list[TCPStore] = []  # which serve until the process ends
@@ -27,9 +29,16 @@ def serve_on_loopback(port: int = 0) -> int:
 
     Returns:
         The port.
+
+    Raises:
+        UserError: For a port that is taken.
     """
     with socket.socket() as listener:
-        listener.bind((LOOPBACK, port))
+        try:
+            listener.bind((LOOPBACK, port))
+        except OSError as error:
+            why = f"MASTER_PORT={port}: cannot be listened at ({error.strerror})"
+            raise UserError(f"{why}; leave the variable out, or name a free port.") from error
         listener.listen()
         port = listener.getsockname()[1]
         _stores.append(

@@ -201,7 +201,7 @@ def test_a_port_that_is_taken_is_named(capsys, monkeypatch):
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         said = sentence_of(main, "--trainer.strategy ddp --trainer.devices 1", capsys)
-    assert "MASTER_PORT: the port is in use; leave the variable out, or name a free port" in said
+    assert "cannot be listened at (Address already in use); leave the variable out, or name a free port" in said
 
 
 @pytest.mark.filterwarnings("ignore")
