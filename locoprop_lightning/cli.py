@@ -277,7 +277,8 @@ def _check_files(args: Sequence[str]) -> None:
     files = [Path(value) for value in _values(args, "--config", "-c")]
     for file in files:
         if not file.is_file() and "{" not in str(file):
-            raise UserError(f"config={file}: there is no such file; configs/ has some.")
+            what = "is a folder; name a file in it" if file.is_dir() else "there is no such file; configs/ has some"
+            raise UserError(f"config={file}: {what}.")
         if file.is_file() and not isinstance(load_yaml(file, f"config={file}"), dict):
             raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
     if len(files) > 1:
