@@ -43,7 +43,8 @@ class LinearDecay(LRScheduler):
     ) -> None:
         check_object(Optimizer, optimizer=optimizer)
         check_fraction("LinearDecay", warmup=warmup)
-        if not isinstance(end_factor, Real) or not 0 <= end_factor <= 1:
+        given: Any = end_factor
+        if not isinstance(given, Real) or not 0 <= float(given) <= 1:
             raise UserError(f"LinearDecay(end_factor={end_factor!r}): must be in [0, 1].")
         if total_steps is not None:
             check_counts("LinearDecay", 1, total_steps=total_steps)
