@@ -281,7 +281,7 @@ class LocalProblem:
     def _refuse(self, method: str, got: Any, expected: list[Any]) -> NoReturn:
         found = list(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
         shape = ", ".join(map(str, expected))
-        raise UserError(f"layer {self.name!r}: the oracle's {method} is {found}, and must be a tensor [{shape}].")
+        raise UserError(f"layer {self.name!r}: the oracle's {method} is {found}, and must be [{shape}].")
 
     def split(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
         """Cuts [W | b] into a weight [d_out, d_in] and a bias [d_out]."""
