@@ -25,7 +25,9 @@ def flaw(path: Path, resume: bool = True) -> str | None:
         path: The file.
         resume: Whether a fit shall go on from it, for which weights alone do not do.
     """
-    if path.is_dir() or not is_zipfile(path):
+    if path.is_dir():
+        return "is a folder; name a .ckpt file in it"
+    if not is_zipfile(path):
         return "is not a checkpoint that torch has saved"
     try:
         with ZipFile(path) as archive:
@@ -79,7 +81,8 @@ def checked(path: Path, resume: bool) -> Path:
         return path
     others = newest_first(other for other in path.parent.glob("*.ckpt") if other != path) if path.is_file() else []
     whole = next((other for other in others if flaw(other, resume) is None), None)
-    way = f"; the last whole one beside it is {whole}" if whole else ""
+    way = "" if path.is_dir() else "; name one that a fit has written"
+    way = f"; the last whole one beside it is {whole}" if whole else way
     raise UserError(f"ckpt_path={path}: {reason}{way}.")
 
 

@@ -1,5 +1,6 @@
 """From a run, or one of its checkpoints, to the trained network, without naming again what it is made of."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,7 +13,7 @@ from torch import nn
 
 from locoprop_lightning.checkpoint_files import BEST, checked, resumable
 from locoprop_lightning.checkpoints import CONFIGURATION
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_path
 from locoprop_lightning.files import load_yaml
 
 T = TypeVar("T")
@@ -104,6 +105,7 @@ def load_run(folder: str | Path, checkpoint: str = "best", map_location: Any = "
         UserError: Where there is no such run or checkpoint, or none that is whole, and where what the run's module was
             made of is not known.
     """
+    check_path("load_run", folder=folder, checkpoint=checkpoint)
     folder = Path(folder)
     if not folder.exists():
         raise UserError(f"load_run({str(folder)!r}): there is no such folder.")
@@ -157,7 +159,8 @@ def _single(folder: Path) -> Path:
     found = sorted({path.parent for path in folder.glob("**/checkpoints/*.ckpt")})
     if len(found) == 1:
         return found[0]
-    told = f"{len(found)} runs, such as {found[-1].parent}; name one" if found else "no checkpoint of a run"
+    told = "no checkpoint of a run; name the folder of one, such as runs/.../version_0"
+    told = f"{len(found)} runs, such as {found[-1].parent}; name one" if found else told
     raise UserError(f"load_run({str(folder)!r}): the folder holds {told}.")
 
 
@@ -224,6 +227,13 @@ class Loadable(LightningModule):
         state = torch.load(path, map_location=map_location, weights_only=True)
         if not arguments:
             return module_of(state, cls, name=str(path))
+        try:
+            inspect.signature(cls).bind(**arguments)
+        except TypeError as error:
+            raise UserError(
+                f"{cls.__name__}.load_from_checkpoint: {error}; give all arguments of the class, or none where the "
+                "checkpoint says what it was made of."
+            ) from error
         module = cls(**arguments)
         module.on_load_checkpoint(state)
         module.load_state_dict(state["state_dict"])

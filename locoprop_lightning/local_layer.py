@@ -205,7 +205,7 @@ class LocalLayer:
             ended, way_out = "diverged", "a larger lambda_r or a smaller lambda_a helps"
             if status is Status.NONFINITE:
                 ended = "was not finite, and the layer keeps its weights"
-                way_out = "look at the inputs and the loss first"
+                way_out = "look at the inputs and the loss first, then take a larger lambda_r"
             _log.warning("Layer %r: its local solution %s (said once, then counted); %s.", self.name, ended, way_out)
         self.counts[status.value] = self.counts.get(status.value, 0) + 1
 

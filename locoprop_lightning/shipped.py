@@ -61,6 +61,8 @@ def find(name: str | Path, folder: str, option: str) -> Path:
     bare, known = str(name).removeprefix(f"{folder}/").removesuffix(".yaml"), names(folder)
     if bare in known:
         return known[bare]
+    if Path(name).is_dir():
+        raise UserError(f"{option}{name}: is a folder; name a file in it.")
     last = bare.rpartition("/")[2]
     near = [one for one in known if one.rpartition("/")[2] == last][:4] or difflib.get_close_matches(bare, known, 3)
     hint = f"; near names are {', '.join(near)}" if near else ""

@@ -166,7 +166,7 @@ class SupervisedModule(Loadable):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             _, first, *more = str(error).splitlines() or [""] * 2
-            others = f" ({len(more)} more do not fit)" if more else ""
+            others = (f" ({len(more)} more do not fit)" if more else "") + "; take the network of its run."
             raise UserError(f"The checkpoint is of another network: {first.strip()}{others}") from error
 
     def on_fit_start(self) -> None:

@@ -138,8 +138,17 @@ def joined(samples: list[Any]) -> Any:
 
     Args:
         samples: The samples.
+
+    Raises:
+        UserError: Where they do not make one.
     """
-    return default_collate([tree_map(_as_tensor, sample) for sample in samples])
+    made = [tree_map(_as_tensor, sample) for sample in samples]
+    try:
+        return default_collate(made)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"data: samples do not make a batch ({' '.join(str(error).split())}); give all the same shape and kind."
+        ) from error
 
 
 def _as_tensor(leaf: Any) -> Any:
@@ -160,5 +169,5 @@ def _size(dataset: Dataset[Any]) -> int:
     if not isinstance(dataset, Sized):
         raise UserError(f"data: {type(dataset).__name__} has no length; give the trainer a DataLoader of it.")
     if not len(dataset):
-        raise UserError(f"data: {type(dataset).__name__} is empty.")
+        raise UserError(f"data: {type(dataset).__name__} is empty; give it samples.")
     return len(dataset)

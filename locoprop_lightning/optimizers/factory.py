@@ -10,7 +10,7 @@ from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter
+from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter, check_maker
 from locoprop_lightning.optimizers.objects import save_objects_plainly
 
 _log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
     Raises:
         UserError: What the factory says against it.
     """
+    check_maker(setting, factory)
     try:
         return factory(argument)
     except UserError:

@@ -122,6 +122,20 @@ def bounded(solution: Solution, bound: float) -> Solution:
     return replace(solution, displacement=v * part.clamp_max(1.0))
 
 
+def check_outcome(method: str, outcome: Any, problem: LocalProblem) -> None:
+    """Refuses what a solver's method returns instead of an outcome of the problem.
+
+    Raises:
+        UserError: Names the method, and the part.
+    """
+    if not isinstance(outcome, Outcome):
+        raise UserError(f"{method}: must return an Outcome, not {type(outcome).__name__}.")
+    for name, part, shape in (("displacement", outcome.displacement, problem.shape), ("growth", outcome.growth, ())):
+        found = list(part.shape) if isinstance(part, Tensor) else f"a {type(part).__name__}"
+        if found != list(shape):
+            raise UserError(f"{method}: the Outcome's {name} is {found}, and must be a tensor {list(shape)}.")
+
+
 def judge(outcomes: Mapping[str, Outcome], agree: Callable[[Tensor], Tensor]) -> dict[str, Status]:
     """Status of each outcome, with a single wait for the device.
 

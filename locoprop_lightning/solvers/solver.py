@@ -14,7 +14,7 @@ from torch import Tensor
 from locoprop_lightning.errors import UserError, check_counts, check_object
 from locoprop_lightning.local import LocalProblem, State
 from locoprop_lightning.reprs import Shown
-from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status, judge
+from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status, check_outcome, judge
 
 Tasks = Mapping[str, Callable[[], Any]]
 
@@ -171,9 +171,8 @@ class LocalSolver(Shown, Callback, ABC):
             outcomes = run_all(
                 {name: partial(self._stretched, self.run, p, states[name], recording) for name, p in problems.items()}
             )
-            for outcome in outcomes.values():
-                if not isinstance(outcome, Outcome):
-                    raise UserError(f"{type(self).__name__}.run: must return an Outcome, not {type(outcome).__name__}.")
+            for name, outcome in outcomes.items():
+                check_outcome(f"{type(self).__name__}.run", outcome, problems[name])
             statuses = judge(outcomes, agree)
             failed = {name: status for name, status in statuses.items() if retries and status is not Status.SOLVED}
             tasks = {
@@ -181,6 +180,8 @@ class LocalSolver(Shown, Callback, ABC):
                 for name, status in failed.items()
             }
             again = {name: outcome for name, outcome in run_all(tasks).items() if outcome is not None}
+            for name, outcome in again.items():
+                check_outcome(f"{type(self).__name__}.retry", outcome, problems[name])
             for name, status in judge(again, agree).items():
                 outcomes[name] = again[name]
                 statuses[name] = Status.RETRIED if status is Status.SOLVED else status

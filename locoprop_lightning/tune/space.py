@@ -167,7 +167,8 @@ def _dimension(key: str, value: Any, earlier: Mapping[str, Dimension]) -> Dimens
     when = rest.pop("when", {})
     kinds = [kind for kind in KINDS if kind in rest]
     if len(kinds) != 1:
-        raise refuse(f"must have exactly one of {', '.join(KINDS)}")
+        way = f"; write {key}.{next(iter(value))} on a line" if any(isinstance(v, dict) for v in value.values()) else ""
+        raise refuse(f"must have exactly one of {', '.join(KINDS)}{way}")
     kind = kinds[0]
     given = rest.pop(kind)
     step, log = rest.pop("step", None), rest.pop("log", False)

@@ -147,6 +147,7 @@ TRAINER = [
     ("best by nothing", "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=acc",
      "ModelCheckpoint(monitor='acc'): is not logged; take one of"),
     ("no such callback", "--trainer.callbacks+=Nonsense", "there is no class Nonsense; take a class by its path"),
+    ("a callback misspelt", "--trainer.callbacks EarlyStoping", "such as EarlyStopping, not EarlyStoping"),
     ("logger not installed", "--trainer.logger WandbLogger", "WandbLogger: Requirement 'wandb"),
 ]  # fmt: skip
 DEVICES = [
@@ -159,7 +160,7 @@ DEVICES = [
     ("MPS", "--trainer.accelerator mps", "trainer.accelerator=mps: "),
     ("TPU", "--trainer.accelerator tpu", "trainer: Requirement 'torch_xla"),
     ("devices by thousands", "--trainer.devices 100000", "trainer.devices=100000: this machine has processors for"),
-    ("no devices", "--trainer.devices 0", "trainer.devices=0: "),
+    ("no devices", "--trainer.devices 0", "accelerator; take 1 or more, or auto"),
     (
         "devices below 0",
         "--trainer.devices=-3",
@@ -195,6 +196,7 @@ COMMANDS = [
     ("no data", "fit --model LocoPropModule", "are required: network, task, solver, lambda_a, lambda_r"),
     ("no such class", "--data Nonsense", "data: there is no class Nonsense; take Datasets, Digits, FashionMNIST, Idx"),
     ("a class of another kind", "--data torch.nn.Linear", "does not correspond to a subclass of LightningDataModule;"),
+    ("a list of solvers", "--model.solver '[ClosedForm]'", "model.solver: must be a class with its init_args, not ["),
     ("no network", "--model.network null", "model: the following arguments are required: network"),
     ("validation too large", "--data.validation 1500", "validation=1500: must be a whole number, at least 0 and less"),
     ("validation below 0", f"{PIXELS} --data.validation=-1", "validation=-1: must be a whole number, at least 0"),

@@ -72,6 +72,11 @@ STUDIES = [
 ]
 SPACE = [
     ("nothing searched", "", "--space space.yaml: holds no settings, such as model.lambda_a"),
+    (
+        "nested",
+        "model: {lambda_a: {uniform: [1, 9]}}",
+        "space: model: must have exactly one of uniform, loguniform, integers, choice; write model.lambda_a on a line",
+    ),
     ("a kind of nobody", "model.lambda_a: {normal: [0, 1]}", "space: model.lambda_a: must have exactly one of uniform"),
     ("below 0", "model.lambda_a: {uniform: [-1, 1]}", "space: model.lambda_a=-1.0: lambda_a=-1.0: must be above 0"),
     ("infinite", "model.lambda_a: {uniform: [1, .inf]}", "space: model.lambda_a: uniform must be two numbers, the low"),
