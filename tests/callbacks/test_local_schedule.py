@@ -134,7 +134,12 @@ def test_what_is_refused(call, said):
 
 def test_from_the_command_line(folder):
     config = str(ROOT / "configs" / "digits" / "locoprop_s_fpi.yaml")
-    schedule = ["--trainer.callbacks", "LocalSchedule", "--trainer.callbacks.iterations", "{0: 2, 1: 4}"]
+    schedule = [
+        "--trainer.callbacks",
+        "locoprop_lightning.callbacks.LocalSchedule",
+        "--trainer.callbacks.iterations",
+        "{0: 2, 1: 4}",
+    ]
     quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
     main(["fit", "--config", config, *schedule, *quiet, "--trainer.max_steps=2"])
     saved = torch.load(next(folder.rglob("step=2.ckpt")), weights_only=True)
