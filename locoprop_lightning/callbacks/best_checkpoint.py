@@ -10,10 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from locoprop_lightning.callbacks.run_checkpoints import checkpoint_folder
+from locoprop_lightning.callbacks.run_checkpoints import checkpoint_folder, write_whole
 from locoprop_lightning.checkpoint_files import BEST
 from locoprop_lightning.errors import UserError, check_object
-from locoprop_lightning.files import passing_name, settle, why_unwritten
+from locoprop_lightning.files import passing_name, settle
 from locoprop_lightning.supervised import SupervisedModule
 
 AUTO = "auto"
@@ -94,16 +94,8 @@ class BestCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, value: float) -> None:
         """Writes the weights; says where that is not possible, and goes on."""
         path = self._folder / BEST
-        passing = passing_name(path)
-        try:
-            trainer.save_checkpoint(passing, weights_only=True)
-            if trainer.is_global_zero:
-                settle(passing, path)
-        except (OSError, RuntimeError) as error:
-            if trainer.world_size > 1:
-                raise
-            passing.unlink(missing_ok=True)
-            print(f"best: {path} cannot be written ({why_unwritten(error)}); make room there.", file=sys.stderr)
+        if (why := write_whole(trainer, path, weights_only=True)) is not None:
+            print(f"best: {path} cannot be written ({why}); make room there.", file=sys.stderr)
             return
         self.path, self.value, self.step = path, value, trainer.global_step
 

@@ -190,25 +190,11 @@ class RunCheckpoints(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         path = self._folder / f"step={trainer.global_step}.ckpt"
-        passing, failure = passing_name(path), None
-        try:
-            trainer.save_checkpoint(passing, weights_only=self._holds_objects(trainer))
-        except (OSError, RuntimeError) as error:
-            if trainer.world_size > 1:
-                raise
-            failure = error
-        if trainer.is_global_zero and failure is None:
-            try:
-                settle(passing, path)
-            except OSError as error:
-                failure = error
+        why = write_whole(trainer, path, self._holds_objects(trainer))
         self._written = time.monotonic()
-        if failure is not None:
-            passing.unlink(missing_ok=True)
+        if why is not None:
             kept = f"the last whole one is {self.last}" if self.last else "there is none yet"
-            return (
-                f"{path} cannot be written ({why_unwritten(failure)}); {kept}; make room there, or name another folder."
-            )
+            return f"{path} cannot be written ({why}); {kept}; make room there, or name another folder."
         if trainer.is_global_zero and self._before is not None:
             self._before.unlink(missing_ok=True)
         own = self.last is not None and self.last.parent == self._folder
@@ -258,6 +244,39 @@ class RunCheckpoints(Checkpoint):
             print(f"  {'test':<20} locoprop test --config {shlex.quote(str(settings))} {checkpoint}")
         elif self._command and not self._told_of_objects:
             print(f"  {'go on':<20} {self._command} {checkpoint}")
+
+
+def write_whole(trainer: Trainer, path: Path, weights_only: bool) -> str | None:
+    """Writes a checkpoint, which takes its name when it is on the disk; nothing is left of one that fails.
+
+    Args:
+        trainer: The trainer.
+        path: The file.
+        weights_only: Whether it holds no state of optimizers.
+
+    Returns:
+        Why it could not be written, None where it is.
+
+    Raises:
+        OSError: Where several processes save, and this one cannot: the others do not know.
+        RuntimeError: As well.
+    """
+    passing, failure = passing_name(path), None
+    try:
+        trainer.save_checkpoint(passing, weights_only=weights_only)
+    except (OSError, RuntimeError) as error:
+        if trainer.world_size > 1:
+            raise
+        failure = error
+    if trainer.is_global_zero and failure is None:
+        try:
+            settle(passing, path)
+        except OSError as error:
+            failure = error
+    if failure is None:
+        return None
+    passing.unlink(missing_ok=True)
+    return why_unwritten(failure)
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
