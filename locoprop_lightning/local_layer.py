@@ -1,7 +1,7 @@
 """One layer that is trained locally: what it is, its settings, and all that evolves with it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,16 @@ class Report(NamedTuple):
     losses: Tensor
     displacement: Tensor
     out_of_range: Tensor
+
+
+def ends(losses: Sequence[float]) -> dict[str, float]:
+    """The local loss before and after a solve, and the part of it that is gone.
+
+    Args:
+        losses: As in a report, off the device.
+    """
+    first, last = losses[0], losses[-1]
+    return {"first": first, "last": last, "reduction": 1 - last / first if first else 0.0}
 
 
 class LocalLayer:

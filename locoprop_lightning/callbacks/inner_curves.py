@@ -1,7 +1,7 @@
 """Inner curves in logs other than TensorBoard's."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ _COLUMNS = ["step", "layer", "iteration", "loss"]
 
 
 def write_inner_curves(
-    loggers: Iterable[Logger], curves: Mapping[str, list[float]], image: np.ndarray, step: int
+    loggers: Iterable[Logger], curves: Mapping[str, list[float]], draw: Callable[[], np.ndarray], step: int
 ) -> None:
     """Writes the inner curves of a step to all loggers but TensorBoard's, each in its own way.
 
@@ -23,7 +23,7 @@ def write_inner_curves(
     Args:
         loggers: The loggers of the first process.
         curves: Local losses of each layer before the first and after each iteration.
-        image: The same as an image.
+        draw: Makes an image of the same.
         step: The step.
     """
     rows = [(step, name, i, loss) for name, losses in curves.items() for i, loss in enumerate(losses)]
@@ -37,6 +37,6 @@ def write_inner_curves(
                 writer.writerows([_COLUMNS, *rows] if new else rows)
         elif isinstance(logger, WandbLogger):
             logger.log_table("inner_curves", columns=_COLUMNS, data=[list(row) for row in rows], step=step)
-            logger.log_image("local_loss/heat_map", [image], step=step)
+            logger.log_image("local_loss/heat_map", [draw()], step=step)
         elif not isinstance(logger, TensorBoardLogger):
             logger.log_metrics({f"inner/{name}/{i}": loss for _, name, i, loss in rows}, step=step)

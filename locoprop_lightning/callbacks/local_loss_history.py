@@ -9,7 +9,7 @@ from torch import Tensor
 
 from locoprop_lightning.errors import UserError, check_counts, check_object
 from locoprop_lightning.local import LocalProblem
-from locoprop_lightning.local_layer import Report
+from locoprop_lightning.local_layer import Report, ends
 from locoprop_lightning.module import LocoPropModule
 from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.solvers import Recording
@@ -115,9 +115,9 @@ class LocalLossHistory(SolveObserver):
                 if inner:
                     rows += [own | {"iteration": i, "loss": value} for i, value in enumerate(values)]
                     continue
-                first, last = values[0], values[-1]
-                own |= {"first": first, "last": last, "reduction": 1 - last / first if first else 0.0}
-                rows.append(own | {"displacement": displacement.item(), "out_of_range": out_of_range.item()})
+                rows.append(
+                    own | ends(values) | {"displacement": displacement.item(), "out_of_range": out_of_range.item()}
+                )
         return pandas.DataFrame(rows)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Local losses in the logs."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from locoprop_lightning.callbacks.inner_curves import write_inner_curves
 from locoprop_lightning.errors import check_counts
 from locoprop_lightning.local import LocalProblem
-from locoprop_lightning.local_layer import Report
+from locoprop_lightning.local_layer import Report, ends
 from locoprop_lightning.observer import SolveObserver
 from locoprop_lightning.solvers import Recording
 
@@ -84,10 +85,7 @@ class LocalLossMonitor(SolveObserver):
         curves = {}
         for name, report in reports.items():
             curves[name] = losses = [next(table) for _ in report.losses]
-            first, last = losses[0], losses[-1]
-            values[f"local_loss/{name}/first"] = first
-            values[f"local_loss/{name}/last"] = last
-            values[f"local_loss/{name}/reduction"] = 1 - last / first if first else 0.0
+            values |= {f"local_loss/{name}/{key}": value for key, value in ends(losses).items()}
             values[f"local_loss/{name}/displacement"] = next(table)
             values[f"local_loss/{name}/out_of_range"] = next(table)
         for name, failed in counts.items():
@@ -96,7 +94,7 @@ class LocalLossMonitor(SolveObserver):
             logger.log_metrics(values, step=step)
         others = [one for one in trainer.loggers if not isinstance(one, TensorBoardLogger)]
         if others and curves and self.curves and _is_whole(interval) and trainer.is_global_zero:
-            write_inner_curves(others, curves, heat_map(curves), step)
+            write_inner_curves(others, curves, partial(heat_map, curves), step)
         for writer in _writers(trainer) if curves else ():
             if not self._laid_out:
                 writer.add_custom_scalars(layout(curves))
