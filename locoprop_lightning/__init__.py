@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from locoprop_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    __version__: str
     from locoprop_lightning.loading import load_run
     from locoprop_lightning.local_backward import LocalBackward
     from locoprop_lightning.module import LocoPropModule
@@ -25,11 +26,23 @@ _PACKAGES = ("callbacks", "data", "layers", "local", "networks", "optimizers", "
 
 def __getattr__(name: str) -> Any:
     """The modules and packages, imported when first asked for: `locoprop-compare` does without torch and Lightning."""
+    if name == "__version__":
+        return _version()
     if name in _PACKAGES:
         return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def _version() -> str:
+    """The version that is installed; says where none is."""
+    from importlib.metadata import PackageNotFoundError, version  # which takes longer than all else here
+
+    try:
+        return version("locoprop-lightning")
+    except PackageNotFoundError:  # run from its sources
+        return "of sources that are not installed"
 
 
 def __dir__() -> list[str]:

@@ -1,9 +1,9 @@
 """What of local training is in a checkpoint, and what earlier versions had there instead."""
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import locoprop_lightning
 from locoprop_lightning.errors import UserError
 
 FORMAT = 2  # 1, which said no number, had states of solvers and oracles in places of their own
@@ -17,11 +17,7 @@ _OF_PRECONDITIONER = ("inverse", "n", "age", "steps", "settings", "shape")
 
 def stamp(checkpoint: dict[str, Any], optimizers: list[str], configuration: str | None = None) -> None:
     """Notes in a checkpoint its format, the version that writes it, its optimizers' names, and what it was made of."""
-    try:
-        package = version("locoprop-lightning")
-    except PackageNotFoundError:  # run from its sources
-        package = "of sources that are not installed"
-    checkpoint[STAMP] = {"format": FORMAT, "version": package}
+    checkpoint[STAMP] = {"format": FORMAT, "version": locoprop_lightning.__version__}
     checkpoint[OPTIMIZERS] = optimizers
     if configuration is not None:
         checkpoint[CONFIGURATION] = configuration

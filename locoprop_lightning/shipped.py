@@ -3,9 +3,9 @@
 import difflib
 import textwrap
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
+import locoprop_lightning
 from locoprop_lightning.errors import UserError, one_sentence
 
 PACKAGE = Path(__file__).parent
@@ -102,7 +102,7 @@ def answer(arguments: Sequence[str]) -> bool:
         arguments: Arguments of the command.
     """
     if list(arguments) == ["--version"]:
-        print(f"locoprop-lightning {version('locoprop-lightning')}")
+        print(f"locoprop-lightning {locoprop_lightning.__version__}")
     elif arguments[:1] != ["configs"]:
         return False
     elif {"-h", "--help"} & {*arguments}:
