@@ -11,6 +11,7 @@ import torch
 
 from locoprop_lightning.errors import UserError
 
+RUNS_CODE = "weights_only=False: would run whatever code a checkpoint holds; leave it out."
 BEST = "best.ckpt"  # weights alone, which no fit goes on from
 _KINDS_OF_WEIGHTS: dict[str, type] = {"state_dict": dict, "global_step": int, "pytorch-lightning_version": str}
 _KINDS = _KINDS_OF_WEIGHTS | {"epoch": int, "optimizer_states": list, "lr_schedulers": list}

@@ -10,6 +10,7 @@ import threading
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +34,7 @@ from locoprop_lightning.callbacks import (
     RunCheckpoints,
     StepTimer,
 )
-from locoprop_lightning.checkpoint_files import checked
+from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.distributed.loopback import meeting_place
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.help import long_form, main_page, page
@@ -117,7 +118,7 @@ class LocoPropCLI(LightningCLI):
                 )
             torch.set_num_threads(config.threads)
         if config.get("weights_only") is False:
-            raise UserError("weights_only=False: would run whatever code a checkpoint holds; leave it out.")
+            raise UserError(RUNS_CODE)
         path = config.get("ckpt_path")
         if path == "hpc" or (path == "best" and command == "fit"):
             why = "holds weights alone" if path == "best" else "is known to the process of a fit alone"
@@ -202,15 +203,15 @@ class LocoPropCLI(LightningCLI):
         """Makes model, data and trainer; the model knows what it was made of, and checkpoints say it."""
         super().instantiate_classes()
         if isinstance(self.model, SupervisedModule):
-            written_out = self._written_out()
-            self.model.made_of(yaml.safe_dump({part: written_out[part] for part in PARTS}, sort_keys=False))
+            self.model.made_of(yaml.safe_dump({part: self._written_out[part] for part in PARTS}, sort_keys=False))
 
     def settings(self) -> dict[str, Any]:
         """The settings by dotted name, a class under the name of its setting."""
-        return flatten(self._written_out())
+        return flatten(self._written_out)
 
+    @cached_property
     def _written_out(self) -> dict[str, Any]:
-        """The settings as a file has them."""
+        """The settings as a file has them; what is made of them does not change them."""
         command = self.config.get("subcommand")
         parser = self._parser(command) if command else self.parser
         found: dict[str, Any] = yaml.safe_load(parser.dump(self.config[command] if command else self.config))

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
-from locoprop_lightning.checkpoint_files import BEST, checked, resumable
+from locoprop_lightning.checkpoint_files import BEST, RUNS_CODE, checked, resumable
 from locoprop_lightning.checkpoints import CONFIGURATION
 from locoprop_lightning.errors import UserError, check_path
 from locoprop_lightning.files import load_yaml
@@ -222,7 +222,7 @@ class Loadable(LightningModule):
             UserError: For a file that is no whole checkpoint, and where arguments are missing.
         """
         if not weights_only:
-            raise UserError("weights_only=False: would run whatever code a checkpoint holds; leave it out.")
+            raise UserError(RUNS_CODE)
         path = checked(Path(checkpoint_path), resume=False)
         state = torch.load(path, map_location=map_location, weights_only=True)
         if not arguments:

@@ -97,7 +97,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
         if owner.endswith("LocoPropModule") and name[1] in _GONE:
             reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
-        if name[1].startswith(("network.", "task.", "solver.", "data.", "optimizer.")) and name[1].count("."):
+        if name[1].startswith(("network.", "task.", "solver.", "data.", "optimizer.")):
             reason = f"{name[1].partition('.')[0]} stands beside class_path; put settings of the class below init_args"
         if owner == "typing.Union":
             reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"
