@@ -120,6 +120,13 @@ def check_path(owner: str, **values: str | PathLike[str]) -> None:
             raise UserError(f"{_shown(owner, name, value)}: must be a path, as text.")
 
 
+def check_several(owner: str, of: str, **values: Any) -> None:
+    """Refuses one text where several are asked for: its letters would be taken for them."""
+    for name, value in values.items():
+        if isinstance(value, str):
+            raise UserError(f"{_shown(owner, name, value)}: give a list of {of}, [{value!r}].")
+
+
 def check_object(kind: type, **values: Any) -> None:
     """Refuses what is no object of a class, such as the class itself."""
     for name, value in values.items():

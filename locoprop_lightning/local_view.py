@@ -7,6 +7,7 @@ from locoprop_lightning.layer_table import LayerTable
 from locoprop_lightning.layers import LayerInfo
 from locoprop_lightning.layers.compiled import named_modules
 from locoprop_lightning.layers.discovery import candidates, reasons
+from locoprop_lightning.reprs import sized
 from locoprop_lightning.tasks import Task
 
 AHEAD = "found with the first batch"
@@ -54,9 +55,8 @@ def shown(owner: object, network: nn.Module, engine: LocalEngine, *parts: object
         engine: Its local layers.
         parts: What else it is made of.
     """
-    size = sum(p.numel() for p in network.parameters())
     told = [
-        f"{type(network).__name__} of {size:,} parameters",
+        sized(network),
         *map(repr, (*parts, engine.solver, engine.oracle)),
         *(f"{name}={value!r}" for name, value in engine.settings.told().items()),
     ]

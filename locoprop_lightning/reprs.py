@@ -3,7 +3,7 @@
 import inspect
 from typing import Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Shown:
@@ -54,6 +54,11 @@ def short(value: Any) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         return str(value.__qualname__).rpartition(".")[2].strip("<>")
     return repr(value)
+
+
+def sized(network: nn.Module) -> str:
+    """A network by its class and the number of its parameters."""
+    return f"{type(network).__name__} of {sum(p.numel() for p in network.parameters()):,} parameters"
 
 
 def _same(a: Any, b: Any) -> bool:

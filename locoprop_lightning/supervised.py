@@ -24,6 +24,7 @@ from locoprop_lightning.optimizers import LinearDecay, owned_parameters
 from locoprop_lightning.optimizers.factory import optimizer_from, schedule_from
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
 from locoprop_lightning.optimizers.schedule import tell_length
+from locoprop_lightning.reprs import sized
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
 
@@ -60,8 +61,7 @@ class SupervisedModule(Loadable):
         self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
 
     def __repr__(self) -> str:
-        size = sum(p.numel() for p in self.network.parameters())
-        return f"{type(self).__name__}({type(self.network).__name__} of {size:,} parameters, {self.task!r})"
+        return f"{type(self).__name__}({sized(self.network)}, {self.task!r})"
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "network" and isinstance(value, nn.Module):

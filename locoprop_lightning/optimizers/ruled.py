@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from locoprop_lightning.errors import UserError, check_amount, check_choice
+from locoprop_lightning.errors import UserError, check_amount, check_choice, check_several
 from locoprop_lightning.optimizers.joined import (
     Group,
     JoinedOptimizer,
@@ -50,10 +50,8 @@ class Rule:
     weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.match, str):
-            raise UserError(f"Rule(match={self.match!r}): give a list of patterns, [{self.match!r}].")
-        if isinstance(self.kinds, str):
-            raise UserError(f"Rule(kinds={self.kinds!r}): give a list of kinds, [{self.kinds!r}].")
+        check_several("Rule", "patterns", match=self.match)
+        check_several("Rule", "kinds", kinds=self.kinds)
         check_amount("Rule", **self.options)
         if not self.match and not self.kinds:
             raise UserError("Rule(): name parameters by match or kinds; the others are the RuledOptimizer's own.")
