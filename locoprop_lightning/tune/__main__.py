@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 import warnings
@@ -14,6 +13,7 @@ from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.errors import UserError, check_counts, check_positive
 from locoprop_lightning.results.settings import pairs
+from locoprop_lightning.tune import stay_on_loopback
 
 BEGUN = "tuner.pkl"  # what Tune writes when a sweep begins
 NEEDED = ("cmaes", "optuna", "ray", "scipy")  # what the extra of this name installs
@@ -128,8 +128,7 @@ def sweep(options: argparse.Namespace) -> int:
         raise UserError(f"--name {options.name}: is no name of a folder; --storage says where that lies.")
     options.name = options.name or f"{options.config.stem}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 
-    if not options.address:  # then Ray, which reads this when it is imported, has the loopback address alone
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    stay_on_loopback(options.address)
     import ray  # which takes seconds to import
 
     from locoprop_lightning.tune import cluster, results

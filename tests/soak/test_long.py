@@ -73,4 +73,4 @@ def test_a_long_run_holds_no_more_than_a_short_one(name, devices, tmp_path):
     assert max(points["train/loss"]) == STEPS - 1 and len(points["train/loss"]) == STEPS
     size = sum(path.stat().st_size for path in tmp_path.rglob("events*"))
     print(f"{name} on {devices}: {size / 2**20:.0f} MiB of logs, {len(seen)} tags")
-    assert run.stderr == "" or "Error" not in run.stderr
+    assert "Error" not in run.stderr

@@ -29,8 +29,9 @@ def test_two_hundred_trials_end_with_flat_memory_and_disk(tmp_path):
         while driver.poll() is None:
             done = len(list(tmp_path.glob(DONE)))
             tree = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
-            standing = [one for one in tree if not _is_trial(one)]
-            held.append((done, _bytes(tree[:1]), _bytes(standing), sum(map(_files, tree[:1]))))
+            (_, own, files), *others = map(_of, tree)
+            services = sum(size for name, size, _ in others if not name.startswith("ray::"))  # no trial's
+            held.append((done, own, own + services, files))
             time.sleep(2)
     assert driver.returncode == 0, (tmp_path / "log").read_text()[-2000:]
     early = [line for line in held if 0.1 * TRIALS <= line[0] <= 0.2 * TRIALS]
@@ -48,25 +49,9 @@ def test_two_hundred_trials_end_with_flat_memory_and_disk(tmp_path):
     assert growth < 1.1
 
 
-def _is_trial(process):
+def _of(process):
+    """Name, bytes and open files of a process; nothing of one that has ended."""
     try:
-        return process.name().startswith("ray::")
+        return process.name(), process.memory_info().rss, process.num_fds()
     except psutil.Error:
-        return True
-
-
-def _bytes(processes):
-    total = 0
-    for process in processes:
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:
-            continue
-    return total
-
-
-def _files(process):
-    try:
-        return process.num_fds()
-    except psutil.Error:
-        return 0
+        return "", 0, 0

@@ -70,6 +70,13 @@ class Sweep:
                 self.command(*arguments), cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
 
+    def begin(self, epoch, *arguments, **trainer):
+        """Starts a sweep of FOOF; gives its process, and those that this has started, once so many epochs are over."""
+        space, config = self.space(**LAMBDAS), self.config("foof", **trainer)
+        process = self.start("--config", config, "--space", space, *arguments)
+        self.wait_for(epoch)
+        return process, psutil.Process(process.pid).children(recursive=True)
+
     def run(self, *arguments):
         done = subprocess.run(
             self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True
@@ -190,10 +197,7 @@ def test_bayesian_search_with_early_stopping(sweep, tmp_path):
 
 @pytest.mark.alone
 def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
-    space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=40)
-    process = sweep.start("--config", config, "--space", space, "--samples", 3, "--concurrent", 1)
-    sweep.wait_for(4)
-    ours = psutil.Process(process.pid).children(recursive=True)
+    process, ours = sweep.begin(4, "--samples", 3, "--concurrent", 1, max_epochs=40)
     assert listening(ours) == {"127.0.0.1"}
     (worker,) = (p for p in ours if "ImplicitFunc" in p.name())
     worker.kill()
@@ -244,10 +248,7 @@ def test_two_trials_share_a_gpu_and_outlive_their_node(sweep, tmp_path, monkeypa
 
 @pytest.mark.alone
 def test_a_terminated_sweep_says_so_leaves_no_process_and_goes_on(sweep, tmp_path):
-    space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=40)
-    process = sweep.start("--config", config, "--space", space, "--samples", 2, "--concurrent", 1)
-    sweep.wait_for(2)
-    ours = psutil.Process(process.pid).children(recursive=True)
+    process, ours = sweep.begin(2, "--samples", 2, "--concurrent", 1, max_epochs=40)
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     said = (tmp_path / "log.txt").read_text()
@@ -262,13 +263,11 @@ def test_a_terminated_sweep_says_so_leaves_no_process_and_goes_on(sweep, tmp_pat
 
 @pytest.mark.alone
 def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path):
-    space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=12, accelerator="cpu")
-    process = sweep.start(
-        *("--config", config, "--space", space, "--samples", 1, "--set", "data.batch_size=64"),
-        *("--workers-per-trial", 2, "--cpus-per-trial", 2, "--metric", "val/loss"),
+    process, ours = sweep.begin(
+        *(3, "--samples", 1, "--set", "data.batch_size=64", "--workers-per-trial", 2, "--cpus-per-trial", 2),
+        *("--metric", "val/loss"),
+        **{"max_epochs": 12, "accelerator": "cpu"},
     )
-    sweep.wait_for(3)
-    ours = psutil.Process(process.pid).children(recursive=True)
     assert listening(ours) == {"127.0.0.1"}
     next(p for p in ours if "TrainWor" in p.name()).kill()
     assert process.wait(240) == 0, (tmp_path / "log.txt").read_text()

@@ -1,13 +1,13 @@
 """The command `locoprop-tune study`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.shipped import STUDIES, find
+from locoprop_lightning.tune import stay_on_loopback
 from locoprop_lightning.tune.study import report, spec
 from locoprop_lightning.tune.study.store import Store
 
@@ -51,8 +51,7 @@ def study(arguments: Sequence[str]) -> int:
         raise UserError(f"--gpus-per-run {options.gpus_per_run:g}: a run has one device; take a number from 0 to 1.")
     if options.paces and options.only:
         raise UserError("--paces: measures all methods in turn, which --only forbids; leave one of them out.")
-    if not options.address:  # then Ray, which reads this when it is imported, has the loopback address alone
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    stay_on_loopback(options.address)
     options.study = find(options.study, STUDIES, "STUDY ")
     loaded = spec.load(options.study, options.add)
     if unknown := [name for name in options.only if name not in loaded.methods]:
