@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Any
 from locoprop_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    from locoprop_lightning.loading import load_run
+    from locoprop_lightning.local_backward import LocalBackward
     from locoprop_lightning.module import LocoPropModule
     from locoprop_lightning.supervised import BackpropModule
 
-__all__ = ["BackpropModule", "LocoPropModule", "UserError"]
+__all__ = ["BackpropModule", "LocalBackward", "LocoPropModule", "UserError", "load_run"]
 
 
-_MODULES = {"BackpropModule": "supervised", "LocoPropModule": "module"}
+_MODULES = {
+    "BackpropModule": "supervised",
+    "LocalBackward": "local_backward",
+    "LocoPropModule": "module",
+    "load_run": "loading",
+}
 _PACKAGES = ("callbacks", "data", "layers", "local", "networks", "optimizers", "oracles", "solvers", "tasks")
 
 

@@ -1,5 +1,17 @@
-"""`python -m locoprop_lightning` is the command `locoprop`."""
+"""The command `locoprop`, also as `python -m locoprop_lightning`."""
 
-from locoprop_lightning.cli import main
+import sys
 
-main()
+from locoprop_lightning.shipped import answer
+
+
+def main() -> None:
+    """Runs the command; what needs neither torch nor Lightning is answered without them."""
+    if not answer(sys.argv[1:]):
+        from locoprop_lightning import cli
+
+        cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -40,6 +40,8 @@ def explained(network: nn.Module, inputs: Any) -> Iterator[None]:
                 f"network={type(network).__name__}: takes gradients in its forward pass, which are switched off in a "
                 "validation; put torch.enable_grad() around it, and set trainer.inference_mode to False."
             ) from error
+        if type(error) is NotImplementedError and 'required "forward"' in text:
+            raise UserError(f"network={type(network).__name__}: has no forward; give it a forward(x).") from error
         if isinstance(error, TypeError) and _CALL.search(text):
             way = "a mapping becomes keyword arguments, a tuple or list arguments; give pairs of inputs and target, or "
             way += "a task whose inputs(batch) says what the network takes"

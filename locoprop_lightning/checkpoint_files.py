@@ -11,6 +11,7 @@ import torch
 
 from locoprop_lightning.errors import UserError
 
+BEST = "best.ckpt"  # weights alone, which no fit goes on from
 _KINDS_OF_WEIGHTS: dict[str, type] = {"state_dict": dict, "global_step": int, "pytorch-lightning_version": str}
 _KINDS = _KINDS_OF_WEIGHTS | {"epoch": int, "optimizer_states": list, "lr_schedulers": list}
 
@@ -24,7 +25,9 @@ def flaw(path: Path, resume: bool = True) -> str | None:
         path: The file.
         resume: Whether a fit shall go on from it, for which weights alone do not do.
     """
-    if path.is_dir() or not is_zipfile(path):
+    if path.is_dir():
+        return "is a folder; name a .ckpt file in it"
+    if not is_zipfile(path):
         return "is not a checkpoint that torch has saved"
     try:
         with ZipFile(path) as archive:
@@ -78,8 +81,19 @@ def checked(path: Path, resume: bool) -> Path:
         return path
     others = newest_first(other for other in path.parent.glob("*.ckpt") if other != path) if path.is_file() else []
     whole = next((other for other in others if flaw(other, resume) is None), None)
-    way = f"; the last whole one beside it is {whole}" if whole else ""
+    way = "" if path.is_dir() else "; name one that a fit has written"
+    way = f"; the last whole one beside it is {whole}" if whole else way
     raise UserError(f"ckpt_path={path}: {reason}{way}.")
+
+
+def resumable(folder: Path, pattern: str) -> list[Path]:
+    """Checkpoints that a fit may go on from, the last one first.
+
+    Args:
+        folder: Where to look.
+        pattern: Of the checkpoints in it.
+    """
+    return newest_first(path for path in folder.glob(pattern) if path.name != BEST)
 
 
 def last_of(folder: Path, pattern: str) -> tuple[Path | None, list[str]]:
@@ -90,7 +104,7 @@ def last_of(folder: Path, pattern: str) -> tuple[Path | None, list[str]]:
         pattern: Of the checkpoints in it.
     """
     passed: list[str] = []
-    for path in newest_first(folder.glob(pattern)):
+    for path in resumable(folder, pattern):
         if (reason := flaw(path)) is None:
             return path, passed
         passed.append(f"{path} {reason}")

@@ -8,20 +8,23 @@ from locoprop_lightning.errors import UserError
 
 FORMAT = 2  # 1, which said no number, had states of solvers and oracles in places of their own
 STAMP = "locoprop_lightning"  # key of a checkpoint: {"format": FORMAT, "version": that of the package}
+CONFIGURATION = "configuration"  # YAML of what module and data were made of
 OPTIMIZERS = "optimizers"  # names of the optimizers
 LOCAL_LAYERS = "local_layers"  # {"solver": class, "oracle": class, "layers": {name: LocalLayer.state_dict()}}
 
 _OF_PRECONDITIONER = ("inverse", "n", "age", "steps", "settings", "shape")
 
 
-def stamp(checkpoint: dict[str, Any], optimizers: list[str]) -> None:
-    """Notes in a checkpoint its format, the version that writes it, and the names of its optimizers."""
+def stamp(checkpoint: dict[str, Any], optimizers: list[str], configuration: str | None = None) -> None:
+    """Notes in a checkpoint its format, the version that writes it, its optimizers' names, and what it was made of."""
     try:
         package = version("locoprop-lightning")
     except PackageNotFoundError:  # run from its sources
         package = "of sources that are not installed"
     checkpoint[STAMP] = {"format": FORMAT, "version": package}
     checkpoint[OPTIMIZERS] = optimizers
+    if configuration is not None:
+        checkpoint[CONFIGURATION] = configuration
 
 
 def stamped(checkpoint: Mapping[str, Any]) -> list[str] | None:

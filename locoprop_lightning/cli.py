@@ -22,7 +22,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from locoprop_lightning import errors
+from locoprop_lightning.arguments import with_files, without_checkpoint
 from locoprop_lightning.callbacks import (
+    BestCheckpoint,
     FitProgress,
     FitSummary,
     HyperparameterLogger,
@@ -32,9 +34,10 @@ from locoprop_lightning.callbacks import (
     StepTimer,
 )
 from locoprop_lightning.checkpoint_files import checked
+from locoprop_lightning.distributed.loopback import meeting_place
 from locoprop_lightning.errors import UserError, check_counts
-from locoprop_lightning.files import load_yaml
 from locoprop_lightning.help import long_form, main_page, page
+from locoprop_lightning.loading import PARTS
 from locoprop_lightning.quiet import quiet
 from locoprop_lightning.refusal import sentence, with_paths
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
@@ -96,9 +99,8 @@ class LocoPropCLI(LightningCLI):
         if hasattr(self, "_subcommand_parsers") and not given:
             print(main_page(), file=sys.stderr)
             raise UserError("no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE.")
-        _check_files(given)
         try:
-            self.config = parser.parse_args(with_paths(given))
+            self.config = parser.parse_args(with_paths(with_files(given)))
         except ArgumentError as error:
             raise UserError(f"{sentence(error)}{self._near(str(error))}") from error
         command = self.config.get("subcommand")
@@ -117,9 +119,10 @@ class LocoPropCLI(LightningCLI):
         if config.get("weights_only") is False:
             raise UserError("weights_only=False: would run whatever code a checkpoint holds; leave it out.")
         path = config.get("ckpt_path")
-        if path in ("best", "hpc"):
-            raise UserError(f"ckpt_path={path}: is known to the process of a fit alone; name a file, or take last.")
-        if path is not None and path != "last":
+        if path == "hpc" or (path == "best" and command == "fit"):
+            why = "holds weights alone" if path == "best" else "is known to the process of a fit alone"
+            raise UserError(f"ckpt_path={path}: {why}; name a file, or take last.")
+        if path not in (None, "best", "last"):
             checked(Path(path), resume=command == "fit")
         if command in ("validate", "test", "predict") and path is None:
             print(f"locoprop {command}: no --ckpt_path, so the network has its initial weights.", file=sys.stderr)
@@ -128,12 +131,13 @@ class LocoPropCLI(LightningCLI):
         """Makes the trainer; without checkpoints where the settings say so."""
         trainer = self._get(self.config_init, "trainer", default={})
         if trainer.get("enable_checkpointing") is False or trainer.get("barebones") or trainer.get("fast_dev_run"):
-            self._parser(self.subcommand).callback_keys.remove("checkpoints")
+            for name in ("best", "checkpoints"):
+                self._parser(self.subcommand).callback_keys.remove(name)
         others = any(isinstance(callback, ProgressBar) for callback in trainer.get("callbacks") or ())
         if trainer.get("enable_progress_bar") is False or trainer.get("barebones") or others:
             self._parser(self.subcommand).callback_keys.remove("progress")
         try:
-            made = super().instantiate_trainer(**kwargs)
+            made = super().instantiate_trainer(**meeting_place(trainer) | kwargs)
         except Exception as error:
             if (message := refused(error, trainer)) is not None:
                 raise UserError(message) from error
@@ -168,6 +172,10 @@ class LocoPropCLI(LightningCLI):
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         arguments["weights_only"] = True
         path = arguments["ckpt_path"]
+        if path == "best":
+            arguments["ckpt_path"] = checked(self._folder.best(), resume=False)
+            if self.trainer.is_global_zero:
+                print(f"locoprop {subcommand}: takes {arguments['ckpt_path']}.", file=sys.stderr)
         if path == "last":
             path, passed = self._folder.last()
             for reason in passed:
@@ -188,13 +196,25 @@ class LocoPropCLI(LightningCLI):
         self.trainer.callbacks.append(settings_logger(settings))  # type: ignore[attr-defined]
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, RunCheckpoints):
-                callback.describe(shlex.join(["locoprop", *_without_checkpoint(self._arguments)]), settings)
+                callback.describe(shlex.join(["locoprop", *without_checkpoint(self._arguments)]), settings)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; the model knows what it was made of, and checkpoints say it."""
+        super().instantiate_classes()
+        if isinstance(self.model, SupervisedModule):
+            written_out = self._written_out()
+            self.model.made_of(yaml.safe_dump({part: written_out[part] for part in PARTS}, sort_keys=False))
 
     def settings(self) -> dict[str, Any]:
         """The settings by dotted name, a class under the name of its setting."""
+        return flatten(self._written_out())
+
+    def _written_out(self) -> dict[str, Any]:
+        """The settings as a file has them."""
         command = self.config.get("subcommand")
         parser = self._parser(command) if command else self.parser
-        return flatten(yaml.safe_load(parser.dump(self.config[command] if command else self.config)))
+        found: dict[str, Any] = yaml.safe_load(parser.dump(self.config[command] if command else self.config))
+        return found
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the settings of our callbacks, and that of the threads."""
@@ -205,6 +225,7 @@ class LocoPropCLI(LightningCLI):
         parser.add_lightning_class_args(StepTimer, "step_timer")
         parser.add_lightning_class_args(FitSummary, "summary")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(BestCheckpoint, "best")  # before the others, which remember what it knows
         parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
 
 
@@ -257,45 +278,6 @@ def one_sentence(program: str) -> AbstractContextManager[None]:
         program: Name that the sentence begins with.
     """
     return errors.one_sentence(program, sentence)
-
-
-def _check_files(args: Sequence[str]) -> None:
-    """Refuses a file of settings that is none, and a second one, which the parser would take instead of the first.
-
-    Raises:
-        UserError: Names the file.
-    """
-    files = [Path(value) for value in _values(args, "--config", "-c")]
-    for file in files:
-        if not file.is_file() and "{" not in str(file):
-            raise UserError(f"config={file}: there is no such file; configs/ has some.")
-        if file.is_file() and not isinstance(load_yaml(file, f"config={file}"), dict):
-            raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
-    if len(files) > 1:
-        raise UserError(
-            f"config={files[1]}: is a second file beside {files[0]}, whose settings it would replace; give one, and "
-            "the rest by --name value."
-        )
-
-
-def _values(args: Sequence[str], *names: str) -> list[str]:
-    """What the arguments give for a setting of these names."""
-    found = []
-    for flag, following in zip(args, [*args[1:], ""], strict=True):
-        name, equals, value = flag.partition("=")
-        if name in names:
-            found.append(value if equals else following)
-    return found
-
-
-def _without_checkpoint(args: Sequence[str]) -> list[str]:
-    """The arguments without those that name a checkpoint."""
-    kept, skip = [], False
-    for one in args:
-        if not skip and one.partition("=")[0] != "--ckpt_path":
-            kept.append(one)
-        skip = one == "--ckpt_path"
-    return kept
 
 
 if __name__ == "__main__":

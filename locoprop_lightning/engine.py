@@ -21,7 +21,7 @@ from locoprop_lightning.local_layer import UNRECORDED, LocalLayer, Report
 from locoprop_lightning.local_problems import make_problem
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
 from locoprop_lightning.oracles import Oracle
-from locoprop_lightning.settings import LocalSettings, check_takes_rows
+from locoprop_lightning.settings import LocalSettings, Scheduled, check_takes_rows
 from locoprop_lightning.solvers import (
     ClosedForm,
     LocalSolver,
@@ -50,6 +50,7 @@ class LocalEngine:
         layers: All layers that may be local, now or at another time.
         local: Those that are, once the first batch of a fit has told.
         found: All layers of the network, from then on.
+        trained: Who trains each of them, by name.
     """
 
     def __init__(self, network: nn.Module, solver: LocalSolver, oracle: Oracle, settings: LocalSettings) -> None:
@@ -60,9 +61,11 @@ class LocalEngine:
         self.layers: dict[str, LocalLayer] = {}
         self.local: dict[str, LocalLayer] = {}
         self.found: list[LayerInfo] | None = None
+        self.trained: dict[str, str] = {}
         self._verified: set[str] = set()  # names of layers
         self._steps = 0  # of this fit
         self._known: list[LocalLayer] = []  # to the optimizers
+        self._scheduled = Scheduled()
         self.refresh(network)
         settings.check((layer.name for layer in self._known), reasons(network, settings.skip, settings.include))
 
@@ -80,6 +83,11 @@ class LocalEngine:
                 layer.oracle_state = {}
         self.solver = solver
         self.oracle = oracle
+
+    def schedule(self, scheduled: Scheduled) -> None:
+        """Says what holds in place of the settings from the next step on."""
+        self.solver.taking(scheduled.iterations)  # which refuses what it has not
+        self._scheduled = scheduled
 
     def refresh(self, network: nn.Module) -> dict[str, nn.Parameter]:
         """Looks which layers may be local as the network is now, and gives their parameters by name.
@@ -160,7 +168,7 @@ class LocalEngine:
             found, doubtful = self._with_rows(tape, batch)
             for name, (rows, rounded) in found.items():
                 layer, record, draws = self.local[name], tape.records[name], [draw.get(name) for draw in sampled]
-                parts = layer, record, draws, self.oracle, self.settings
+                parts = layer, record, draws, self.oracle, self.settings, self._scheduled
                 tasks[name] = partial(make_problem, *parts, batch, rows, rounded, rate)
             problems = batch.processes.run(tasks)
             self._steps += 1
@@ -224,7 +232,7 @@ class LocalEngine:
         Raises:
             UserError: For a layer that does not act as its kind says, and for a problem that the solver cannot solve.
         """
-        trained = {}
+        self.trained = trained = {}
         for info in self.found or []:
             if info.name in problems:
                 self.solver.check(problems[info.name])
@@ -245,7 +253,8 @@ class LocalEngine:
         run_all, agree = batch.processes.run, batch.processes.sum
         with torch.autocast(batch.device.type, enabled=False):
             recording, guard = Recording(batch.wish), self.settings.guard
-            solutions = self.solver.solve_all(problems, states, recording, run_all, agree, retries=guard)
+            solver = self.solver.taking(self._scheduled.iterations)
+            solutions = solver.solve_all(problems, states, recording, run_all, agree, retries=guard)
         for name, solution in solutions.items():
             if solution.status is not Status.SOLVED:
                 self.local[name].count(solution.status)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
+from textwrap import shorten
 from typing import Any
 
 
@@ -70,6 +71,14 @@ def check_positive(owner: str, **values: float) -> None:
             raise UserError(f"{_shown(owner, name, value)}: must be above 0.")
 
 
+def check_amount(owner: str, **values: float) -> None:
+    """Refuses what is no finite number of at least 0."""
+    for name, value in values.items():
+        _check_number(owner, name, value)
+        if not value >= 0:
+            raise UserError(f"{_shown(owner, name, value)}: must be at least 0.")
+
+
 def check_strength(owner: str, **values: float) -> None:
     """Refuses what is not above 0, or is so large or small that its square is no number in float32."""
     check_positive(owner, **values)
@@ -118,7 +127,8 @@ def check_object(kind: type, **values: Any) -> None:
             raise UserError(f"{name}={value.__name__}: give an object, {value.__name__}(...), not the class.")
         if not isinstance(value, kind):
             home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-            raise UserError(f"{name}={value!r}: must be a {home}{kind.__qualname__}.")
+            shown = shorten(" ".join(repr(value).split()), 120, placeholder=" ...")
+            raise UserError(f"{name}={shown}: must be a {home}{kind.__qualname__}.")
 
 
 def _shown(owner: str, name: str, value: Any) -> str:

@@ -34,7 +34,9 @@ def load_yaml(path: Path, name: str) -> Any:
         return yaml.load(path.read_text(), _Once)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: is no YAML: {error}; save it as UTF-8.") from error
+    except yaml.YAMLError as error:
         raise UserError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
 
 

@@ -25,10 +25,11 @@ its own small convex problem.
 Commands:
 {commands}
 
-A configuration is a YAML file, as in configs/, and every setting in it can be
-changed on the command line by its dotted name:
+A configuration is a YAML file, or the name of one that is shipped, which
+`locoprop configs` lists; every setting in it can be changed on the command line
+by its dotted name:
 
-  locoprop fit --config configs/digits/foof.yaml --model.lambda_a 50
+  locoprop fit --config digits/foof --model.lambda_a 50
 
 {classes}
 

@@ -1,45 +1,88 @@
-"""The table of layers that a fit prints before its first step."""
+"""The table of layers that a fit prints before its first step, and that ``module.layers`` shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from textwrap import fill
 
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.layers import LayerInfo
 
 _NOTE, _NAME = 20, 10  # columns that a note, and the name of a layer, have at least
+COLUMNS = ("Layer", "Kind", "Shape", "Transfer", "Trained by", "Note")
+
+
+class LayerTable:
+    """Name, kind, shape, transfer and trainer of each layer, as a table at a prompt, in a notebook and in a log.
+
+    A layer is had by its name or its number.
+
+    Args:
+        layers: What ``discover`` found.
+        trained_by: Who trains a layer, by name; a layer that is missing is frozen.
+        plain: Whether the layers are trained by back-propagation, where reasons for not being local say nothing.
+    """
+
+    def __init__(self, layers: Sequence[LayerInfo], trained_by: Mapping[str, str], plain: bool = False) -> None:
+        self._layers = list(layers)
+        self._trained_by = trained_by
+        self._plain = plain
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells of each layer, in the order of ``COLUMNS``."""
+        return [
+            (
+                layer.name or "(network)",
+                type(layer.module).__name__,
+                " + ".join("x".join(map(str, p.shape)) for p in layer.module.parameters(recurse=False)),
+                layer.transfer.name if layer.transfer is not None else "-",
+                self._trained_by.get(layer.name, "nobody (frozen)"),
+                "" if self._plain else layer.reason,
+            )
+            for layer in self._layers
+        ]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[LayerInfo]:
+        return iter(self._layers)
+
+    def __getitem__(self, key: int | str) -> LayerInfo:
+        if isinstance(key, int):
+            return self._layers[key]
+        names = [layer.name for layer in self._layers]
+        if key not in names:
+            raise UserError(f"layers[{key!r}]: there is no such layer; there are {', '.join(names)}.")
+        return self._layers[names.index(key)]
+
+    def __repr__(self) -> str:
+        return table_text(self.rows(), Console().width)
+
+    def _repr_html_(self) -> str:
+        """The table as a notebook shows it."""
+        rows = [COLUMNS, *self.rows()]
+        cells = [(f"t{'d' if i else 'h'}", row) for i, row in enumerate(rows)]
+        lines = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in cells]
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def print_layers(
     trainer: Trainer, layers: Sequence[LayerInfo], trained_by: Mapping[str, str], plain: bool = False
 ) -> None:
-    """Prints name, kind, shape, transfer and who trains each layer, on the first process only.
+    """Prints the table of layers, on the first process only.
 
     Args:
         trainer: The trainer.
-        layers: What ``discover`` found.
-        trained_by: Who trains a layer, by name; a layer that is missing is frozen.
-        plain: Whether the layers are trained by back-propagation, where reasons for not being local say nothing.
+        layers: As ``LayerTable`` takes them.
+        trained_by: As ``LayerTable`` takes it.
+        plain: As ``LayerTable`` takes it.
     """
-    if not trainer.is_global_zero:
-        return
-    rows = []
-    for layer in layers:
-        shapes = [tuple(p.shape) for p in layer.module.parameters(recurse=False)]
-        rows.append(
-            (
-                layer.name or "(network)",
-                type(layer.module).__name__,
-                " + ".join("x".join(map(str, shape)) for shape in shapes),
-                layer.transfer.name if layer.transfer is not None else "-",
-                trained_by.get(layer.name, "nobody (frozen)"),
-                "" if plain else layer.reason,
-            )
-        )
-    # As text: where a row of progress is being shown, it is put above it.
-    print(table_text(rows, Console().width))
+    if trainer.is_global_zero:  # as text: where a row of progress is being shown, it is put above it
+        print(LayerTable(layers, trained_by, plain))
 
 
 def table_text(rows: Sequence[tuple[str, ...]], width: int) -> str:
@@ -52,13 +95,12 @@ def table_text(rows: Sequence[tuple[str, ...]], width: int) -> str:
         rows: Layer, kind, shape, transfer, who trains it, note.
         width: Columns of the terminal.
     """
-    heads = ("Layer", "Kind", "Shape", "Transfer", "Trained by", "Note")
-    needed = [max(len(head), *(len(row[i]) for row in rows), 0) for i, head in enumerate(heads)]
+    needed = [max(len(head), *(len(row[i]) for row in rows), 0) for i, head in enumerate(COLUMNS)]
     room = width - sum(needed[:5]) - 3 * 5 - 1  # a border and two spaces a column
     notes = any(row[5] for row in rows)
     beside = notes and room >= min(needed[5], _NOTE) + 3
     table = Table(title="Layers", title_justify="left")
-    for index, head in enumerate(heads[: 6 if beside else 5]):
+    for index, head in enumerate(COLUMNS[: 6 if beside else 5]):
         folds = index == 5 or (index == 0 and room < 0)
         table.add_column(head, overflow="fold", no_wrap=not folds, min_width=None if folds else needed[index])
     for row in rows:

@@ -84,6 +84,14 @@ class LocalLayer:
         self.transfer, self.lambda_a, self.lambda_r = transfer, lambda_a, lambda_r
         self.unit_groups = int(unit_groups)
 
+    def __repr__(self) -> str:
+        told = (
+            ""
+            if self.transfer is None
+            else f", f={self.transfer.name}, lambda_a={self.lambda_a}, lambda_r={self.lambda_r}"
+        )
+        return f"LocalLayer({self.name!r}, {type(self.module).__name__}{told})"
+
     def matrices(self) -> tuple[Tensor, Tensor | None]:
         """W0 [d_out, d_in] and b0 [d_out]."""
         weight, bias = self.kind.parameters(self.module)
@@ -197,7 +205,7 @@ class LocalLayer:
             ended, way_out = "diverged", "a larger lambda_r or a smaller lambda_a helps"
             if status is Status.NONFINITE:
                 ended = "was not finite, and the layer keeps its weights"
-                way_out = "look at the inputs and the loss first"
+                way_out = "look at the inputs and the loss first, then take a larger lambda_r"
             _log.warning("Layer %r: its local solution %s (said once, then counted); %s.", self.name, ended, way_out)
         self.counts[status.value] = self.counts.get(status.value, 0) + 1
 

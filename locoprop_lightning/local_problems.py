@@ -14,7 +14,7 @@ from locoprop_lightning.local import LinearOperator, LocalProblem, Rows, State
 from locoprop_lightning.local_layer import LocalLayer
 from locoprop_lightning.oracles import Oracle
 from locoprop_lightning.oracles.grouped import GroupedOracle
-from locoprop_lightning.settings import LocalSettings
+from locoprop_lightning.settings import LocalSettings, Scheduled
 
 
 def make_problem(
@@ -23,6 +23,7 @@ def make_problem(
     draws: list[Sequence[Tensor | None] | None],
     oracle: Oracle,
     settings: LocalSettings,
+    scheduled: Scheduled,
     batch: SharedBatch,
     rows: Rows,
     rounded: bool,
@@ -36,6 +37,7 @@ def make_problem(
         draws: Gradients of drawn labels, of each of its calls.
         oracle: Direction of the targets.
         settings: What holds for all layers.
+        scheduled: What holds in place of the settings.
         batch: The batch.
         rows: What the rows at hand stand for.
         rounded: Whether autocast has rounded the weight gradient.
@@ -70,10 +72,11 @@ def make_problem(
         weight_direction = partial(_weight_direction, oracle, plain, terms, state, required=reduces)
     if oracle.asks_inverse:
         prepare = lambda inverse: oracle.prepare(plain(), inverse, operator.groups, state)  # noqa: E731
-    lambda_r: float | Tensor = layer.lambda_r
+    lambda_a = layer.lambda_a * scheduled.lambda_a
+    lambda_r: float | Tensor = layer.lambda_r * scheduled.lambda_r
     if settings.damping == "relative":
         mean = operator.trace() / operator.width
-        lambda_r = (layer.lambda_r * mean).clamp_min(torch.finfo(mean.dtype).tiny)  # inputs of zeros
+        lambda_r = (lambda_r * mean).clamp_min(torch.finfo(mean.dtype).tiny)  # inputs of zeros
     assert layer.transfer is not None
     return LocalProblem(
         operator,
@@ -82,12 +85,12 @@ def make_problem(
         weight=weight.to(g.dtype),
         bias=None if bias is None else bias.to(g.dtype),
         transfer=layer.transfer,
-        lambda_a=layer.lambda_a,
+        lambda_a=lambda_a,
         lambda_r=lambda_r,
         rate=rate,
         weight_direction=weight_direction,
         prepare=prepare,
-        length=layer.lambda_a if settings.step_length == "activations" else None,
+        length=lambda_a if settings.step_length == "activations" else None,
         name=layer.name,
     )
 

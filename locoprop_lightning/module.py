@@ -16,6 +16,7 @@ from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.compiled import uncompiled
 from locoprop_lightning.layers.discovery import check_shapes
 from locoprop_lightning.local import LocalProblem, Transfer
+from locoprop_lightning.local_view import LocalView
 from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
 from locoprop_lightning.optimizers.factory import optimizer_from, tell_default_rate
@@ -30,7 +31,7 @@ from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.tasks import Task
 
 
-class LocoPropModule(Fixed, SupervisedModule):
+class LocoPropModule(LocalView, Fixed, SupervisedModule):
     """Trains every layer of a known kind by its own local problem (review, section 2).
 
     A step does one forward and one backward pass, gives each layer its target T = f(A) - lambda_a D, has the solver

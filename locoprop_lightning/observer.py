@@ -8,10 +8,11 @@ from lightning.pytorch import Callback, Trainer
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local_layer import Report
+from locoprop_lightning.reprs import Shown
 from locoprop_lightning.solvers import Recording
 
 
-class SolveObserver(Callback):
+class SolveObserver(Shown, Callback):
     """A callback that ``LocoPropModule`` asks at each step what to record, and tells what was.
 
     An observer of one's own overrides one or both; the most that any observer asks for is recorded.

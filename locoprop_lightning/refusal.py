@@ -97,6 +97,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r}{_settings(owner)}"
         if owner.endswith("LocoPropModule") and name[1] in _GONE:
             reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
+        if name[1].startswith(("network.", "task.", "solver.", "data.", "optimizer.")) and name[1].count("."):
+            reason = f"{name[1].partition('.')[0]} stands beside class_path; put settings of the class below init_args"
         if owner == "typing.Union":
             reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"
     elif value := re.search(r"\. Got value: (.*)", reason, re.S):
@@ -107,12 +109,13 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         if allowed == "float" and value[1] in ("nan", "inf", "-inf"):
             allowed = "a finite number"
         forms = [_FORMS[part] for part in setting.split(".") if part in _FORMS]
-        reason = f"must be {forms[0] if forms else allowed or 'a class with its init_args'}, not {value[1]}"
+        shown = value[1].partition("\n")[0]
+        reason = f"must be {forms[0] if forms else allowed or 'a class with its init_args'}, not {shown}"
     return f"{setting}: {reason}"
 
 
 _WAYS = {
-    "^the following arguments are required": "; name a file by --config (configs/ has some), or give these by --name",
+    "^the following arguments are required": "; name a file by --config, such as digits/foof, or give these by --name",
     "not accepted before subcommand": "; put --config after the command",
     "argument subcommand": "; such as locoprop fit --config FILE",
 }
@@ -123,6 +126,7 @@ _FORMS = {
     "overrides": 'lambdas and unit_groups by pattern of layers, such as \'{"1": {"lambda_r": 3}}\'',
     "skip": "a list of patterns of layers, such as '[\"1\"]'",
     "include": "a list of patterns of layers, such as '[\"tokens\"]'",
+    "callbacks": "a list of callbacks, or the name of one that there is, such as EarlyStopping",
     "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from locoprop_lightning.checkpoint_files import last_of
+from locoprop_lightning.checkpoint_files import BEST, last_of, newest_first, resumable
 from locoprop_lightning.errors import UserError
 
 
@@ -61,6 +61,21 @@ class RunFolder:
             )
         return path, passed
 
+    def best(self) -> Path:
+        """The best weights of the last run there that has some.
+
+        Raises:
+            UserError: Where there are none.
+        """
+        folder, pattern = self.searched
+        pattern = pattern.replace("*.ckpt", BEST)
+        for path in newest_first(folder.glob(pattern)):
+            return path
+        raise UserError(
+            f"ckpt_path=best: there is no {folder / pattern}, which a fit with validation writes; take last, or name a "
+            "file."
+        )
+
     def claim(self, ckpt_path: Path | None) -> str | None:
         """Makes the folder, which must be new unless the run goes on from a checkpoint that lies in it.
 
@@ -74,7 +89,7 @@ class RunFolder:
             UserError: Where another run is there, or the folder cannot be made.
         """
         folder, pattern = self.searched
-        known = sorted(folder.glob(pattern)) if self._logger is not None or self._bare else []
+        known = resumable(folder, pattern) if self._logger is not None or self._bare else []
         if self._fixed:
             own = folder if self._logger is not None else folder / "checkpoints"
             inside = ckpt_path is not None and own.resolve() in ckpt_path.resolve().parents
@@ -95,8 +110,7 @@ class RunFolder:
         self._lock(self.path)
         if not known or ckpt_path is not None:
             return None
-        newest = max(known, key=lambda path: path.stat().st_mtime_ns)
-        return f"starts a run of its own in {self.path}; --ckpt_path last would go on from {newest}"
+        return f"starts a run of its own in {self.path}; --ckpt_path last would go on from {known[0]}"
 
     def open(self) -> None:
         """Makes the folder of the logs, if there are any here.

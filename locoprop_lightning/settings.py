@@ -2,9 +2,9 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
@@ -33,13 +33,13 @@ class LocalSettings:
 
     lambda_a: float
     lambda_r: float
-    objective: str
-    output_transfer: str | Transfer  # of the output layer: "identity", or the task's link
-    transfers: Mapping[str, str | Transfer]
-    skip: Sequence[str]
-    damping: str
-    overrides: Mapping[str, Mapping[str, float]]
-    guard: bool
+    objective: str = "matching"
+    output_transfer: str | Transfer = "identity"  # of the output layer: that, or the task's link
+    transfers: Mapping[str, str | Transfer] = field(default_factory=dict)
+    skip: Sequence[str] = ()
+    damping: str = "absolute"
+    overrides: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    guard: bool = True
     scheduled: str = "outer"
     step_length: str = "targets"
     include: Sequence[str] = ()
@@ -129,6 +129,14 @@ class LocalSettings:
                 "GradientDescent."
             )
 
+    def told(self) -> dict[str, Any]:
+        """The lambdas, and what is not the default, by name."""
+        default = vars(type(self)(self.lambda_a, self.lambda_r))
+        own = vars(self)
+        return {
+            name: own[name] for name in own if name[:6] == "lambda" or (own[name] or None) != (default[name] or None)
+        }
+
     def of_layer(self, name: str) -> dict[str, float]:
         """The lambdas and the groups of units of a layer; a later pattern wins."""
         found: dict[str, float] = {"lambda_a": self.lambda_a, "lambda_r": self.lambda_r, "unit_groups": 1}
@@ -136,6 +144,20 @@ class LocalSettings:
             if fnmatchcase(name, pattern):
                 found |= values
         return found
+
+
+class Scheduled(NamedTuple):
+    """What holds for a step in place of the settings.
+
+    Attributes:
+        lambda_a: What multiplies lambda_a of every layer.
+        lambda_r: What multiplies lambda_r.
+        iterations: Those of the solver; its own where None.
+    """
+
+    lambda_a: float = 1.0
+    lambda_r: float = 1.0
+    iterations: int | None = None
 
 
 def check_lists(**patterns: Sequence[str]) -> None:

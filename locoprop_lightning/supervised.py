@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
+from locoprop_lightning import mixed_imports
 from locoprop_lightning.batches import explained
 from locoprop_lightning.checkpoints import stamp, stamped
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
@@ -18,6 +19,7 @@ from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers import discover
 from locoprop_lightning.layers.compiled import original, tell_uncompiled
 from locoprop_lightning.layers.probe import call
+from locoprop_lightning.loading import Loadable
 from locoprop_lightning.optimizers import LinearDecay, owned_parameters
 from locoprop_lightning.optimizers.factory import optimizer_from, schedule_from
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
@@ -25,7 +27,7 @@ from locoprop_lightning.optimizers.schedule import tell_length
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
 
-class SupervisedModule(LightningModule):
+class SupervisedModule(Loadable):
     """Evaluation, logging, and checks of checkpoints.
 
     Args:
@@ -42,6 +44,7 @@ class SupervisedModule(LightningModule):
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
+        mixed_imports.tell(type(self).__name__)
         check_object(nn.Module, network=network)
         check_object(Task, task=task)
         self.network = network
@@ -55,6 +58,10 @@ class SupervisedModule(LightningModule):
         self.communicator = Communicator()
         self.untouched: dict[str, nn.Parameter] = {}
         self._saved_optimizers: list[str] | None = None  # names in the checkpoint that was loaded
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.network.parameters())
+        return f"{type(self).__name__}({type(self.network).__name__} of {size:,} parameters, {self.task!r})"
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "network" and isinstance(value, nn.Module):
@@ -142,8 +149,8 @@ class SupervisedModule(LightningModule):
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the format, and the names of the optimizers."""
-        stamp(checkpoint, self._optimizer_names())
+        """Adds the format, the names of the optimizers, and what the module was made of."""
+        stamp(checkpoint, self._optimizer_names(), self.configuration)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks the format, and remembers the names of the optimizers, which a fit compares."""
@@ -159,7 +166,7 @@ class SupervisedModule(LightningModule):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             _, first, *more = str(error).splitlines() or [""] * 2
-            others = f" ({len(more)} more do not fit)" if more else ""
+            others = (f" ({len(more)} more do not fit)" if more else "") + "; take the network of its run."
             raise UserError(f"The checkpoint is of another network: {first.strip()}{others}") from error
 
     def on_fit_start(self) -> None:
@@ -204,11 +211,12 @@ class SupervisedModule(LightningModule):
         Raises:
             UserError: For a search of the learning rate, which is no attribute here.
         """
+        mixed_imports.check(self.trainer)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LearningRateFinder):
                 raise UserError(
                     "trainer.callbacks=LearningRateFinder: there is no attribute lr that it could set; sweep the rate, "
-                    "as in `python -m tune` with a space for model.optimizer.lr."
+                    "as in `locoprop-tune` with a space for model.optimizer.lr."
                 )
         return []
 

@@ -42,6 +42,8 @@ def refused(error: Exception, settings: Mapping[str, Any]) -> str | None:
     if name is None:
         return f"trainer: {text}."
     way = "; take auto, or one that this machine has" if name == "accelerator" and "vailable" not in text else ""
+    if name == "devices" and str(given[name]) == "0":
+        way = "; take 1 or more, or auto"
     return f"trainer.{name}={given[name]}: {text}{way}."
 
 

@@ -17,10 +17,9 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 PACKAGE = Path(__file__).parents[1] / "locoprop_lightning"
-TUNE = "tune"
 # What the picture calls them; parts that are not here serve the command alone, and are left out.
 NAMES = {
-    TUNE: "tune/, beside the package:\nthe only user of Ray",
+    "tune": "tune/\nsweeps, studies: the user of Ray",
     "cli": "cli.py\nthe command",
     "callbacks": "callbacks/\nmonitors, timers, summaries",
     "results": "results/\nlogged runs, locoprop-compare",
@@ -47,7 +46,7 @@ INKS = {"house": ("#000000", "#eef3f8", "#777777", "white"), "house-dark": ("#e6
 
 def imports(part: str) -> set[str]:
     """Other parts of the picture that a part imports."""
-    folder = PACKAGE / part if part != TUNE else PACKAGE.parent / TUNE
+    folder = PACKAGE / part
     files = sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
     found = set()
     for path in files:

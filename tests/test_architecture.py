@@ -49,15 +49,27 @@ def test_local_imports_torch_only():
             assert top == "torch" or top in sys.stdlib_module_names or own, f"{path} imports {name}"
 
 
-def test_package_does_not_import_ray():
+def test_only_sweeps_import_ray_and_nothing_imports_sweeps():
+    used = {path: {name.split(".")[0] for name in imports(path)} & {"ray", "optuna", "tune"} for path in files()}
+    assert {"ray"} in used.values()
     for path in files():
-        assert not {name for name in imports(path) if name.split(".")[0] in ("ray", "tune")}, path
+        if part_of(path) != "tune":
+            assert not used[path] and "tune" not in parts_used(path), path
+
+
+@pytest.mark.parametrize("module", ["", ".cli", ".results.compare", ".tune.__main__"])
+def test_ray_is_imported_when_it_is_needed(module):
+    script = f"import sys, {NAME}{module}; print({{'ray', 'tune'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 # What each part may import of the others, besides errors: an arrow of the architecture.
 ALLOWED = {
     "errors": set(),
+    "reprs": set(),
     "seed": set(),
+    "shipped": set(),
     "local": set(),
     "layers": {"local"},
     "oracles": {"local"},
@@ -78,7 +90,7 @@ ALLOWED = {
 @pytest.mark.parametrize("part", ALLOWED)
 def test_parts_know_nothing_above_them(part):
     for path in files(part) or [PACKAGE / f"{part}.py"]:
-        assert parts_used(path) <= ALLOWED[part] | {part, "errors"}, path
+        assert parts_used(path) <= ALLOWED[part] | {part, "errors", "reprs"}, path
 
 
 def test_processes_are_the_business_of_one_package():
@@ -128,7 +140,7 @@ def test_files_and_the_training_step_can_be_read():
 
 def test_only_the_command_imports_the_command():
     for path in files():
-        if part_of(path) not in ("cli", "__main__"):
+        if part_of(path) not in ("cli", "__main__", "tune"):
             assert "cli" not in parts_used(path), path
 
 

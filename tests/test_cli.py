@@ -84,12 +84,11 @@ def test_fit_validate_test_and_predict(folder, capsys):
     output = capsys.readouterr().out
     for text in ("Layers", "tanh", "AndersonAcceleration", "train loss", "validation accuracy"):
         assert text in output
-    first, checkpoint = sorted(folder.rglob("*.ckpt"))
-    assert (
-        f"  test                 locoprop test --config {checkpoint.parents[1]}/config.yaml --ckpt_path {checkpoint}"
-        in output
-    )
-    assert (first.name, checkpoint.name) == ("step=0.ckpt", "step=2.ckpt") and f"--ckpt_path {checkpoint}" in output
+    best, first, checkpoint = sorted(folder.rglob("*.ckpt"))
+    assert (best.name, first.name, checkpoint.name) == ("best.ckpt", "step=0.ckpt", "step=2.ckpt")
+    assert f"--ckpt_path {checkpoint}" in output and f"{best} (val/accuracy " in output
+    config = checkpoint.parents[1] / "config.yaml"
+    assert f"  test                 locoprop test --config {config} --ckpt_path {checkpoint}" in output
     assert list(folder.rglob("events.out.tfevents*"))
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
     for command in ("validate", "test"):

@@ -87,7 +87,7 @@ def test_targets_differ_in_torch_alone():
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_change_of_code_leaves_the_dependencies(target):
     copied = [rest.split()[:-1] for word, rest in inherited(f"dependencies-{target}") if word == "COPY"]
-    assert copied == [["LICENSE", "pyproject.toml", "setup.cfg"]]
+    assert copied == [["LICENSE", "constraints.txt", "pyproject.toml", "setup.cfg"]]
 
 
 def test_all_that_is_copied_is_there():

@@ -27,8 +27,9 @@ RUN = sorted(name for name, blocks in BLOCKS.items() if blocks and name != "your
 
 
 def test_pages_have_examples():
-    own = {"solver", "oracle", "layer", "task", "network", "data", "observer", "loop"}
-    assert {"architecture.md", "quick_start.md", *(f"own_{what}.md" for what in own)} <= {*RUN}
+    own = {"solver", "oracle", "layer", "task", "network", "activation", "data", "observer", "loop"}
+    others = {"inspecting.md", "lightning.md", "predictions.md"}
+    assert {"architecture.md", "quick_start.md", *others, *(f"own_{what}.md" for what in own)} <= {*RUN}
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
@@ -37,6 +38,7 @@ def test_pages_have_examples():
 def test_examples_run(page, monkeypatch, folder):
     """The blocks of a page, one after the other."""
     monkeypatch.setattr(kind, "_KINDS", list(kind._KINDS))
+    (folder / "configs").symlink_to(ROOT / "configs")  # pages stand in the project's folder
     scope = {"__name__": "page"}
     for block in BLOCKS[page]:
         exec(block, scope)
@@ -108,6 +110,20 @@ def test_configurations_of_your_model_run(index, package, data, folder, capsys):
     (folder / "config.yaml").write_text(f"{block}data: tests.test_docs.{data}\n{settings}")
     main(["fit", "--config", "config.yaml", "--trainer.enable_progress_bar", "false"])
     assert "ClosedForm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_configurations_of_own_data_run(index, folder, capsys):
+    first, block = re.findall(r"```yaml\n(.*?)```", PAGES["own_data.md"], re.DOTALL)
+    if index:  # its data with the model of the first
+        scope = {}
+        parts = [part for part in BLOCKS["own_data.md"] if "ImageFolder" in part]
+        exec(BLOCKS["own_data.md"][0] + "from locoprop_lightning.data import Datasets\n" + parts[0], scope)
+        block = first.partition("data:")[0] + block
+    settings = "trainer: {max_epochs: 1, accelerator: cpu, logger: false, enable_checkpointing: false}\n"
+    (folder / "config.yaml").write_text((block if index else first) + settings)
+    main(["fit", "--config", "config.yaml", "--trainer.enable_progress_bar", "false"])
+    assert "validation accuracy" in capsys.readouterr().out
 
 
 def defined(path):

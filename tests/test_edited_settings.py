@@ -25,7 +25,7 @@ def resume(folder):
 
     def resume(*more):
         main(options("--trainer.max_epochs=2", "--ckpt_path=last", *more))
-        return torch.load(max((folder / "runs").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns))
+        return torch.load(max((folder / "runs").rglob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns))
 
     return resume
 

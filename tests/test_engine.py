@@ -163,7 +163,7 @@ def test_a_refused_layer_is_said_once(make_problem, caplog, retried):
     assert engine.counts["layer"].get("retried", 0) == retried
     assert [r.getMessage() for r in caplog.records] == [
         "Layer 'layer': its local solution was not finite, and the layer keeps its weights (said once, then counted); "
-        "look at the inputs and the loss first."
+        "look at the inputs and the loss first, then take a larger lambda_r."
     ]
 
 

@@ -154,7 +154,7 @@ REFUSED = {
         lambda: GradientAccumulationScheduler({1: 2}),
         "set model.accumulate",
     ),
-    "LearningRateFinder": ("backprop", lambda: LearningRateFinder(), "python -m tune"),
+    "LearningRateFinder": ("backprop", lambda: LearningRateFinder(), "locoprop-tune"),
 }
 
 

@@ -268,7 +268,8 @@ class Out(Classification):
 @pytest.mark.parametrize(
     "solver", [ClosedForm(), Majorization(2), FixedPointIteration(2)], ids=lambda s: type(s).__name__
 )
-def test_a_network_of_another_kind(tmp_path, solver, capsys):
+def test_a_network_of_another_kind(tmp_path, solver, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # for a column of notes
     batch = ((torch.randint(0, 20, (30,)), torch.arange(0, 30, 5)), torch.arange(6) % 3)
     module = LocoPropModule(
         Bag(), Out(3), solver, 0.1, 10.0, "squared", oracle=WhitenedOracle(samples=0), damping="relative"

@@ -1,1 +1,1 @@
-"""Sweeps with Ray Tune: `python -m tune --config A.yaml --space tune/spaces/NAME.yaml`."""
+"""Search spaces and studies; the code is ``locoprop_lightning.tune``."""

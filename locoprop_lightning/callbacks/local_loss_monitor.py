@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from locoprop_lightning.callbacks.inner_curves import write_inner_curves
 from locoprop_lightning.errors import check_counts
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local_layer import Report
@@ -27,7 +28,9 @@ class LocalLossMonitor(SolveObserver):
     With TensorBoard, custom scalars lay these out by layer. Of logged steps, the first and those at 1, 2, 4, 8, ...
     times the interval are shown whole: the local losses over the inner iterations as a picture of curves, relative to
     their first (``local_loss/inner_curves``), as one of layers by iterations (``local_loss/heat_map``), and as the
-    tensor ``inner/<layer>``, for those who read event files.
+    tensor ``inner/<layer>``, for those who read event files. With a CSVLogger the curves are in
+    ``inner_curves.csv``, with Weights & Biases in the table ``inner_curves``, with any other logger the metrics
+    ``inner/<layer>/<iteration>``.
 
     All this is computed on the logged steps alone: a value of the local loss costs about half an inner iteration, and a
     whole curve about as much as the solve. Nothing waits for the device on the others.
@@ -91,6 +94,9 @@ class LocalLossMonitor(SolveObserver):
             values |= {f"local_loss/{name}/status/{status}": count for status, count in failed.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+        others = [one for one in trainer.loggers if not isinstance(one, TensorBoardLogger)]
+        if others and curves and self.curves and _is_whole(interval) and trainer.is_global_zero:
+            write_inner_curves(others, curves, heat_map(curves), step)
         for writer in _writers(trainer) if curves else ():
             if not self._laid_out:
                 writer.add_custom_scalars(layout(curves))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from locoprop_lightning.data.loader import TensorLoader
 from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.reprs import Shown
 from locoprop_lightning.seed import run_seed
 
 Samples = tuple[Tensor, Tensor]
@@ -44,7 +45,7 @@ def place(data: LightningDataModule) -> tuple[int, int]:
     return (0, 1) if data.trainer is None else (data.trainer.global_rank, data.trainer.world_size)
 
 
-class ImageData(LightningDataModule, ABC):
+class ImageData(Shown, LightningDataModule, ABC):
     """Training and test images held in memory as bytes.
 
     Subclasses set ``train_size`` and ``scale`` and say how to read the samples.

@@ -20,12 +20,12 @@ class IdxFile(NamedTuple):
     Attributes:
         name: File name without ``.gz``.
         shape: Length of every dimension.
-        sha256: checksum of the uncompressed file, in hexadecimal.
+        sha256: checksum of the uncompressed file, in hexadecimal; not checked if not given.
     """
 
     name: str
     shape: tuple[int, ...]
-    sha256: str
+    sha256: str | None = None
 
     @property
     def header(self) -> bytes:
@@ -71,14 +71,8 @@ def read_idx(path: Path, file: IdxFile) -> Tensor:
     Raises:
         UserError: If the file cannot be read, or differs from ``file`` in magic number, dimensions, size or checksum.
     """
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            # One byte more than expected: enough to see that a file is too long, without reading all of it.
-            content = stream.read(file.size + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged: it is not an intact gzip file ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    # One byte more than expected: enough to see that a file is too long, without reading all of it.
+    content = _start(path, file.size + 1)
     if len(content) < len(file.header):
         raise UserError(f"{path} is damaged: it has {len(content)} bytes where {file.size} are expected")
     if content[:4] != file.header[:4]:
@@ -91,8 +85,39 @@ def read_idx(path: Path, file: IdxFile) -> Tensor:
     if len(content) != file.size:
         found = f"{len(content)} bytes" if len(content) < file.size else f"more than {file.size} bytes"
         raise UserError(f"{path} is damaged: it has {found} where {file.size} are expected")
-    digest = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest() if file.sha256 is not None else None
     if digest != file.sha256:
         raise UserError(f"{path} is another data set, or damaged: its SHA-256 checksum is {digest}, not {file.sha256}")
     # Copied into a bytearray because torch warns about memory that it may not write to.
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[len(file.header) :].view(file.shape)
+
+
+def header_of(path: Path, dimensions: int) -> IdxFile:
+    """What the header of an IDX file of unsigned bytes says that it holds.
+
+    Args:
+        path: The file, gzipped if it ends in ``.gz``.
+        dimensions: How many it must have.
+
+    Raises:
+        UserError: If it cannot be read, or is no such file.
+    """
+    content = _start(path, 4 + 4 * dimensions)
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < 4 + 4 * dimensions:
+        raise UserError(f"{path} is no IDX file of unsigned bytes with {dimensions} dimensions")
+    return IdxFile(path.name, struct.unpack(f">{dimensions}I", content[4:]))
+
+
+def _start(path: Path, size: int) -> bytes:
+    """The first bytes of a file, uncompressed.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
+            return stream.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged: it is not an intact gzip file ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error

@@ -117,14 +117,23 @@ class Loader:
     def __len__(self) -> int:
         return math.ceil(count_of(self.size, self.rank, self.world_size, self._even) / self.batch_size)
 
-    def indices(self) -> Iterator[Tensor]:
-        """Yields the indices of each batch, int64 [at most batch_size]; begins where a checkpoint was left."""
+    def left(self) -> list[Tensor]:
+        """The indices of each batch that is left of the epoch, int64 [at most batch_size]."""
         order, left = self.order(), self._left
         self._left = None
         self._given = left[1] % len(self) if left is not None and left[0] == self.epoch else 0
-        for start in range(self._given * self.batch_size, len(order), self.batch_size):
-            self._given += 1
-            yield order[start : start + self.batch_size]
+        starts = range(self._given * self.batch_size, len(order), self.batch_size)
+        return [order[start : start + self.batch_size] for start in starts]
+
+    def given(self) -> None:
+        """Counts a batch as given, before it is."""
+        self._given += 1
+
+    def indices(self) -> Iterator[Tensor]:
+        """Yields the indices of each batch; begins where a checkpoint was left."""
+        for index in self.left():
+            self.given()
+            yield index
 
     def state_dict(self) -> dict[str, Any]:
         """How far the epoch has come, and what its order depends on; Lightning saves and loads it."""

@@ -12,11 +12,12 @@ from torch import Tensor
 from locoprop_lightning.data.base import check_seed, order_seed, overfits, place
 from locoprop_lightning.data.loader import Loader
 from locoprop_lightning.errors import UserError, check_counts, check_object, check_path
+from locoprop_lightning.reprs import Shown
 
 VOCABULARY = 128  # of ASCII
 
 
-class TextFiles(LightningDataModule):
+class TextFiles(Shown, LightningDataModule):
     """Characters of text files, cut into sequences; each token's target is the next one.
 
     Characters are ASCII codes; all others become "?". The files are joined in the order of their names, and the last

@@ -1,5 +1,6 @@
 """Layers of a network: kinds of layers and their registry, what a pass records of them, and who trains which."""
 
+from locoprop_lightning.layers.consumers import activation
 from locoprop_lightning.layers.convolution import ConvolutionKind
 from locoprop_lightning.layers.discovery import LayerInfo, discover
 from locoprop_lightning.layers.embedding import EmbeddingKind
@@ -21,6 +22,7 @@ __all__ = [
     "Tape",
     "TransposedConvolutionKind",
     "TransposedLinearKind",
+    "activation",
     "discover",
     "kind_of",
     "register",

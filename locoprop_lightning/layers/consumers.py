@@ -2,8 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
+from torch import Tensor
+from torch.overrides import wrap_torch_function
+
+from locoprop_lightning.errors import check_object
 from locoprop_lightning.local.activations import CELU, ELU, SELU, Hardsigmoid, Hardtanh, LogSigmoid, ReLU6, Softsign
 from locoprop_lightning.local.transfer import LeakyReLU, ReLU, Sigmoid, Softmax, Softplus, Tanh, Transfer
 
@@ -17,6 +22,41 @@ _PLAIN: dict[str, type[Transfer]] = {  # functions without arguments of their ow
     "log_sigmoid": LogSigmoid,
     "softsign": Softsign,
 }
+
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+_OWN: dict[Callable[..., Any], Transfer] = {}  # those of users
+
+
+def activation(transfer: Transfer) -> Callable[[F], F]:
+    """Registers a function of one's own as an activation: a layer whose output it takes is matched through a transfer.
+
+    Anything may be in the function. It is called as before; the probing pass sees the call, and not what is in it.
+
+    Args:
+        transfer: What the function computes of its first argument, a tensor, whatever the others are.
+
+    Raises:
+        UserError: For what is no transfer.
+
+    Example:
+        >>> from locoprop_lightning.local.transfer import Tanh
+        >>> @activation(Tanh())
+        ... def my_tanh(x):
+        ...     return 1 - 2 / ((2 * x).exp() + 1)
+    """
+    check_object(Transfer, transfer=transfer)
+
+    def register(function: F) -> F:
+        @wraps(function)
+        def own(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return function(x, *args, **kwargs)
+
+        seen = wrap_torch_function(lambda x, *args, **kwargs: (x,))(own)
+        _OWN[seen] = transfer
+        return cast(F, seen)
+
+    return register
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -39,6 +79,8 @@ def transfer_of(
     def argument(position: int, name: str, default: Any) -> Any:
         return args[position] if len(args) > position else kwargs.get(name, default)
 
+    if function in _OWN:
+        return _OWN[function]
     name = name_of(function)
     if name in _PLAIN:
         return _PLAIN[name]()

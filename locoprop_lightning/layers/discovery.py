@@ -47,6 +47,10 @@ class LayerInfo:
         """Whether a local solver trains the layer."""
         return self.transfer is not None
 
+    def __repr__(self) -> str:
+        told = f"f={self.transfer.name}" if self.transfer is not None else "not local"
+        return f"LayerInfo({self.name!r}, {type(self.module).__name__}, {told}{f': {self.reason}' * bool(self.reason)})"
+
 
 def candidates(
     network: nn.Module, skip: Sequence[str] = (), include: Sequence[str] = ()

@@ -27,6 +27,8 @@ def check_problem(
     check_object(LinearOperator, operator=operator)
     if isinstance(operator, MatrixOperator) and operator.rows.dim() != 2:
         raise UserError(f"LocalProblem: the rows are {list(operator.rows.shape)}, and must be [n, d_in].")
+    if isinstance(operator, MatrixOperator) and not operator.rows.is_floating_point():
+        raise UserError(f"LocalProblem: the rows are of {operator.rows.dtype}, and must be floating-point numbers.")
     check_object(Transfer, transfer=transfer)
     check_object(Tensor, weight=weight)
     for name, value in (("lambda_a", lambda_a), ("lambda_r", lambda_r)):

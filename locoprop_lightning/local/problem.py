@@ -138,7 +138,7 @@ class LocalProblem:
         if callable(self._direction):
             self._check_offer()
             self._direction = self._direction()
-            if self._direction.shape[1:] != self.weight.shape[:1]:
+            if not isinstance(self._direction, Tensor) or self._direction.shape[1:] != self.weight.shape[:1]:
                 self._refuse("direction", self._direction, ["n", self.weight.shape[0]])
         return self._direction
 
@@ -168,7 +168,7 @@ class LocalProblem:
     def weight_direction(self) -> Tensor | None:
         """D^T Y [d_out, width] by a shorter way than from Y and D, made anew, or None where there is none."""
         product = None if self._weight_direction is None else self._weight_direction()
-        if product is not None and product.shape != self.shape:
+        if product is not None and (not isinstance(product, Tensor) or product.shape != self.shape):
             self._refuse("weight_direction", product, list(self.shape))
         return product
 
@@ -278,9 +278,10 @@ class LocalProblem:
             return math.inf
         return gram_cost(self.operator.rows_at_hand, self.operator.width) if self._gram is None else 0.0
 
-    def _refuse(self, method: str, got: Tensor, expected: list[Any]) -> NoReturn:
+    def _refuse(self, method: str, got: Any, expected: list[Any]) -> NoReturn:
+        found = list(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
         shape = ", ".join(map(str, expected))
-        raise UserError(f"layer {self.name!r}: the oracle's {method} is {list(got.shape)}, and must be [{shape}].")
+        raise UserError(f"layer {self.name!r}: the oracle's {method} is {found}, and must be [{shape}].")
 
     def split(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
         """Cuts [W | b] into a weight [d_out, d_in] and a bias [d_out]."""

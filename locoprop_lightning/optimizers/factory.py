@@ -10,7 +10,8 @@ from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter
+from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter, check_maker
+from locoprop_lightning.optimizers.objects import save_objects_plainly
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def optimizer_from(
             raise UserError(f"{setting}={name}: has parameters of something else; take those that it is called with.")
         if not math.isfinite(group.get("lr", 0)):
             raise UserError(f"{setting}={name}: lr={group['lr']}: must be a finite number.")
+    save_objects_plainly(optimizer)
     return optimizer
 
 
@@ -94,6 +96,7 @@ def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
     Raises:
         UserError: What the factory says against it.
     """
+    check_maker(setting, factory)
     try:
         return factory(argument)
     except UserError:

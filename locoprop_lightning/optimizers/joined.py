@@ -18,6 +18,19 @@ from locoprop_lightning.optimizers.closure import loss_of
 Group = dict[str, Any]
 
 
+def check_maker(setting: str, given: Any) -> None:
+    """Refuses what makes nothing, such as an optimizer that is made, or its name.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    if not callable(given):
+        text = repr(given) if isinstance(given, str) else f"a {type(given).__name__} that is made already"
+        raise UserError(
+            f"{setting}: is {text}; give a function that makes one, such as partial(SGD, lr=1.0) for an optimizer."
+        )
+
+
 class NamesNeeded(UserError):
     """Parameters came without their names, which patterns are compared with, or without their modules."""
 
@@ -83,7 +96,7 @@ class JoinedOptimizer(Optimizer):
         groups = [{**group, "params": entries_of(group)} for group in groups]  # which may be generators
         self.check([entry for group in groups for entry in group["params"]])
         parts = self._deal(groups, len(rules))
-        children = tuple(_make(rule, part) for rule, part in zip(rules, parts, strict=True))
+        children = tuple(_make(type(self).__name__, rule, part) for rule, part in zip(rules, parts, strict=True))
         self.check_options(parts, children)
         super().__init__([group for child in children for group in child.param_groups], {})
         for child in children:
@@ -264,21 +277,27 @@ def describe(optimizer: Optimizer, module: nn.Module) -> str:
     own = {id(p) for p in module.parameters(recurse=False)}
     found = [
         f"{type(child).__name__} (lr {group.get('initial_lr', group['lr']):g})"
-        for child in _leaves(optimizer)
+        for child in leaves(optimizer)
         for group in child.param_groups
         if any(id(p) in own for p in group["params"])
     ]
     return " + ".join(dict.fromkeys(found))
 
 
-def _leaves(optimizer: Optimizer) -> list[Optimizer]:
+def leaves(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizers that step: those that a joined one joins, or the one itself."""
     if not isinstance(optimizer, JoinedOptimizer):
         return [optimizer]
-    return [leaf for child in optimizer.children for leaf in _leaves(child)]
+    return [leaf for child in optimizer.children for leaf in leaves(child)]
 
 
-def _make(rule: OptimizerCallable, groups: list[Group]) -> Optimizer:
-    """An optimizer of these groups; torch's refuse no groups at all, and accept an empty one."""
+def _make(owner: str, rule: OptimizerCallable, groups: list[Group]) -> Optimizer:
+    """An optimizer of these groups; torch's refuse no groups at all, and accept an empty one.
+
+    Raises:
+        UserError: Where the rule makes none.
+    """
+    check_maker(f"{owner}: one of its optimizers", rule)
     optimizer = rule(groups or [{"params": []}])
     if not groups:
         optimizer.param_groups.clear()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from locoprop_lightning.errors import UserError, check_counts, check_fraction
+from locoprop_lightning.errors import UserError, check_amount, check_counts, check_fraction
 from locoprop_lightning.optimizers.closure import loss_of
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al., 2024)
@@ -38,11 +38,8 @@ class FullPrecisionMuon(Optimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
     ) -> None:
-        if not lr >= 0:
-            raise UserError(f"FullPrecisionMuon(lr={lr}): must be at least 0.")
+        check_amount("FullPrecisionMuon", lr=lr, weight_decay=weight_decay)
         check_fraction("FullPrecisionMuon", momentum=momentum)
-        if not weight_decay >= 0:
-            raise UserError(f"FullPrecisionMuon(weight_decay={weight_decay}): must be at least 0.")
         check_counts("FullPrecisionMuon", 1, ns_steps=ns_steps)
         defaults = {
             "lr": lr,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from locoprop_lightning.errors import UserError, check_choice
+from locoprop_lightning.errors import UserError, check_amount, check_choice
 from locoprop_lightning.optimizers.joined import (
     Group,
     JoinedOptimizer,
@@ -52,6 +52,9 @@ class Rule:
     def __post_init__(self) -> None:
         if isinstance(self.match, str):
             raise UserError(f"Rule(match={self.match!r}): give a list of patterns, [{self.match!r}].")
+        if isinstance(self.kinds, str):
+            raise UserError(f"Rule(kinds={self.kinds!r}): give a list of kinds, [{self.kinds!r}].")
+        check_amount("Rule", **self.options)
         if not self.match and not self.kinds:
             raise UserError("Rule(): name parameters by match or kinds; the others are the RuledOptimizer's own.")
         for kind in self.kinds:
@@ -111,6 +114,8 @@ class RuledOptimizer(JoinedOptimizer):
 
     def __init__(self, params: ParamsT, optimizer: OptimizerCallable, rules: Sequence[Rule]) -> None:
         makers, shares = [optimizer], [Share(0, {})]
+        if not isinstance(rules, list | tuple):
+            raise UserError(f"RuledOptimizer: rules={rules!r}: give a list, such as [Rule(kinds=['bias'], lr=0.1)].")
         for rule in rules:
             if not isinstance(rule, Rule):
                 raise UserError(f"RuledOptimizer: rules={rule!r}: give a Rule, such as Rule(kinds=['bias'], lr=0.1).")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from locoprop_lightning.errors import UserError, check_counts, check_fraction
+from locoprop_lightning.errors import UserError, check_counts, check_fraction, check_object
 
 _SETTINGS = ("base_lrs", "end_factor", "asks_length", "total_steps", "warmup", "by_epoch", "steps_per_epoch")
 
@@ -40,9 +41,11 @@ class LinearDecay(LRScheduler):
         warmup: float = 0.0,
         by_epoch: bool = False,
     ) -> None:
+        check_object(Optimizer, optimizer=optimizer)
         check_fraction("LinearDecay", warmup=warmup)
-        if not 0 <= end_factor <= 1:
-            raise UserError(f"LinearDecay(end_factor={end_factor}): must be in [0, 1].")
+        given: Any = end_factor
+        if not isinstance(given, Real) or not 0 <= float(given) <= 1:
+            raise UserError(f"LinearDecay(end_factor={end_factor!r}): must be in [0, 1].")
         if total_steps is not None:
             check_counts("LinearDecay", 1, total_steps=total_steps)
         self.end_factor = end_factor

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lightning.pytorch.cli import OptimizerCallable
 from torch.optim.optimizer import ParamsT
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.optimizers.joined import (
     JoinedOptimizer,
     OwnedParameter,
@@ -54,6 +55,8 @@ class SplitOptimizer(JoinedOptimizer):
         convolutions: bool = False,
         exclude: Sequence[str] = (),
     ) -> None:
+        if isinstance(exclude, str):
+            raise UserError(f"SplitOptimizer(exclude={exclude!r}): give a list of patterns, [{exclude!r}].")
         self._convolutions = convolutions
         self._exclude = list(exclude)
         super().__init__(params, (matrix, other), (Share(0, {}), Share(1, {})))

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from locoprop_lightning.local import Rows, State
+from locoprop_lightning.reprs import Shown
 
 ALL_HERE = Rows()
 
 
-class Oracle(ABC):
+class Oracle(Shown, ABC):
     """Estimates the direction D of the target T = f(A) - lambda_a D from the gradient G of the loss.
 
     An oracle of one's own gives ``direction``. Where D = G R, with R acting on the units of a row, it also gives
@@ -74,6 +75,3 @@ class Oracle(ABC):
             state: What evolves for this layer.
         """
         return None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"

@@ -53,6 +53,3 @@ class RMSOracle(Oracle):
 
     def weight_direction(self, weight_gradient: Tensor, terms: int, state: State) -> Tensor:  # noqa: D102
         return weight_gradient * self._scale(terms, state)[:, None]
-
-    def __repr__(self) -> str:
-        return f"RMSOracle(beta={self.beta}, eps={self.eps}, per={self.per!r})"

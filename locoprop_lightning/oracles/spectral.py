@@ -107,9 +107,6 @@ class SpectralOracle(Oracle):
         scale = torch.where(trace > 0, terms / trace, 0.0).sqrt()
         return self.preconditioner.solve(own["preconditioner"], weight_gradient, 1, left=True).mul_(scale)
 
-    def __repr__(self) -> str:
-        return f"SpectralOracle(momentum={self.momentum}, damping={self.damping})"
-
 
 def _typed(state: State) -> SpectralState:
     return cast(SpectralState, state)

@@ -125,9 +125,6 @@ class WhitenedOracle(Oracle):
         whitened = self.preconditioner.solve(own["preconditioner"], weight_gradient, 1, left=True)
         return whitened.mul_(terms * own["shrink"].to(weight_gradient))
 
-    def __repr__(self) -> str:
-        return f"WhitenedOracle(power={self.power}, damping={self.damping}, samples={self.samples})"
-
 
 def _typed(state: State) -> WhitenedState:
     return cast(WhitenedState, state)

@@ -45,5 +45,6 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
     having = [run for run in joined if tag in run.scalars]
     if not having:
         known = ", ".join(sorted(t for t in tags if not t.startswith("local_loss/")))
-        raise UserError(f"No run has logged {tag!r}" + (f"; the metrics are {known}." if known else "."))
+        way = f"the metrics are {known}." if known else "name folders of runs, such as runs/digits."
+        raise UserError(f"No run has logged {tag!r}; {way}")
     return [with_training_seconds(run) for run in having]

@@ -13,7 +13,8 @@ from locoprop_lightning.errors import UserError
 
 # What does not make another method: where a run reads from and logs to, what it watches, and its seed.
 NEUTRAL = re.compile(
-    r"seed_everything|threads$|ckpt_path|data\.root|model\.reduction$|(local_losses|step_timer|progress|summary|predictions|checkpoints)(\.|$)"
+    r"seed_everything|threads$|ckpt_path|data\.root|model\.reduction$|"
+    r"(local_losses|step_timer|progress|summary|predictions|checkpoints|best)(\.|$)"
     r"|trainer\.(default_root_dir|enable_\w+|log_every_n_steps|num_sanity_val_steps|(logger|callbacks|profiler)(\.|$))"
 )
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem
 
 
@@ -50,7 +51,7 @@ class Outcome(NamedTuple):
         return self._replace(displacement=self.displacement.to(dtype), growth=self.growth.to(dtype), losses=losses)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """A solved problem.
 
@@ -78,6 +79,34 @@ class Solution:
         change = self.problem.split(self.displacement)[1]
         return None if self.problem.bias is None or change is None else self.problem.bias.detach() + change
 
+    def __repr__(self) -> str:
+        moved = f"moved {self.problem.relative(self.displacement).item():.3g} of the weights' norm"
+        told = (
+            "" if self.losses is None else f", local loss {self.losses[0].item():.4g} -> {self.losses[-1].item():.4g}"
+        )
+        return f"Solution({self.problem.name!r}, {self.status.value}, {moved}{told})"
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the local loss over the inner iterations.
+
+        Args:
+            axes: Axes of matplotlib; the current ones if not given.
+
+        Returns:
+            The axes.
+
+        Raises:
+            UserError: Where no losses were recorded.
+        """
+        from matplotlib import pyplot
+
+        if self.losses is None:
+            raise UserError("plot: no losses were recorded; solve with recording=Recording.CURVE.")
+        axes = pyplot.gca() if axes is None else axes
+        axes.plot(self.losses.cpu(), marker=".", label=self.problem.name)
+        axes.set(xlabel="inner iteration", ylabel="local loss a sample")
+        return axes
+
 
 def bounded(solution: Solution, bound: float) -> Solution:
     """A solution whose displacement is no longer than a part of the weights, or of PyTorch's first ones if larger.
@@ -91,6 +120,20 @@ def bounded(solution: Solution, bound: float) -> Solution:
     size = torch.linalg.vector_norm(problem.start_matrix()).clamp_min(first)
     part = bound * size / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
     return replace(solution, displacement=v * part.clamp_max(1.0))
+
+
+def check_outcome(method: str, outcome: Any, problem: LocalProblem) -> None:
+    """Refuses what a solver's method returns instead of an outcome of the problem.
+
+    Raises:
+        UserError: Names the method, and the part.
+    """
+    if not isinstance(outcome, Outcome):
+        raise UserError(f"{method}: must return an Outcome, not {type(outcome).__name__}.")
+    for name, part, shape in (("displacement", outcome.displacement, problem.shape), ("growth", outcome.growth, ())):
+        found = list(part.shape) if isinstance(part, Tensor) else f"a {type(part).__name__}"
+        if found != list(shape):
+            raise UserError(f"{method}: the Outcome's {name} is {found}, and must be a tensor {list(shape)}.")
 
 
 def judge(outcomes: Mapping[str, Outcome], agree: Callable[[Tensor], Tensor]) -> dict[str, Status]:

@@ -3,16 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError, check_object
+from locoprop_lightning.errors import UserError, check_counts, check_object
 from locoprop_lightning.local import LocalProblem, State
-from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status, judge
+from locoprop_lightning.reprs import Shown
+from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status, check_outcome, judge
 
 Tasks = Mapping[str, Callable[[], Any]]
 
@@ -27,7 +29,7 @@ def as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-class LocalSolver(Callback, ABC):
+class LocalSolver(Shown, Callback, ABC):
     """Solves local problems.
 
     A solver of one's own overrides ``run``, or derives from ``IterativeSolver`` and overrides ``step``. Its attributes
@@ -85,6 +87,21 @@ class LocalSolver(Callback, ABC):
         if losses is not None:
             losses = torch.cat([losses[:-1], problem.loss(v)[None]])
         return outcome._replace(displacement=v, losses=losses)
+
+    def taking(self, iterations: int | None) -> Self:
+        """The solver with other iterations; itself where none are given.
+
+        Raises:
+            UserError: Where it has no iterations, and for what is no number of them.
+        """
+        if iterations is None:
+            return self
+        if not hasattr(self, "iterations"):
+            raise UserError(f"solver={type(self).__name__}: has no iterations to schedule; leave them out.")
+        check_counts("", 1, iterations=iterations)
+        made = copy(self)
+        made.iterations = iterations
+        return made
 
     def check(self, problem: LocalProblem) -> None:
         """Refuses a problem that the solver cannot solve; called for each layer before training.
@@ -154,9 +171,8 @@ class LocalSolver(Callback, ABC):
             outcomes = run_all(
                 {name: partial(self._stretched, self.run, p, states[name], recording) for name, p in problems.items()}
             )
-            for outcome in outcomes.values():
-                if not isinstance(outcome, Outcome):
-                    raise UserError(f"{type(self).__name__}.run: must return an Outcome, not {type(outcome).__name__}.")
+            for name, outcome in outcomes.items():
+                check_outcome(f"{type(self).__name__}.run", outcome, problems[name])
             statuses = judge(outcomes, agree)
             failed = {name: status for name, status in statuses.items() if retries and status is not Status.SOLVED}
             tasks = {
@@ -164,6 +180,8 @@ class LocalSolver(Callback, ABC):
                 for name, status in failed.items()
             }
             again = {name: outcome for name, outcome in run_all(tasks).items() if outcome is not None}
+            for name, outcome in again.items():
+                check_outcome(f"{type(self).__name__}.retry", outcome, problems[name])
             for name, status in judge(again, agree).items():
                 outcomes[name] = again[name]
                 statuses[name] = Status.RETRIED if status is Status.SOLVED else status

@@ -8,9 +8,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import Metric, MetricCollection
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.reprs import Shown
 
 
-class Task:
+class Task(Shown):
     """How a batch is read; loss, link and metrics of a network's output. A task of one's own needs ``loss`` alone.
 
     A batch may be anything: ``inputs`` and ``target`` say what the network takes of it, and what its output, which may

@@ -147,6 +147,7 @@ TRAINER = [
     ("best by nothing", "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=acc",
      "ModelCheckpoint(monitor='acc'): is not logged; take one of"),
     ("no such callback", "--trainer.callbacks+=Nonsense", "there is no class Nonsense; take a class by its path"),
+    ("a callback misspelt", "--trainer.callbacks EarlyStoping", "such as EarlyStopping, not EarlyStoping"),
     ("logger not installed", "--trainer.logger WandbLogger", "WandbLogger: Requirement 'wandb"),
 ]  # fmt: skip
 DEVICES = [
@@ -159,7 +160,7 @@ DEVICES = [
     ("MPS", "--trainer.accelerator mps", "trainer.accelerator=mps: "),
     ("TPU", "--trainer.accelerator tpu", "trainer: Requirement 'torch_xla"),
     ("devices by thousands", "--trainer.devices 100000", "trainer.devices=100000: this machine has processors for"),
-    ("no devices", "--trainer.devices 0", "trainer.devices=0: "),
+    ("no devices", "--trainer.devices 0", "accelerator; take 1 or more, or auto"),
     (
         "devices below 0",
         "--trainer.devices=-3",
@@ -193,14 +194,19 @@ COMMANDS = [
     ("settings before the command", " --config CONFIGS/digits/foof.yaml fit", "put --config after the command"),
     ("fit alone", "fit", "are required: fit.data, fit.model; name a file by --config"),
     ("no data", "fit --model LocoPropModule", "are required: network, task, solver, lambda_a, lambda_r"),
-    ("no such class", "--data Nonsense", "data: there is no class Nonsense; take Digits, FashionMNIST, TextFiles, or"),
+    ("no such class", "--data Nonsense", "data: there is no class Nonsense; take Datasets, Digits, FashionMNIST, Idx"),
     ("a class of another kind", "--data torch.nn.Linear", "does not correspond to a subclass of LightningDataModule;"),
+    ("a list of solvers", "--model.solver '[ClosedForm]'", "model.solver: must be a class with its init_args, not ["),
     ("no network", "--model.network null", "model: the following arguments are required: network"),
     ("validation too large", "--data.validation 1500", "validation=1500: must be a whole number, at least 0 and less"),
     ("validation below 0", f"{PIXELS} --data.validation=-1", "validation=-1: must be a whole number, at least 0"),
     ("part of an image", "--data.batch_size 1.5", "data.batch_size: must be int, not 1.5"),
     ("unsafe checkpoint", "--weights_only false", "weights_only=False: would run whatever code a checkpoint holds; le"),
-    ("best", "--ckpt_path best", "ckpt_path=best: is known to the process of a fit alone; name a file, or take last"),
+    ("best of nothing", "validate --config CONFIGS/digits/foof.yaml --trainer.accelerator=cpu --ckpt_path best",
+     "ckpt_path=best: there is no runs/digits/foof/*/checkpoints/best.ckpt, which a fit with validation writes; take"),
+    ("best", "--ckpt_path best", "ckpt_path=best: holds weights alone; name a file, or take last"),
+    ("monitor", "--best.monitor val/f1", "best.monitor=val/f1: validation does not log it; take one of val/accuracy, "
+    "val/loss, or auto"),
     ("last of nothing", "--ckpt_path last", "there is no whole checkpoint at runs/digits/foof/*/checkpoints/*.ckpt; l"),
     ("no text there", "fit --config CONFIGS/transformer/adam.yaml --data.root none --trainer.accelerator=cpu",
      "TextFiles(root='none', pattern='*.py'): no file there matches; name a folder"),

@@ -45,6 +45,11 @@ class Wide(nn.Module):
         super().__init__()
         self.layer = nn.Linear(width, 2)
 
+class Still(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
 def function(x):
     return x
 """
@@ -78,10 +83,15 @@ ROWS = [
     ("settings as a number", lambda: write("a.yaml", "3"), CONFIG, "config=a.yaml: holds no settings; see configs/"),
     ("settings twice", lambda: write("a.yaml", "a: 1\na: 2"), CONFIG, "config=a.yaml: a: stands there twice; keep one"),
     ("settings unknown", lambda: write("a.yaml", "modell: 3"), CONFIG, "does not accept option 'modell'; near names a"),
-    ("settings in a folder", lambda: write("a.yaml/b", ""), CONFIG, "config=a.yaml: there is no such file; configs/ h"),
-    ("no settings", lambda: None, CONFIG, "config=a.yaml: there is no such file; configs/ has some"),
+    ("settings in a folder", lambda: write("a.yaml/b", ""), CONFIG, "config=a.yaml: is a folder; name a file in it"),
+    ("settings without init_args", lambda: write("a.yaml", "model: {class_path: LocoPropModule, solver: {class_path: "
+     "ClosedForm}}"), CONFIG, "model: solver stands beside class_path; put settings of the class below init_args"),
+    ("a network without forward", lambda: write("own_f.py", OWN), "--model.network own_f.Still",
+     "network=Still: has no forward; give it a forward(x)"),
+    ("a folder of checkpoints", lambda: write("a.ckpt/b", ""), CHECKPOINT, "ckpt_path=a.ckpt: is a folder; name a .ck"),
+    ("no settings", lambda: None, CONFIG, "config=a.yaml: there is no such file, and none is shipped; locoprop"),
     ("two files of settings", lambda: write("a.yaml", "a: 1"), "--config a.yaml", "config=a.yaml: is a second file be"),
-    ("empty checkpoint", lambda: write("a.ckpt", ""), CHECKPOINT, "ckpt_path=a.ckpt: is not a checkpoint that torch h"),
+    ("empty checkpoint", lambda: write("a.ckpt", ""), CHECKPOINT, "torch has saved; name one that a fit has written"),
     ("pickled checkpoint", lambda: write("a.ckpt", pickle.dumps({})), CHECKPOINT, "is not a checkpoint that torch has"),
     ("checkpoint of a list", lambda: save([1, 2]), CHECKPOINT, "ckpt_path=a.ckpt: is no checkpoint of a run: it has n"),
     ("weights of Python", lambda: save({"w": torch.ones(2)}), CHECKPOINT, "is no checkpoint of a run: it has no state"),
@@ -90,7 +100,7 @@ ROWS = [
     ("no steps", lambda: save({"state_dict": {}} | OF_RUN | {"global_step": "x"}), CHECKPOINT, "has no global_step of"),
     ("of another trainer", lambda: save({"state_dict": {}, "global_step": 1}), CHECKPOINT, "no pytorch-lightning_vers"),
     ("of another network", lambda: save({"state_dict": {"network.1.weight": torch.ones(2)}} | OF_RUN), CHECKPOINT,
-     "The checkpoint is of another network: "),
+     "; take the network of its run"),
     ("weights to go on from", lambda: save({k: v for k, v in OF_RUN.items() if "s" != k[-1]} | {"state_dict": {}}),
      CHECKPOINT, "holds weights alone, from which no fit can go on"),
     ("a network that fails", lambda: write("own_a.py", OWN), "--model.network own_a.Boom", "boom (RuntimeError, "),
@@ -201,7 +211,7 @@ def test_a_port_that_is_taken_is_named(capsys, monkeypatch):
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         said = sentence_of(main, "--trainer.strategy ddp --trainer.devices 1", capsys)
-    assert "MASTER_PORT: the port is in use; leave the variable out, or name a free port" in said
+    assert "cannot be listened at (Address already in use); leave the variable out, or name a free port" in said
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -221,6 +231,7 @@ COMPARED = [
     ("no such axis", "runs --x weeks", "argument --x: invalid choice: 'weeks'"),
     ("no such metric", "RUNS --metric acc", "acc"),
     ("a figure where none can be", "RUNS --out /proc/x/a.png", "/proc/x"),
+    ("no logs", "EMPTY", "No run has logged 'train/loss'; name folders of runs, such as runs/digits"),
     ("a table where none can be", "RUNS --table /proc/x/a.md", "/proc/x: No such file or directory; name another plac"),
     ("a figure of no kind", "RUNS --out a.xyz", "a.xyz"),
     ("a figure in a folder", "RUNS --out FOLDER", "Is a directory"),
@@ -241,5 +252,5 @@ def logged(tmp_path_factory):
 @pytest.mark.parametrize(("command", "said"), [row[1:] for row in COMPARED], ids=[row[0] for row in COMPARED])
 def test_a_wrong_comparison_ends_with_one_sentence(logged, capsys, command, said):
     Path("folder.png").mkdir()
-    text = command.replace("RUNS", str(logged)).replace("FOLDER", "folder.png")
+    text = command.replace("RUNS", str(logged)).replace("FOLDER", "folder.png").replace("EMPTY", "folder.png")
     assert said in sentence_of(compare, text.split(), capsys)

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch import nn
+from torch import Tensor, nn
 
-from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning import BackpropModule, LocoPropModule, load_run
 from locoprop_lightning.callbacks import PredictionWriter, RunCheckpoints
 from locoprop_lightning.data import Digits, FashionMNIST, TextFiles
+from locoprop_lightning.data.datasets import DatasetLoader
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.networks import MLP, ConvNet, DeepAutoencoder
-from locoprop_lightning.optimizers import LinearDecay
-from locoprop_lightning.oracles import RMSOracle, SpectralOracle, WhitenedOracle
+from locoprop_lightning.optimizers import FullPrecisionMuon, LinearDecay, Rule, RuledOptimizer, SplitOptimizer
+from locoprop_lightning.oracles import Oracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
     ClosedForm,
@@ -65,6 +66,28 @@ class Lossy(Classification):
 
     def loss(self, output, target):
         return self.made(super().loss(output, target))
+
+
+class Solves(ClosedForm):
+    """A solver whose outcome is made into something else."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def run(self, problem, state, recording):
+        return self.made(super().run(problem, state, recording))
+
+
+class Points(Oracle):
+    """An oracle whose direction is made of the gradient."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def direction(self, gradient, terms, state):
+        return self.made(gradient)
 
 
 class Sets(Callback):
@@ -136,7 +159,7 @@ MODULES = [
     ("another kind of solver", lambda: setattr(locoprop(), "solver", 3), "solver=3: must be a"),
 ]
 OPTIMIZERS = [
-    ("an optimizer's name", lambda: fit(backprop(optimizer="SGD"), (X, Y)), "optimizer: 'str' object is not callable"),
+    ("an optimizer's name", lambda: fit(backprop(optimizer="SGD"), (X, Y)), "optimizer: is 'SGD'; give a function th"),
     ("no optimizer made", lambda: fit(backprop(optimizer=lambda p: 3), (X, Y)), "optimizer: makes a int, not a torch."),
     ("of another network", lambda: fit(locoprop(optimizer=lambda p: SGD(network().parameters())), (X, Y)),
      "optimizer=SGD: has parameters of something else; take those that it is called with"),
@@ -144,6 +167,19 @@ OPTIMIZERS = [
     ("inner optimizer's name", lambda: InnerOptimizer("Adam"), "InnerOptimizer(optimizer='Adam'): must make an optimi"),
     ("inner rate below 0", lambda: solved_at_rate(-1.0), "InnerOptimizer(optimizer): Invalid learning rate: -1.0"),
     ("inner rate infinite", lambda: solved_at_rate(float("inf")), "InnerOptimizer(optimizer): lr=inf: must be a finit"),
+    ("an optimizer made", lambda: fit(backprop(optimizer=SGD(network().parameters())), (X, Y)), "is a SGD that is mad"),
+    ("a schedule's name", lambda: fit(backprop(lr_scheduler="cosine"), (X, Y)), "lr_scheduler: is 'cosine'; give a f"),
+    ("Muon's rate as text", lambda: FullPrecisionMuon([X], lr="1"), "FullPrecisionMuon(lr='1'): must be a number"),
+    ("Muon's decay as text", lambda: FullPrecisionMuon([X], weight_decay="1"), "weight_decay='1'): must be a number"),
+    ("Muon's decay below 0", lambda: FullPrecisionMuon([X], weight_decay=-1), "weight_decay=-1): must be at least 0"),
+    ("an excluded name", lambda: SplitOptimizer([X], SGD, SGD, exclude="0"), "exclude='0'): give a list of patterns, "),
+    ("one of two made", lambda: SplitOptimizer([X], SGD([X]), SGD), "SplitOptimizer: one of its optimizers: is a SGD"),
+    ("one rule", lambda: RuledOptimizer([X], SGD, Rule(kinds=["bias"])), "rules=Rule(kinds=['bias']): give a list, su"),
+    ("no rules", lambda: RuledOptimizer([X], SGD, None), "RuledOptimizer: rules=None: give a list, such as [Rule("),
+    ("a rule's rate as text", lambda: Rule(kinds=["bias"], lr="1"), "Rule(lr='1'): must be a number"),
+    ("a rule's kind", lambda: Rule(kinds="bias"), "Rule(kinds='bias'): give a list of kinds, ['bias']"),
+    ("a schedule of parameters", lambda: LinearDecay([X]), "must be a torch.optim.optimizer.Optimizer"),
+    ("end as text", lambda: LinearDecay(SGD([X]), end_factor="1"), "LinearDecay(end_factor='1'): must be in [0, 1]"),
     ("warmup as text", lambda: LinearDecay(SGD(network().parameters()), warmup="x"), "LinearDecay(warmup='x'): must b"),
 ]  # fmt: skip
 BATCHES = [
@@ -177,6 +213,19 @@ OUTPUTS = [
     ("a loss without gradient", lambda: both((X, Y), task=Lossy(torch.detach)), "Lossy.loss: has no gradient; make it"),
     ("no loss", lambda: fit(backprop(task=Task()), (X, Y)), "Task must override loss(output, target)"),
 ]
+PARTS = [
+    ("a solution on its side", lambda: fit(locoprop(solver=Solves(lambda o: o._replace(displacement=o[0].mT))), (X, Y)),
+     "Solves.run: the Outcome's displacement is [7, 5], and must be a tensor [5, 7]"),
+    ("growth a float", lambda: fit(locoprop(solver=Solves(lambda o: o._replace(growth=0.0))), (X, Y)),
+     "Solves.run: the Outcome's growth is a float, and must be a tensor []"),
+    ("no direction", lambda: fit(locoprop(oracle=Points(lambda g: None)), (X, Y)), "direction is a NoneType, and must"),
+    ("a direction of NumPy", lambda: fit(locoprop(oracle=Points(Tensor.numpy)), (X, Y)), "direction is a ndarray, and"),
+    ("samples of two widths", lambda: next(iter(DatasetLoader([X[0], X[0, :3]], 2, None))), "samples do not make a ba"),
+    ("samples of none", lambda: DatasetLoader([], 2, None), "data: list is empty; give it samples"),
+    ("a run of nothing", lambda: load_run(None), "load_run(folder=None): must be a path, as text"),
+    ("a run without one", lambda: load_run("."), "no checkpoint of a run; name the folder of one, such as runs/"),
+    ("a checkpoint by number", lambda: load_run(".", 12), "load_run(checkpoint=12): must be a path, as text"),
+]  # fmt: skip
 PROBLEMS = [
     ("lambda_r below 0", lambda: problem(lambda_r=-10), "LocalProblem(lambda_r=-10): must be above 0"),
     ("lambda_r 0", lambda: problem(lambda_r=0.0), "LocalProblem(lambda_r=0.0): must be above 0"),
@@ -189,6 +238,8 @@ PROBLEMS = [
     ("a transfer's name", lambda: problem(transfer="identity"), "transfer='identity': must be a locoprop_lightning.lo"),
     ("rows as lists", lambda: problem(operator=[[1.0]]), "operator=[[1.0]]: must be a locoprop_lightning.local"),
     ("one row", lambda: problem(operator=torch.zeros(6)), "LocalProblem: the rows are [6], and must be [n, d_in]"),
+    ("rows of whole numbers", lambda: problem(operator=X.long()), "the rows are of torch.int64, and must be floating"),
+    ("a matrix", lambda: ClosedForm().solve(torch.eye(3)), "problem=tensor([[1., 0., 0.], [0., 1., 0.], [0., 0., 1."),
     ("none", lambda: ClosedForm().solve(None), "problem=None: must be a locoprop_lightning.local.problem.LocalProblem"),
 ]
 NUMBERS = [
@@ -219,7 +270,7 @@ NUMBERS = [
     ("channels", lambda: ConvNet("x"), "ConvNet(channels='x'): must be a whole number"),
     ("code", lambda: DeepAutoencoder(code="x"), "DeepAutoencoder(code='x'): must be a whole number"),
 ]
-ROWS = [*MODULES, *OPTIMIZERS, *BATCHES, *OUTPUTS, *PROBLEMS, *NUMBERS]
+ROWS = [*MODULES, *OPTIMIZERS, *BATCHES, *OUTPUTS, *PARTS, *PROBLEMS, *NUMBERS]
 
 
 @pytest.mark.parametrize(("call", "said"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])

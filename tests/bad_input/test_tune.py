@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from locoprop_lightning.tune.__main__ import main
 from tests.bad_input.support import CONFIGS, sentence_of
 from tests.support import ROOT
-from tune.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -55,19 +55,28 @@ STUDIES = [
     ("methods of nothing", "methods:", "study.yaml: methods: must be a mapping of names to values"),
     ("methods as a list", "methods: [a]", "study.yaml: methods: must be a mapping of names to values"),
     ("a method by number", "methods: {a: 3}", "study.yaml: a: must be a configuration, or {config: FILE, space: FILE"),
-    ("a method of nowhere", "methods: {a: b.yaml}", "study.yaml: a: config: there is no file b.yaml, neither beside"),
+    ("a method of nowhere", "methods: {a: b.yaml}", "study.yaml: a: config: b.yaml: there is no such file, and none"),
     ("a method with a path", "methods: {a/b: c.yaml}", "a/b: a method's name has letters, digits and . _ + - alone"),
-    ("a space by number", f"methods: {{a: {{config: {CONFIGS}/digits/adam.yaml, space: 3}}}}", "a: space: there is no"),
+    (
+        "a space by number",
+        f"methods: {{a: {{config: {CONFIGS}/digits/adam.yaml, space: 3}}}}",
+        "a: space: 3: there is",
+    ),
     ("a judge of nobody", f"judge: val/x\nmethods: {{{ADAM}}}}}", "--metric val/x: is not logged after an epoch; take"),
     ("a judge that tests", f"judge: test/loss\nmethods: {{{ADAM}}}}}", "judge: must be train/loss or a metric of held"),
     ("a reference of nobody", f"reference: b\nmethods: {{{ADAM}}}}}", "study.yaml: reference: b is none of the method"),
     ("max_epoch", f"workload: {{trainer.max_epoch: 3}}\nmethods: {{{ADAM}}}}}", "near names are trainer.max_epochs"),
     ("a title misspelt", f"titel: x\nmethods: {{{ADAM}}}}}", "study.yaml: titel: is none of budget, judge, methods, n"),
-    ("nothing", "", "STUDY study.yaml: must hold a mapping; see tune/studies"),
+    ("nothing", "", "STUDY study.yaml: must hold a mapping; see docs/studies.md"),
     ("no YAML", "a: [", "STUDY study.yaml: is no YAML: "),
 ]
 SPACE = [
     ("nothing searched", "", "--space space.yaml: holds no settings, such as model.lambda_a"),
+    (
+        "nested",
+        "model: {lambda_a: {uniform: [1, 9]}}",
+        "space: model: must have exactly one of uniform, loguniform, integers, choice; write model.lambda_a on a line",
+    ),
     ("a kind of nobody", "model.lambda_a: {normal: [0, 1]}", "space: model.lambda_a: must have exactly one of uniform"),
     ("below 0", "model.lambda_a: {uniform: [-1, 1]}", "space: model.lambda_a=-1.0: lambda_a=-1.0: must be above 0"),
     ("infinite", "model.lambda_a: {uniform: [1, .inf]}", "space: model.lambda_a: uniform must be two numbers, the low"),

@@ -97,7 +97,7 @@ def test_unfair_comparisons_are_told(tmp_path, capsys):
         (["run", "--metric", "train/los"], "No run has logged 'train/los'; the metrics are epoch, train/loss."),
         (["run", "--smooth", "1"], "smooth=1.0: must be in [0, 1)."),
         (["run", "--out", "a.txt"], "a.txt: no format of a figure; take .svg, .png or .pdf."),
-        (["bare"], "No run has logged 'train/loss'."),
+        (["bare"], "No run has logged 'train/loss'; name folders of runs, such as runs/digits."),
     ],
 )
 def test_mistakes_end_with_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):

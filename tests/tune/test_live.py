@@ -8,9 +8,9 @@ import yaml
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from tune.live import LiveTable
-from tune.space import Space
-from tune.sweep import sampler
+from locoprop_lightning.tune.live import LiveTable
+from locoprop_lightning.tune.space import Space
+from locoprop_lightning.tune.sweep import sampler
 
 
 def trial(name, status, epoch, value, **config):

@@ -3,7 +3,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from locoprop_lightning import UserError
-from tune.space import Space
+from locoprop_lightning.tune.space import Space
 
 SPACE = """
 a: {loguniform: [1, 1e6]}
@@ -116,7 +116,7 @@ def test_mistakes(tmp_path, text, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match="there is no such file; tune/spaces has some"):
+    with pytest.raises(UserError, match="there is no such file, and none is shipped"):
         Space.load(tmp_path / "none.yaml")
 
 

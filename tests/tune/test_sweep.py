@@ -1,5 +1,6 @@
 """Sweeps with real Ray processes."""
 
+import contextlib
 import csv
 import json
 import math
@@ -18,9 +19,10 @@ import torch
 import yaml
 from ray.cluster_utils import Cluster
 
+from locoprop_lightning import load_run
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.logs import read_runs
-from tests.support import ROOT, close
+from tests.support import ROOT, close, quiet_trainer
 
 DIGITS = ROOT / "configs" / "digits"
 LAMBDAS = {"model.lambda_a": {"loguniform": [1, 1000]}, "model.lambda_r": {"loguniform": [1, 1000]}}
@@ -28,7 +30,7 @@ LAMBDAS = {"model.lambda_a": {"loguniform": [1, 1000]}, "model.lambda_r": {"logu
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Runs `python -m tune` in the folder of the test."""
+    """Runs `locoprop-tune` in the folder of the test."""
     return Sweep(tmp_path)
 
 
@@ -50,7 +52,17 @@ class Sweep:
         return path
 
     def command(self, *arguments):
-        return [sys.executable, "-m", "tune", "--storage", "sweeps", "--name", "s", "--quiet", *map(str, arguments)]
+        return [
+            sys.executable,
+            "-m",
+            "locoprop_lightning.tune",
+            "--storage",
+            "sweeps",
+            "--name",
+            "s",
+            "--quiet",
+            *map(str, arguments),
+        ]
 
     def start(self, *arguments):
         with (self.folder / "log.txt").open("w") as log:
@@ -122,17 +134,19 @@ def weights(config, folder, *arguments):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    path = max(folder.rglob("*.ckpt"), key=lambda path: int(path.stem.partition("step=")[2]))
+    path = max(folder.rglob("step=*.ckpt"), key=lambda path: int(path.stem.partition("step=")[2]))
     said = "".join(line for line in done.stdout.splitlines() if re.match(r"  \w+ (loss|accuracy)  ", line))
     return torch.load(path, weights_only=True)["state_dict"], said
 
 
-def connections(process):
-    """Connections of a process, none where it has ended by now."""
-    try:
-        return process.net_connections("inet")
-    except psutil.NoSuchProcess:
-        return []
+def listening(processes):
+    """Addresses at which processes listen; those that have ended by now have none."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections("inet")
+            found |= {c.laddr.ip.removeprefix("::ffff:") for c in sockets if c.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.mark.alone
@@ -157,6 +171,12 @@ def test_bayesian_search_with_early_stopping(sweep, tmp_path):
         and f"train the best: locoprop fit --config {folder / 'best.yaml'}" in output
     )
     assert yaml.safe_load((folder / "best.yaml").read_text())["data"]["init_args"]["validation"] == 200
+    # the weights of the best are kept, and of no other
+    (kept,) = folder.glob("*/seed_*/checkpoints/*.ckpt")
+    assert kept.parts[-4] == trials[0]["trial"] and f"load_run({str(kept.parents[1])!r})" in output
+    run = load_run(kept.parents[1])
+    (again,) = quiet_trainer().validate(run.module, run.data(), verbose=False)
+    assert again["val/accuracy"] == pytest.approx(float(trials[0]["val/accuracy"]))
     # the best again, on its own
     assert fit(folder / "best.yaml", tmp_path)[-1] == pytest.approx(float(trials[0]["val/accuracy"]), abs=0)
     shutil.rmtree(tmp_path / "again")
@@ -174,8 +194,7 @@ def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
     process = sweep.start("--config", config, "--space", space, "--samples", 3, "--concurrent", 1)
     sweep.wait_for(4)
     ours = psutil.Process(process.pid).children(recursive=True)
-    listening = [c for p in ours for c in connections(p) if c.status == psutil.CONN_LISTEN]
-    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+    assert listening(ours) == {"127.0.0.1"}
     (worker,) = (p for p in ours if "ImplicitFunc" in p.name())
     worker.kill()
     before = sweep.epoch()
@@ -232,6 +251,7 @@ def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path
     )
     sweep.wait_for(3)
     ours = psutil.Process(process.pid).children(recursive=True)
+    assert listening(ours) == {"127.0.0.1"}
     next(p for p in ours if "TrainWor" in p.name()).kill()
     assert process.wait(240) == 0, (tmp_path / "log.txt").read_text()
     trials = sweep.trials
@@ -280,7 +300,7 @@ def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tm
 
 
 def test_a_trial_whose_end_tune_has_not_heard_of_says_it_again(tmp_path, monkeypatch):
-    from tune import trial
+    from locoprop_lightning.tune import trial
 
     said = {"val/loss": 0.5, "epoch": 6, "seeds_done": 2}
     state = {"done": [{"val/loss": 0.25}, {"val/loss": 0.75}], "said": said, "weights": None}
@@ -303,13 +323,13 @@ def test_a_trial_whose_end_tune_has_not_heard_of_says_it_again(tmp_path, monkeyp
     ],
 )
 def test_an_interrupted_sweep_says_so(statuses, options, expected):
-    from tune.__main__ import make_parser, unfinished
+    from locoprop_lightning.tune.__main__ import make_parser, unfinished
 
     assert unfinished(statuses, make_parser().parse_args(["--samples", "2", *options])) is expected
 
 
 def test_what_a_resumed_sweep_refuses(tmp_path):
-    from tune.__main__ import kept, make_parser
+    from locoprop_lightning.tune.__main__ import kept, make_parser
 
     folder = tmp_path / "s"
     folder.mkdir()
@@ -323,7 +343,7 @@ def test_what_a_resumed_sweep_refuses(tmp_path):
 
 
 def test_a_sweep_of_an_older_version_resumes_with_the_defaults_of_new_options(tmp_path):
-    from tune.__main__ import kept, make_parser
+    from locoprop_lightning.tune.__main__ import kept, make_parser
 
     (tmp_path / "old").mkdir()
     (tmp_path / "old/tuner.pkl").touch()
@@ -358,7 +378,7 @@ def test_a_sweep_of_an_older_version_resumes_with_the_defaults_of_new_options(tm
     ],
 )
 def test_mistakes_end_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
-    from tune.__main__ import main
+    from locoprop_lightning.tune.__main__ import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["tune"])
@@ -398,7 +418,7 @@ def test_mistakes_end_before_anything_starts(tmp_path, monkeypatch, capsys, argu
     ],
 )
 def test_spaces_are_held_against_the_configuration(tmp_path, monkeypatch, capsys, key, values, message):
-    from tune.__main__ import main
+    from locoprop_lightning.tune.__main__ import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["tune"])
@@ -421,8 +441,8 @@ def test_every_method_has_a_space():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_spaces_fit_their_methods(method, monkeypatch, fashion_mnist):
-    from tune.space import Space
-    from tune.sweep import check
+    from locoprop_lightning.tune.space import Space
+    from locoprop_lightning.tune.sweep import check
 
     monkeypatch.setattr("sys.argv", ["tune"])
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its

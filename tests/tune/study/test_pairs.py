@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from tune.study.pairs import better, p_value
+from locoprop_lightning.tune.study.pairs import better, p_value
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

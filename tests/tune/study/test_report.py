@@ -5,13 +5,13 @@ import re
 import pytest
 import yaml
 
+from locoprop_lightning.tune.study import report
+from locoprop_lightning.tune.study.paces import FILE
+from locoprop_lightning.tune.study.spec import load
+from locoprop_lightning.tune.study.standing import Standing
+from locoprop_lightning.tune.study.store import FINALS, TRIALS, Store, write_curve
+from locoprop_lightning.tune.study.tables import best_so_far, steps_to
 from tests.support import ROOT
-from tune.study import report
-from tune.study.paces import FILE
-from tune.study.spec import load
-from tune.study.standing import Standing
-from tune.study.store import FINALS, TRIALS, Store, write_curve
-from tune.study.tables import best_so_far, steps_to
 
 LR = "model.optimizer.lr"
 LOSSES = {"adam": (1.0, 0.5, 0.4), "fast": (0.5, 0.25, 0.2), "broken": (1.0, 2.0, math.inf)}

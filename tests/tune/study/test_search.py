@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from tune.space import Space
-from tune.study.search import LEAST, RUNGS, limits, score, suggest
+from locoprop_lightning.tune.space import Space
+from locoprop_lightning.tune.study.search import LEAST, RUNGS, limits, score, suggest
 
 SPACE = Space.of({"a": {"loguniform": [1, 1000]}, "b": {"choice": ["x", "y"]}}, "space")
 

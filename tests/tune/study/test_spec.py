@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.tune.study.spec import Budget, load
 from tests.support import ROOT
-from tune.study.spec import Budget, load
 
 ADAM = "configs/digits/adam.yaml"
 
@@ -40,7 +40,7 @@ def test_methods_can_be_added(tmp_path):
         ({"methods": {}}, "name at least one"),
         ({"workloads": {}}, "workloads: is none of budget, judge"),
         ({"methods": {"a/b": ADAM}}, "a method's name has letters"),
-        ({"methods": {"a": "no.yaml"}}, "there is no file no.yaml"),
+        ({"methods": {"a": "no.yaml"}}, "a: config: no.yaml: there is no such file"),
         ({"methods": {"a": {"space": {}}}}, "must be a configuration, or"),
         ({"methods": {"a": {"config": ADAM, "spaces": 1}}}, "spaces is none of config, space, set"),
         ({"methods": {"a": {"config": ADAM, "space": {"x": {"uniform": [1, 0]}}}}}, "uniform must be two numbers"),

@@ -1,6 +1,6 @@
 import pytest
 
-from tune.study.store import FINALS, TRIALS, Store, fingerprint, read_curve, write_curve
+from locoprop_lightning.tune.study.store import FINALS, TRIALS, Store, fingerprint, read_curve, write_curve
 
 
 def line(method, index, mark="m", part="trial"):

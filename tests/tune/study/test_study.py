@@ -12,19 +12,19 @@ import pytest
 import yaml
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.tune.study.command import study as command
+from locoprop_lightning.tune.study.driver import Entry, Resources, alone
+from locoprop_lightning.tune.study.paces import plan
+from locoprop_lightning.tune.study.spec import load
+from locoprop_lightning.tune.study.store import FINALS, TRIALS, Store
 from tests.support import ROOT
-from tune.study.command import study as command
-from tune.study.driver import Entry, Resources, alone
-from tune.study.paces import plan
-from tune.study.spec import load
-from tune.study.store import FINALS, TRIALS, Store
 
 VOLATILE = ("ms", "seconds")
 METHODS = {"adam": "configs/digits/adam.yaml", "foof": "configs/digits/foof.yaml"}
 
 
 class Command:
-    """Runs `python -m tune study` on a study of its own in a folder."""
+    """Runs `locoprop-tune study` on a study of its own in a folder."""
 
     def __init__(self, folder, **content):
         self.folder = folder
@@ -32,7 +32,7 @@ class Command:
         budget = {"trials": 3, "seeds": 2, "threads": 1}
         study = {"workload": {"trainer.max_epochs": 3}, "budget": budget, "methods": METHODS} | content
         (folder / "s.yaml").write_text(yaml.safe_dump(study))
-        self.command = [sys.executable, "-m", "tune", "study", "s.yaml", "--quiet"]
+        self.command = [sys.executable, "-m", "locoprop_lightning.tune", "study", "s.yaml", "--quiet"]
         self.options = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
 
     @property

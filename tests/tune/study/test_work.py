@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.tune.study.store import read_curve
+from locoprop_lightning.tune.study.work import CURVE, Job, Referee, highest, run
 from tests.support import ROOT
-from tune.study.store import read_curve
-from tune.study.work import CURVE, Job, Referee, highest, run
 
 DIGITS = ROOT / "configs" / "digits"
 LENGTH = {"trainer.max_epochs": 4}
@@ -56,14 +56,14 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, name):
 
 
 def test_a_checkpoint_that_cannot_be_read_back_is_none(tmp_path):
-    """As those of Shampoo, whose state holds objects."""
+    """As those of an optimizer whose state holds objects of another package."""
     torch.save({"optimizer": Job}, tmp_path / "last.ckpt")
     assert told(run(job(tmp_path))) == told(run(job(tmp_path / "whole")))
 
 
 def test_what_is_recorded_is_not_run_again(tmp_path, monkeypatch):
     first = run(job(tmp_path))
-    monkeypatch.setattr("tune.study.work._train", None)
+    monkeypatch.setattr("locoprop_lightning.tune.study.work._train", None)
     assert run(job(tmp_path)) == first
 
 
@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_at_its_very_end_has_its_metrics(tmp_path, monkeyp
     settings = {"judge": "val/accuracy", "data.validation": 200}
     whole = run(job(tmp_path / "whole", **settings), pause=0)
     with monkeypatch.context() as patched:
-        patched.setattr("tune.study.work.highest", None)  # what comes after the fit
+        patched.setattr("locoprop_lightning.tune.study.work.highest", None)  # what comes after the fit
         with pytest.raises(TypeError):
             run(job(tmp_path / "killed", **settings), pause=0)
     assert (tmp_path / "killed" / "last.ckpt").is_file()

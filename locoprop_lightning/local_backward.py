@@ -1,0 +1,173 @@
+"""Local training as a backward pass, for a loop or a LightningModule of one's own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from locoprop_lightning.distributed import connect, share_batch
+from locoprop_lightning.engine import LocalEngine
+from locoprop_lightning.errors import UserError, check_counts, check_object
+from locoprop_lightning.joined_batches import JoinedBatches
+from locoprop_lightning.layer_table import LayerTable
+from locoprop_lightning.layers.compiled import uncompiled
+from locoprop_lightning.layers.discovery import check_shapes
+from locoprop_lightning.layers.probe import call
+from locoprop_lightning.local_view import shown
+from locoprop_lightning.oracles import GradientOracle, Oracle
+from locoprop_lightning.settings import LocalSettings, Scheduled
+from locoprop_lightning.solvers import LocalSolver, Recording, Solution
+
+
+class LocalBackward:
+    """Does what ``loss.backward()`` does, and leaves W0 - W+ where the gradients of local layers are.
+
+    An optimizer such as ``SGD(backward.local_parameters(), lr=1.0)`` then sets them to their solutions; all other
+    parameters have their true gradients, and an optimizer of their own. A layer whose solution failed has no gradient.
+    Layers are found when it is made, and held against what they compute in its first pass. It works in one process, and
+    draws no labels.
+
+    Args:
+        network: The network.
+        example: Inputs that it can be called with; a tuple or list becomes its arguments, a mapping its keyword
+            arguments. What follows a layer is found with these.
+        solver: Solves the local problems.
+        lambda_a: Length of the oracle's step, above 0; its scale is the oracle's.
+        lambda_r: Strength of the proximal term, above 0.
+        oracle: Direction of the target; ``GradientOracle`` if not given.
+        settings: Further ones, as ``LocoPropModule`` has them: objective, transfers, skip, include, damping, overrides,
+            step_length, shared_rows, max_displacement and guard; output_transfer is the name of a transfer.
+
+    Attributes:
+        network: As given.
+        solutions: Those of the last step whose losses were recorded, by name of the layer.
+
+    Example:
+        >>> import torch
+        >>> from locoprop_lightning.solvers import ClosedForm
+        >>> x, network = torch.eye(4), nn.Linear(4, 2)
+        >>> backward = LocalBackward(network, x, ClosedForm(), lambda_a=1.0, lambda_r=1.0, objective="squared")
+        >>> optimizer = torch.optim.SGD(backward.local_parameters(), lr=1.0)
+        >>> losses = []
+        >>> for _ in range(20):
+        ...     losses.append(backward(x, lambda output: output.square().mean()))
+        ...     optimizer.step()
+        >>> losses[-1] < losses[0]
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        example: Any,
+        solver: LocalSolver,
+        lambda_a: float,
+        lambda_r: float,
+        oracle: Oracle | None = None,
+        **settings: Any,
+    ) -> None:
+        check_object(nn.Module, network=network)
+        check_shapes(network)
+        if connect().size > 1:
+            raise UserError("LocalBackward: works in one process, and this is one of several; take LocoPropModule.")
+        known = [name for name in LocalSettings.__dataclass_fields__ if name not in ("scheduled", "accumulate")]
+        for name in settings:
+            if name not in known:
+                raise UserError(f"LocalBackward: there is no setting {name!r}; take one of {', '.join(known)}.")
+        oracle = GradientOracle() if oracle is None else oracle
+        self.engine = LocalEngine(network, solver, oracle, LocalSettings(lambda_a, lambda_r, **settings))
+        if oracle.draws({name: {} for name in self.engine.layers}):
+            raise UserError(
+                f"LocalBackward: oracle={oracle!r}: draws labels, which only a task can; set its samples=0."
+            )
+        self.network = network
+        self.solutions: dict[str, Solution] = {}
+        self.engine.discover(network, example, connect())
+        self._local = list(self.engine.local)
+
+    def __call__(
+        self,
+        inputs: Any,
+        loss_of: Callable[[Any], Tensor],
+        terms: int | None = None,
+        recording: Recording = Recording.NOTHING,
+    ) -> Tensor:
+        """One forward and one backward pass, and all local solves; clears the network's gradients first.
+
+        Args:
+            inputs: What the network is called with.
+            loss_of: The loss of its output, a mean over terms; a sum of several losses, or what another network makes
+                of the output, does too.
+            terms: How many terms the mean is over; the number of samples in the inputs if not given.
+            recording: Which local losses to compute, for ``solutions``.
+
+        Returns:
+            The loss, scalar, without its graph.
+
+        Raises:
+            UserError: Where a layer turns out not to be its matrix times its input, and for a loss without a gradient.
+        """
+        engine, processes = self.engine, connect()
+        self.network.zero_grad(set_to_none=True)
+        joined = JoinedBatches(engine.tape(self.network, processes), False, False)
+        with uncompiled(), joined.tape.of(True):
+            output = call(self.network, inputs)
+        loss = loss_of(output)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise UserError("LocalBackward: loss_of must return a tensor of one number, with a gradient.")
+        batch = share_batch(processes, inputs, output, 1 if terms is None else terms, recording)
+        if terms is None:
+            batch = batch._replace(terms=batch.samples[0])
+        check_counts("LocalBackward", 1, terms=batch.terms)
+        joined.take(batch, [], loss).backward()
+        problems = engine.problems(joined.tape, [], batch)
+        for name in self._local:
+            if name not in engine.local:
+                reason = next((layer.reason for layer in engine.found or [] if layer.name == name), "")
+                raise UserError(f"LocalBackward: layer {name!r} cannot be local: {reason}; name it in skip.")
+        for problem in problems.values():
+            engine.solver.check(problem)
+        solutions = engine.solve(problems, batch)
+        engine.write(solutions)
+        self.solutions = solutions if recording > Recording.NOTHING else {}
+        return loss.detach()
+
+    def local_parameters(self) -> list[nn.Parameter]:
+        """The parameters of local layers, for the optimizer of the displacements."""
+        return [p for name in self._local for p in self.engine.layers[name].module.parameters()]
+
+    def other_parameters(self) -> list[nn.Parameter]:
+        """All others that are trained, which have their true gradients."""
+        local = set(self.local_parameters())
+        return [p for p in self.network.parameters() if p not in local and p.requires_grad]
+
+    def schedule(self, lambda_a: float = 1.0, lambda_r: float = 1.0, iterations: int | None = None) -> None:
+        """Says what holds from the next step on.
+
+        Args:
+            lambda_a: What multiplies lambda_a of every layer.
+            lambda_r: What multiplies lambda_r.
+            iterations: Those of the solver; its own if not given.
+        """
+        self.engine.schedule(Scheduled(lambda_a, lambda_r, iterations))
+
+    @property
+    def layers(self) -> LayerTable:
+        """The table of layers: who trains each."""
+        solver = repr(self.engine.solver)
+        found = self.engine.found or []
+        trained = {layer.name: solver if layer.local else "its gradient" for layer in found if layer.reason != "frozen"}
+        return LayerTable(found, trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What solver and oracle have learnt, to be saved with one's checkpoint."""
+        state: dict[str, Any] = {}
+        self.engine.save(state)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from what they had learnt."""
+        self.engine.load(dict(state_dict))
+
+    def __repr__(self) -> str:
+        return shown(self, self.network, self.engine)

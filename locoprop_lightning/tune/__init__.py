@@ -1,0 +1,1 @@
+"""Sweeps and studies with Ray Tune and Optuna, the command `locoprop-tune`; only here is Ray imported."""

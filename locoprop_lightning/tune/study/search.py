@@ -1,0 +1,92 @@
+"""Which settings a method tries next, and when a trial is stopped: by its earlier trials alone.
+
+A search that depends on nothing else gives the same trials however often it was interrupted, and whatever ran beside
+it. Optuna's Gaussian process suggests; the trials that it is told of are made anew from those that are stored.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+
+from locoprop_lightning.results.table import rank
+from locoprop_lightning.tune.space import Space
+from locoprop_lightning.tune.study.store import Line
+
+STARTUP = 4  # trials before the Gaussian process takes over, the shipped configuration included
+RUNGS = (0.25, 0.5)  # fractions of a run after which a trial may be stopped
+KEPT = 2 / 3  # of the earlier trials, whose losses at a rung a trial must reach
+LEAST = 3  # earlier trials that must have come to a rung
+LEARNT = 0.99  # of the first loss: a trial that stands above it at a rung learns nothing
+RULES = (STARTUP, *RUNGS, KEPT, LEAST, LEARNT)  # which a stored trial was chosen and judged by
+
+
+def suggest(
+    space: Space, start: Mapping[str, Any], past: Sequence[Mapping[str, Any]], name: str, rising: bool
+) -> dict[str, Any]:
+    """The settings of the next trial, by name.
+
+    Args:
+        space: What is searched.
+        start: Settings of the first trial, as far as they lie within the space; what they leave out is drawn.
+        past: The earlier trials, with their ``values`` and ``score``.
+        name: Makes the random numbers, with the number of earlier trials.
+        rising: Whether more of the score is better.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seed = int(hashlib.sha256(f"{name} {len(past)}".encode()).hexdigest()[:8], 16)
+    study = optuna.create_study(
+        sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP),
+        direction="maximize" if rising else "minimize",
+    )
+    for one in past:
+        values = one["values"]
+        distributions = space.distributions(values)
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=one["score"]))
+    if not past and start:
+        study.enqueue_trial(dict(start))
+    trial = study.ask()
+    space(trial)
+    return dict(trial.params)
+
+
+def score(value: float | None, first: float | None, loss: bool) -> float:
+    """What the search is told of a trial: the logarithm of its loss, and never worse than where training began.
+
+    Args:
+        value: The judged metric, None where there is none or it is not finite.
+        first: Loss of the first step, None where it was not finite, or for another metric the worst there is.
+        loss: Whether it is the loss.
+    """
+    first = math.inf if first is None else first
+    bounded = first if value is None or not math.isfinite(value) else value
+    return math.log(max(min(bounded, first), 1e-12)) if loss else bounded
+
+
+def best_trial(lines: Sequence[Line], rising: bool) -> Line | None:
+    """The best trial that came to its end, the first of several; None where none did.
+
+    Args:
+        lines: Lines of a method's trials, in order.
+        rising: Whether more is better.
+    """
+    done = [line for line in lines if line["status"] == "done" and line["value"] is not None]
+    return min(done, key=lambda line: rank(line["value"], rising), default=None)
+
+
+def limits(past: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The smoothed loss above which a trial is stopped at each rung [rungs].
+
+    Args:
+        past: The earlier trials, with the losses ``rungs`` as far as they came.
+    """
+    found = []
+    for rung in range(len(RUNGS)):
+        known = [one["rungs"][rung] for one in past if len(one["rungs"]) > rung]
+        known = [value for value in known if value is not None]
+        enough = len(known) >= LEAST
+        found.append(float(np.percentile(known, 100 * KEPT)) if enough else math.inf)
+    return found

@@ -1,0 +1,107 @@
+"""Configurations, spaces and studies are found by name from any folder, and listed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from locoprop_lightning import __main__ as command
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.shipped import CONFIGS, NETWORKS, SPACES, STUDIES, WIDTH, about, find, listing, name_of, names
+from tests.support import ROOT
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "path"),
+    [
+        ("digits/foof", CONFIGS, "configs/digits/foof.yaml"),
+        ("digits/foof.yaml", CONFIGS, "configs/digits/foof.yaml"),
+        ("configs/digits/foof.yaml", CONFIGS, "configs/digits/foof.yaml"),
+        ("foof", SPACES, "tune/spaces/foof.yaml"),
+        ("tune/spaces/foof.yaml", SPACES, "tune/spaces/foof.yaml"),
+        ("digits", STUDIES, "tune/studies/digits.yaml"),
+    ],
+)
+def test_shipped_files_are_found_from_an_empty_folder(name, kind, path):
+    assert find(name, kind, "") == ROOT / path
+
+
+@pytest.mark.parametrize("file", ["digits/foof", "digits/foof.yaml"])
+def test_a_file_of_the_working_directory_goes_first(file):
+    Path("digits").mkdir()
+    Path(file).write_text("mine")
+    assert find("digits/foof", CONFIGS, "").read_text() == "mine"
+    assert find("digits/adam", CONFIGS, "") == ROOT / "configs/digits/adam.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "near"),
+    [
+        ("digits/fof", CONFIGS, "digits/foof, "),
+        ("foof", CONFIGS, "autoencoder/foof, digits/foof, fashion_mnist/foof, review_code/foof; "),
+        ("digit", STUDIES, "near names are digits; "),
+        ("../../setup", SPACES, "and none is shipped; "),
+    ],
+)
+def test_unknown_names_are_told_with_near_ones(name, kind, near):
+    with pytest.raises(UserError) as refusal:
+        find(name, kind, "--x ")
+    text = str(refusal.value)
+    assert text.startswith(f"--x {name}: there is no such file, and none is shipped") and near in text
+    assert text.endswith("; locoprop configs lists them.")
+
+
+def test_names_of_files():
+    assert name_of(ROOT / "configs/digits/foof.yaml") == "digits/foof"
+    assert name_of(ROOT / "setup.cfg") is None
+
+
+def test_every_network_is_described():
+    assert {name.partition("/")[0] for name in names(CONFIGS)} == NETWORKS.keys()
+
+
+@pytest.mark.parametrize("path", [*names(CONFIGS).values(), *names(STUDIES).values()], ids=lambda path: path.stem)
+def test_every_file_begins_with_what_it_is(path):
+    text = path.read_text()
+    assert text.startswith("# ") and about(path).endswith(".") and isinstance(yaml.safe_load(text), dict)
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["locoprop", *arguments])
+    command.main()
+
+
+def test_the_list_has_all_and_fits_a_terminal(monkeypatch, capsys):
+    run(monkeypatch, "configs")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == listing().splitlines() and max(map(len, lines)) <= WIDTH
+    assert len([line for line in lines if line.startswith("  ")]) >= len(names(CONFIGS)) + len(names(STUDIES)) + 2
+    assert all(space in " ".join(lines) for space in names(SPACES))
+
+
+def test_a_configuration_is_printed(monkeypatch, capsys):
+    run(monkeypatch, "configs", "digits/foof")
+    assert capsys.readouterr().out == (ROOT / "configs/digits/foof.yaml").read_text()
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(["digits/fof"], "digits/foof"), (["a", "b"], "b: is one too many")])
+def test_mistakes_end_with_one_sentence(monkeypatch, capsys, arguments, said):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "configs", *arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("locoprop configs: error: ") and said in error
+
+
+def test_a_fit_takes_a_name_and_writes_here(monkeypatch, capsys):
+    quick = ["--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    run(monkeypatch, "fit", "--config", "digits/foof", *quick, "--trainer.limit_val_batches=1")
+    assert Path("runs/digits/foof/version_0/config.yaml").is_file() and "ClosedForm" in capsys.readouterr().out
+
+
+def test_a_misspelt_name_ends_a_fit_with_near_ones(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "fit", "--config=digits/fof")
+    assert stopped.value.code == 2 and "config=digits/fof: there is no such file" in capsys.readouterr().err
