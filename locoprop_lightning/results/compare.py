@@ -87,7 +87,7 @@ def for_terminal(table: str, width: int | None = None) -> str:
             break
         before, after = ("\n", "(") if broken == " (" else ("..\n", "")
         rows = [[first, *(cell.replace(broken, before + after) for cell in rest)] for first, *rest in rows]
-        rows[0] = [title.replace(" ", "\n") for title in rows[0]]
+        rows[0] = [title.replace(" ", "\n", 1) for title in rows[0]]
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
     for index, title in enumerate(rows[0]):
         shown.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
