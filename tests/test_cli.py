@@ -149,8 +149,11 @@ def test_fit_validate_test_and_predict(folder, capsys):
         ),
         (["--model.task.num_classes", "5"], "num_classes=5): the network has 10 outputs; make them agree."),
         (["--ckpt_path", "no.ckpt"], "Checkpoint file not found: no.ckpt"),
-        (["--ckpt_path", __file__], "test_cli.py: is not a checkpoint that torch has saved."),
-        (["--ckpt_path", str(ROOT)], "is not a checkpoint that torch has saved."),
+        (
+            ["--ckpt_path", __file__],
+            "test_cli.py: is not a checkpoint that torch has saved; name one that a fit has written.",
+        ),
+        (["--ckpt_path", str(ROOT)], "is a folder; name a .ckpt file in it."),
         (
             ["--model.oracle", "RMSOracle", "--model.oracle.per", "row"],
             "model.oracle.per: must be one of 'unit', 'layer', not row",

@@ -243,6 +243,24 @@ def test_two_trials_share_a_gpu_and_outlive_their_node(sweep, tmp_path, monkeypa
 
 
 @pytest.mark.alone
+def test_a_terminated_sweep_says_so_leaves_no_process_and_goes_on(sweep, tmp_path):
+    space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=40)
+    process = sweep.start("--config", config, "--space", space, "--samples", 2, "--concurrent", 1)
+    sweep.wait_for(2)
+    ours = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    said = (tmp_path / "log.txt").read_text()
+    assert "tune: terminated; a sweep goes on with --resume, a study with the same command." in said
+    assert "SIGTERM received" not in said and "Traceback" not in said  # Ray's stack, and Python's
+    _, alive = psutil.wait_procs(ours, timeout=30)
+    assert not alive
+    status, _, errors = sweep.run("--resume")
+    assert status == 0, errors
+    assert [(trial["status"], trial["epoch"]) for trial in sweep.trials] == [("done", "40")] * 2
+
+
+@pytest.mark.alone
 def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path):
     space, config = sweep.space(**LAMBDAS), sweep.config("foof", max_epochs=12, accelerator="cpu")
     process = sweep.start(
