@@ -47,6 +47,7 @@ from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.trainer_refusal import check_monitors, check_settings, refused
 
 MANY_THREADS = 256  # that a machine may be given though it has fewer processors, for the last digits of another
+INTERRUPTED = 128 + signal.SIGINT  # the status of a process that Ctrl-C has ended
 TERMINATED = 128 + signal.SIGTERM  # the status of a process that it has ended
 
 
@@ -151,6 +152,12 @@ class LocoPropCLI(LightningCLI):
         self._folder = RunFolder(self.trainer)
         try:
             super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            if self.trainer.interrupted and not isinstance(
+                error, SIGTERMException
+            ):  # by Ctrl-C, where Lightning ends the process with status 1
+                raise SystemExit(INTERRUPTED) from None
+            raise
         except Exception as error:
             if self.trainer.global_step == 0:
                 self._folder.give_up()

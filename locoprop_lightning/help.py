@@ -185,7 +185,10 @@ def _of_class(key: str, name: str) -> str:
         text = " ".join(texts.get(param.name, "").split())
         if names := classes_of(param.name, ours=True):
             text = f"{text} Take {', '.join(names)}, or a class by its path."
-        parts += [f"  {head}", *([indent(fill(text, _WIDTH - 6), " " * 6)] if text else [])]
+        parts += [
+            fill(head, _WIDTH, initial_indent="  ", subsequent_indent=" " * 6, break_long_words=False),
+            *([indent(fill(text, _WIDTH - 6), " " * 6)] if text else []),
+        ]
     return "\n".join([*parts, ""])
 
 
@@ -205,7 +208,7 @@ def _kind(param: inspect.Parameter) -> str:
         return "CLASS"
     text = "" if param.annotation is param.empty else inspect.formatannotation(param.annotation)
     text = re.sub(r"\b(\w+\.)+", "", text).replace("NoneType", "null").replace("None", "null")
-    text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", "").replace(", ", "|"), text)
+    text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
     if param.default is param.empty:
         return f"{text} (required)"
     return f"{text} (default: {'null' if param.default is None else param.default})"

@@ -1,5 +1,6 @@
 """What the command tells of a setting that it refuses: one sentence, with what could stand there."""
 
+import difflib
 import inspect
 import re
 import sys
@@ -99,6 +100,11 @@ def _refusal(chain: Sequence[BaseException]) -> str:
             reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
         if name[1].startswith(("network.", "task.", "solver.", "data.", "optimizer.")):
             reason = f"{name[1].partition('.')[0]} stands beside class_path; put settings of the class below init_args"
+        near = difflib.get_close_matches(name[1], _names(owner) or [], 3)
+        if near:
+            reason = f"{reason}; near names are {', '.join(near)}"
+        if owner.endswith(".SupervisedModule"):  # any module: the file that names one comes later
+            reason = f"its class is not chosen yet; put --config FILE or --{setting} CLASS before --{setting}.{name[1]}"
         if owner == "typing.Union":
             reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"
     elif value := re.search(r"\. Got value: (.*)", reason, re.S):
@@ -182,10 +188,15 @@ def _known(key: str) -> str:
 
 
 def _settings(path: str) -> str:
-    """What a class takes."""
+    """What a class takes, as a part of a sentence."""
+    names = _names(path)
+    return "" if names is None else f"; it has {', '.join(names) or 'none'}"
+
+
+def _names(path: str) -> list[str] | None:
+    """Settings of a class, None where it is not known."""
     module, _, name = path.rpartition(".")
     owner = getattr(sys.modules.get(module), name, None)
     if not isinstance(owner, type):
-        return ""
-    names = [p.name for p in inspect.signature(owner).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return f"; it has {', '.join(names) or 'none'}"
+        return None
+    return [p.name for p in inspect.signature(owner).parameters.values() if p.kind is not p.VAR_KEYWORD]

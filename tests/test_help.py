@@ -75,6 +75,11 @@ def test_the_help_of_the_module_names_our_classes_alone(capsys):
     assert "torch.ao" not in text and len(text.splitlines()) < 100
 
 
+def test_long_types_are_folded(capsys):
+    text = shown(capsys, "fit", "--model.network.help", "MLP")
+    assert "tanh | relu" in text and "--model.network.bias bool (default: True)" in text
+
+
 def test_the_classes_of_a_setting_and_one_that_there_is_not(capsys):
     assert "  ClosedForm: W+ = W0" in shown(capsys, "fit", "--model.solver.help")
     with pytest.raises(SystemExit) as stopped:

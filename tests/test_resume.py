@@ -175,7 +175,7 @@ def at(number, step):
     return [f"{name}+=tests.test_resume.SignalAt", f"{name}.number={number}", f"{name}.step={step}"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_batch_and_the_summary_says_how_to_go_on(folder, capsys, number, status):
     main(options("--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=whole"))
     logs = ["--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=runs"]

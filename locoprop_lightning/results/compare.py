@@ -48,7 +48,8 @@ def compare(options: argparse.Namespace) -> None:
     _warn(methods, metric, decay)
     rising = "accuracy" in metric if options.mode is None else options.mode == "max"
     made = comparison(methods, metric, decay, rising)
-    print(made)
+    label = f"{metric}, smoothed by {decay:g}" if decay else metric
+    print(label, made if not sys.stdout.isatty() else for_terminal(made), sep="\n\n")
     if options.table:
         options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(made + "\n")
@@ -58,13 +59,43 @@ def compare(options: argparse.Namespace) -> None:
     last = {name: c.middle[-1] if math.isfinite(c.middle[-1]) else None for name, c in curves.items()}
     curves = {name: curves[name] for name in sorted(curves, key=lambda name: rank(last[name], rising))}
     log = not rising and all((c.middle > 0).all() for c in curves.values())
-    label = f"{metric}, smoothed by {decay:g}" if decay else metric
     for path in options.out:
         draw(curves, path, AXES[options.x][0], label, log)
         print(f"figure: {path}", file=sys.stderr)
     if options.text:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(draw_text(curves, AXES[options.x][0], label, log, colour))
+
+
+def for_terminal(table: str, width: int | None = None) -> str:
+    """A Markdown table in aligned columns; where it is too wide, its ranges go on in further lines.
+
+    Args:
+        table: The table.
+        width: Columns of the terminal; asked of it if not given.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=width, highlight=False)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    del rows[1]
+    for broken in (" (", ".."):  # a range below its median, then its two ends below each other
+        columns = zip(*rows, strict=True)
+        if sum(max(len(part) for cell in c for part in cell.splitlines()) + 2 for c in columns) - 2 <= console.width:
+            break
+        before, after = ("\n", "(") if broken == " (" else ("..\n", "")
+        rows = [[first, *(cell.replace(broken, before + after) for cell in rest)] for first, *rest in rows]
+        rows[0] = [title.replace(" ", "\n", 1) for title in rows[0]]
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    for index, title in enumerate(rows[0]):
+        shown.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
+    for row in rows[1:]:
+        shown.add_row(*row)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ AXES: dict[str, tuple[str, Callable[[Run, str], np.ndarray]]] = {
 }
 
 
+_PARTS = 150  # of a long curve in a figure, which would have megabytes else
 _MARKS = 6  # characters that tell curves apart in a terminal without colours
 
 
@@ -127,6 +128,25 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 
+def thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Which points a figure needs of a long curve: those of its line, and where each part of its band begins.
+
+    Of each part the lowest and the highest point are kept, so that no spike is lost, and the ends.
+
+    Args:
+        curve: The curve.
+    """
+    length = len(curve.x)
+    starts = np.unique(np.linspace(0, length, min(length, _PARTS), endpoint=False).astype(int))
+    if length <= 2 * _PARTS:
+        return np.arange(length), np.arange(length)
+    kept = {0, length - 1}
+    for start, end in zip(starts, [*starts[1:], length], strict=True):
+        part = curve.middle[start:end]
+        kept |= {start + int(np.argmin(part)), start + int(np.argmax(part))}
+    return np.array(sorted(kept)), starts
+
+
 def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bool = True) -> None:
     """Writes a figure: a line a method, and a band for the range of several runs.
 
@@ -155,9 +175,11 @@ def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bo
     for index, (name, curve) in enumerate(curves.items()):
         look = style(index)
         label = name if np.isfinite(curve.middle[-1]) else f"{name} (non-finite)"
-        axes.plot(curve.x, curve.middle, label=label, **look)
+        line, starts = thinned(curve)
+        axes.plot(curve.x[line], curve.middle[line], label=label, **look)
         if curve.runs > 1:
-            axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.15, linewidth=0)
+            low, high = np.minimum.reduceat(curve.low, starts), np.maximum.reduceat(curve.high, starts)
+            axes.fill_between(curve.x[starts], low, high, color=look["color"], alpha=0.15, linewidth=0)
     if log:
         ends = [curve.middle[-1] for curve in curves.values()]
         most = max(*(curve.high[0] for curve in curves.values()), float(np.median(ends)))

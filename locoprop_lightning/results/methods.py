@@ -11,6 +11,8 @@ from locoprop_lightning.results.settings import NEUTRAL
 
 _VERSION = re.compile(r"version_\d+|seed_?\d+")  # a folder that holds one of several runs of a method
 
+_TRIAL = re.compile(r"[0-9a-f]{5,}_(\d{5})")  # as Ray Tune names a trial
+
 
 def join_resumed(runs: list[Run], tag: str) -> list[Run]:
     """Gives a run that was resumed the points of what it went on from.
@@ -77,7 +79,7 @@ def by_method(runs: list[Run], tag: str) -> dict[str, list[Run]]:
     for run in runs:
         own = _method(run)
         key: Any = () if run.label else (_home(run), own) if own else run.folder.resolve()
-        groups.setdefault((run.label or _home(run).name or run.shown, key), []).append(run)
+        groups.setdefault((run.label or _base(_home(run)) or run.shown, key), []).append(run)
     methods: dict[str, list[Run]] = {}
     for (base, _), members in groups.items():
         rivals = [others[0] for (name, _), others in groups.items() if name == base]
@@ -92,6 +94,12 @@ def _home(run: Run) -> Path:
     while _VERSION.fullmatch(folder.name):
         folder = folder.parent
     return folder
+
+
+def _base(home: Path) -> str:
+    """The name of a folder of runs; that of a sweep's trial is the sweep's and the trial's number."""
+    trial = _TRIAL.fullmatch(home.name)
+    return f"{home.parent.name}, trial {int(trial[1])}" if trial else home.name
 
 
 def _name(base: str, run: Run, rivals: list[Run]) -> str:

@@ -24,12 +24,13 @@ class Curves(NamedTuple):
     smoothed: Series
 
 
-def cell(values: Iterable[float | None], form: str) -> str:
-    """Median, and the range of several values; '-' without any.
+def cell(values: Iterable[float | None], form: str, none: str = "-") -> str:
+    """Median, and the range of several values.
 
     Args:
         values: A value a run, None where it has none.
         form: Format of one, such as ".3f".
+        none: What stands there without any.
 
     Example:
         >>> cell([0.5, 0.25, 1.0, None], ".2f"), cell([], ".2f")
@@ -37,7 +38,7 @@ def cell(values: Iterable[float | None], form: str) -> str:
     """
     known = sorted(value for value in values if value is not None)
     if not known:
-        return "-"
+        return none
     middle, low, high = (
         format(value, form if abs(value) < 1e5 or form == ".0f" else ".3g") if math.isfinite(value) else "non-finite"
         for value in (statistics.median(known), known[0], known[-1])
@@ -97,6 +98,7 @@ def method_table(
     columns: Mapping[str, tuple[str, Callable[[T], float | None]]],
     counted: str = "runs",
     empty: bool = True,
+    none: Mapping[str, str] | None = None,
 ) -> str:
     """A Markdown table with a row a method: how many runs it has, then cells with their median and range.
 
@@ -105,9 +107,11 @@ def method_table(
         columns: Format and value of a run, by title.
         counted: Title of the column that counts them.
         empty: Whether columns are kept in which no run has a value.
+        none: What stands in a column, by its title, where no run of the method has a value; "-" in others.
     """
     cells = {
-        title: [cell(map(value, runs), form) for runs in methods.values()] for title, (form, value) in columns.items()
+        title: [cell(map(value, runs), form, (none or {}).get(title, "-")) for runs in methods.values()]
+        for title, (form, value) in columns.items()
     }
     cells = {title: column for title, column in cells.items() if empty or set(column) != {"-"}}
     counts = [str(len(runs)) for runs in methods.values()]
@@ -115,7 +119,9 @@ def method_table(
 
 
 def comparison(methods: Mapping[str, Sequence[Run]], metric: str, decay: float, rising: bool) -> str:
-    """The table of `locoprop-compare`, the best at the end first.
+    """The table of `locoprop-compare`, the best at the end first; all its values of the metric are smoothed alike.
+
+    "not yet" stands where no value of the metric had been logged by then, and "-" where the seconds are not known.
 
     Args:
         methods: Runs by name of the method.
@@ -129,10 +135,9 @@ def comparison(methods: Mapping[str, Sequence[Run]], metric: str, decay: float, 
     common = min((end for end in ends if end > 0), default=0.0)
     columns: dict[str, tuple[str, Callable[[Curves], float | None]]] = {
         "last step": (".0f", lambda c: float(c.raw.steps[-1])),
-        "last": (".4g", lambda c: c.raw.last),
-        f"smoothed by {decay:g}" if decay else "last": (".4g", lambda c: c.smoothed.last),
+        "last": (".4g", lambda c: c.smoothed.last),
         "best": (".4g", lambda c: float(best(c.smoothed.values))),
-        f"at {common:.1f} s": (".4g", lambda c: c.smoothed.after(common)),
+        (at := f"at {common:.1f} s"): (".4g", lambda c: c.smoothed.after(common)),
         "ms a step": (".1f", lambda c: c.run.pace(metric)),
     }
-    return method_table(curves, columns)
+    return method_table(curves, columns, none={at: "not yet"})

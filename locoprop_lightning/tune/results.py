@@ -130,6 +130,25 @@ def study(found: list[Outcome], space: Space, options: argparse.Namespace) -> op
     return made
 
 
+def recolour(figure: Any) -> None:
+    """Gives the lines of a parallel-coordinate plot colours that are all seen on white: Optuna's worst is nearly white.
+
+    Args:
+        figure: Matplotlib's figure.
+    """
+    from matplotlib import colormaps
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import ListedColormap
+
+    for axes in figure.axes:
+        for lines in axes.collections:
+            if isinstance(lines, LineCollection) and lines.get_array() is not None:
+                shades = colormaps["viridis"]([0.7 * part / 255 for part in range(256)])
+                better_low = lines.get_cmap().name.endswith("_r")
+                lines.set_cmap(ListedColormap(shades if better_low else shades[::-1]))
+                lines.set_linewidth(1.5)
+
+
 def plot(found: list[Outcome], space: Space, options: argparse.Namespace, folder: Path) -> list[str]:
     """Importances as text, and parallel-coordinate and slice plots as files; needs some finite results."""
     import matplotlib
@@ -152,6 +171,8 @@ def plot(found: list[Outcome], space: Space, options: argparse.Namespace, folder
         for name, draw in (("parallel", drawings.plot_parallel_coordinate), ("slices", drawings.plot_slice)):
             draw(made, target_name=options.metric)
             figure = plt.gcf()
+            if name == "parallel":
+                recolour(figure)
             figure.set_size_inches(max(8, 3 * len(space.dimensions)), 5)
             figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
             plt.close(figure)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from locoprop_lightning.results.compare import main
+from locoprop_lightning.results.compare import for_terminal, main
 from locoprop_lightning.results.runs import smooth
 from tests.results.support import LOSSES, rows, settings, write
 
@@ -24,9 +24,9 @@ def test_seeds_are_folded_and_the_best_comes_first(tmp_path, capsys):
     smoothed = 0.5 * (0.5 * (0.5 * 4 + 0.5 * 2) + 0.5 * 1) + 0.5 * 0.5
     slow = table["slow"]
     assert slow["runs"] == "3" and slow["last step"] == "3" and slow["ms a step"] == "1000.0"
-    assert slow["last"] == "1 (0.5..2.5)"
-    assert slow["smoothed by 0.5"] == f"{2 * smoothed:.4g} ({smoothed:.4g}..{5 * smoothed:.4g})" == slow["best"]
-    assert slow["at 0.3 s"] == "-"  # its first step takes a second
+    assert captured.out.startswith("train/loss, smoothed by 0.5\n")
+    assert slow["last"] == f"{2 * smoothed:.4g} ({smoothed:.4g}..{5 * smoothed:.4g})" == slow["best"]
+    assert slow["at 0.3 s"] == "not yet"  # its first step takes a second
     assert table["fast"]["at 0.3 s"] == table["fast"]["best"] == f"{0.5 * 0.5 * 0.5 + 0.5 * 0.5 * 0.4 + 0.5 * 0.3:.4g}"
 
 
@@ -45,6 +45,20 @@ def test_figures_and_text(tmp_path, capsys, monkeypatch):
     assert Path("a/b.png").read_bytes().startswith(b"\x89PNG")
     main(["runs", "--out", "again.svg", "--x", "time"])
     assert Path("again.svg").read_text() == drawn
+
+
+def test_a_terminal_of_80_columns_shows_all_of_a_table():
+    head = "| method | runs | last step | last | best | at 118.2 s | ms a step |"
+    row = (
+        "| locoprop_s_whitened | 3 | 884 | 0.0009 (0.0004..0.0012) | 0.0008 (0.0004..0.0011) | 0.0009 (0.0005..0.0012) "
+    )
+    table = f"{head}\n|---|---:|\n{row}| 148.1 (147.0..149.9) |"
+    text = for_terminal(table, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("locoprop_s_whitened", "0.0009", "(0.0004..", "0.0012)", "148.1", "(147.0..", "149.9)"):
+        assert part in text
+    wide = for_terminal(table, 160)
+    assert "0.0009 (0.0004..0.0012)" in wide and len(wide.splitlines()) == 3
 
 
 def test_more_is_better_for_an_accuracy(tmp_path, capsys):

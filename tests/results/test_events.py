@@ -36,7 +36,7 @@ def test_damaged_files_are_named_and_skipped(tmp_path, capsys):
     main([str(tmp_path)])
     captured = capsys.readouterr()
     table = rows(captured.out)
-    assert sorted(table) == ["good", "half", "source"] and table["half"]["last"] == table["good"]["last"] == "0.5"
+    assert sorted(table) == ["good", "half", "source"] and table["half"]["last"] == table["good"]["last"] == "2.026"
     for name in ("half", "flipped", "text"):
         assert f"{name}/events.out.tfevents" in captured.err and "damaged or half-written" in captured.err
     assert "empty: left out, it has logged no train/loss" in captured.err

@@ -88,3 +88,11 @@ def test_folders_that_make_methods(tmp_path, monkeypatch):
     assert names("x=before", "y=after") == {"x": 2, "y": 2}
     monkeypatch.chdir(tmp_path / "before/foof")
     assert names(".") == {"foof": 2}
+
+
+def test_trials_of_a_sweep_are_named_by_it_and_their_number(tmp_path):
+    for trial in (0, 12):
+        for seed in (0, 1):
+            write(tmp_path / f"tune/first/3f9a1c07_{trial:05d}/seed_{seed}", settings=settings(seed, trial + 1.0))
+    methods = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss")
+    assert {name: len(runs) for name, runs in methods.items()} == {"first, trial 0": 2, "first, trial 12": 2}
