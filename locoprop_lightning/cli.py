@@ -168,7 +168,9 @@ class LocoPropCLI(LightningCLI):
             self._folder.release()
 
     def _near(self, text: str) -> str:
-        """Names that are like those which a refusal says are none, empty without."""
+        """What may have been meant by what a refusal says is none, empty where that cannot be told."""
+        if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
+            return f"; settings have a name, such as --config {found[1]}"
         found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
         parsers = getattr(self, "_subcommand_parsers", {"": self.parser}).values()
         known = {name.removeprefix("--"): None for parser in parsers for name in parser._option_string_actions}

@@ -105,16 +105,27 @@ class LocalBackward:
             The loss, scalar, without its graph.
 
         Raises:
-            UserError: Where a layer turns out not to be its matrix times its input, and for a loss without a gradient.
+            UserError: Where a layer turns out not to be its matrix times its input, where one was replaced, and for a
+                loss that is not one number with a gradient.
         """
         engine, processes = self.engine, connect()
+        if not callable(loss_of):
+            kind = type(loss_of).__name__
+            raise UserError(
+                f"LocalBackward: loss_of is a {kind}: give a function of the network's output that makes the loss, such "
+                "as lambda output: cross_entropy(output, labels)."
+            )
+        self._check_modules()
         self.network.zero_grad(set_to_none=True)
         joined = JoinedBatches(engine.tape(self.network, processes), False, False)
         with uncompiled(), joined.tape.of(True):
             output = call(self.network, inputs)
         loss = loss_of(output)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise UserError("LocalBackward: loss_of must return a tensor of one number, with a gradient.")
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise UserError(f"LocalBackward: loss_of returned {found}; return a tensor of one number, such as a mean.")
+        if not loss.requires_grad:
+            raise UserError("LocalBackward: loss_of returned a tensor without a gradient; make it of the output given.")
         batch = share_batch(processes, inputs, output, 1 if terms is None else terms, recording)
         if terms is None:
             batch = batch._replace(terms=batch.samples[0])
@@ -132,8 +143,23 @@ class LocalBackward:
         self.solutions = solutions if recording > Recording.NOTHING else {}
         return loss.detach()
 
+    def _check_modules(self) -> None:
+        """Refuses a network in which a local layer is another module by now."""
+        modules = dict(self.network.named_modules())
+        for name in self._local:
+            if modules.get(name) is not self.engine.layers[name].module:
+                raise UserError(
+                    f"LocalBackward: layer {name!r} was replaced; make LocalBackward and its optimizers after all changes "
+                    "of the network."
+                )
+
     def local_parameters(self) -> list[nn.Parameter]:
-        """The parameters of local layers, for the optimizer of the displacements."""
+        """The parameters of local layers, for the optimizer of the displacements.
+
+        Raises:
+            UserError: Where one of them was replaced.
+        """
+        self._check_modules()
         return [p for name in self._local for p in self.engine.layers[name].module.parameters()]
 
     def other_parameters(self) -> list[nn.Parameter]:

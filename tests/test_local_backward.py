@@ -161,8 +161,20 @@ def test_it_shows_its_method():
             r"oracle=WhitenedOracle\(\): draws labels, which only a task can; set its samples=0",
         ),
         (
-            lambda x: LocalBackward(network(), x, FixedPointIteration(2), 1.0, 1.0)(x, lambda out: out),
-            "loss_of must return a tensor of one number, with a gradient",
+            lambda x: LocalBackward(network(), x, FixedPointIteration(2), 1.0, 1.0)(x, lambda out: out.sum(1)),
+            r"loss_of returned a tensor \[4\]; return a tensor of one number, such as a mean",
+        ),
+        (
+            lambda x: LocalBackward(network(), x, FixedPointIteration(2), 1.0, 1.0)(x, lambda out: out.mean().item()),
+            "loss_of returned a float; return a tensor of one number",
+        ),
+        (
+            lambda x: LocalBackward(network(), x, FixedPointIteration(2), 1.0, 1.0)(x, lambda out: out.mean().detach()),
+            "loss_of returned a tensor without a gradient; make it of the output given",
+        ),
+        (
+            lambda x: LocalBackward(network(), x, FixedPointIteration(2), 1.0, 1.0)(x, torch.ones(())),
+            "loss_of is a Tensor: give a function of the network's output that makes the loss, such as lambda output",
         ),
         (
             lambda x: LocalBackward(network(), x, FixedPointIteration(2), 1.0, 1.0)(x, lambda out: out.mean(), terms=0),
@@ -179,3 +191,16 @@ def test_it_shows_its_method():
 def test_what_is_refused(call, said):
     with pytest.raises(UserError, match=said):
         call(torch.rand(4, 1, 8, 8))
+
+
+def test_a_layer_that_was_replaced_is_told():
+    """Its new module would have its true gradient, and be in no optimizer."""
+    x, of = torch.rand(4, 1, 8, 8), network()
+    backward = LocalBackward(of, x, FixedPointIteration(2), 1.0, 1.0)
+    name, last = list(of.named_modules())[-1]
+    setattr(of.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], nn.Linear(last.in_features, 2))
+    for call in (backward.local_parameters, backward.other_parameters, lambda: backward(x, lambda out: out.mean())):
+        with pytest.raises(
+            UserError, match=f"layer '{name}' was replaced; make LocalBackward and its optimizers after"
+        ):
+            call()

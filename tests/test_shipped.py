@@ -1,5 +1,6 @@
 """Configurations, spaces and studies are found by name from any folder, and listed."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,3 +106,9 @@ def test_a_misspelt_name_ends_a_fit_with_near_ones(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "fit", "--config=digits/fof")
     assert stopped.value.code == 2 and "config=digits/fof: there is no such file" in capsys.readouterr().err
+
+
+def test_who_reads_the_list_may_stop():
+    line = f"{sys.executable} -m locoprop_lightning configs | head -1"
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0 and run.stderr == "" and run.stdout.count("\n") == 1
