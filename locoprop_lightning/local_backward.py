@@ -112,8 +112,8 @@ class LocalBackward:
         if not callable(loss_of):
             kind = type(loss_of).__name__
             raise UserError(
-                f"LocalBackward: loss_of is a {kind}: give a function of the network's output that makes the loss, such "
-                "as lambda output: cross_entropy(output, labels)."
+                f"LocalBackward: loss_of is a {kind}: give a function of the network's output that makes the loss, "
+                "such as lambda output: cross_entropy(output, labels)."
             )
         self._check_modules()
         self.network.zero_grad(set_to_none=True)
@@ -125,7 +125,7 @@ class LocalBackward:
             found = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UserError(f"LocalBackward: loss_of returned {found}; return a tensor of one number, such as a mean.")
         if not loss.requires_grad:
-            raise UserError("LocalBackward: loss_of returned a tensor without a gradient; make it of the output given.")
+            raise UserError("LocalBackward: loss_of returned a tensor without a gradient; make it of the output.")
         batch = share_batch(processes, inputs, output, 1 if terms is None else terms, recording)
         if terms is None:
             batch = batch._replace(terms=batch.samples[0])
@@ -149,8 +149,8 @@ class LocalBackward:
         for name in self._local:
             if modules.get(name) is not self.engine.layers[name].module:
                 raise UserError(
-                    f"LocalBackward: layer {name!r} was replaced; make LocalBackward and its optimizers after all changes "
-                    "of the network."
+                    f"LocalBackward: layer {name!r} was replaced; make LocalBackward and its optimizers after all "
+                    "changes of the network."
                 )
 
     def local_parameters(self) -> list[nn.Parameter]:

@@ -170,7 +170,7 @@ def test_it_shows_its_method():
         ),
         (
             lambda x: LocalBackward(network(), x, FixedPointIteration(2), 1.0, 1.0)(x, lambda out: out.mean().detach()),
-            "loss_of returned a tensor without a gradient; make it of the output given",
+            "loss_of returned a tensor without a gradient; make it of the output",
         ),
         (
             lambda x: LocalBackward(network(), x, FixedPointIteration(2), 1.0, 1.0)(x, torch.ones(())),

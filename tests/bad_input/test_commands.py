@@ -129,7 +129,7 @@ LAYERS = [
 ]
 TRAINER = [
     ("max_epoch", "--trainer.max_epoch 3", "unrecognized arguments: --trainer.max_epoch 3; near names are trainer.max"),
-    ("no name", "fit digits/adam", "unrecognized arguments: digits/adam; settings have a name, such as --config digits/adam"),
+    ("no name", "fit digits/adam", "arguments: digits/adam; settings have a name, such as --config digits/adam"),
     ("no epochs", "--trainer.max_epochs 0", "trainer.max_epochs=0: trains nothing; give a number above 0"),
     ("no steps", "--trainer.max_steps 0", "trainer.max_steps=0: trains nothing"),
     ("steps below -1", "--trainer.max_steps=-5", "trainer.max_steps=-5: `max_steps` must be a non-negative integer or"),
