@@ -3,9 +3,9 @@
     PYTHONPATH=. python benchmarks/monitoring.py configs/fashion_mnist/{foof_rms,locoprop_s_whitened}.yaml
 
 One fit a configuration, with TensorBoard. Steps 51 to 170 are timed, each to its end; every seventh is logged, so that
-logged steps meet every phase of kept factors, and two of these are shown whole, with inner curves and image. The extra
+logged steps meet every phase of kept factors, and two of these are sampled, with inner curves and image. The extra
 time of a logged step is its own less the median of all steps that are not. The share is that of 885 steps with one
-logged in 50: 18 logged ones, 6 of them whole.
+logged in 50: 18 logged ones, 6 of them sampled.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from locoprop_lightning.results.table import markdown
 from tests.support import script
 
 FIRST, LAST, EVERY = 51, 170, 7
-STEPS, LOGGED, WHOLE = 885, 18, 6
+STEPS, LOGGED, SAMPLED = 885, 18, 6
 curves = script("learning_curves")
 
 
@@ -42,11 +42,11 @@ def measure(config: Path) -> list[str]:
     took = {step: 1000 * (clock.ends[step] - clock.ends[step - 1]) for step in range(FIRST, LAST + 1)}
     plain = statistics.median(ms for step, ms in took.items() if step % EVERY)
     logged = {step: ms - plain for step, ms in took.items() if step % EVERY == 0}
-    whole = [ms for step, ms in logged.items() if (step // EVERY).bit_count() == 1]
+    sampled = [ms for step, ms in logged.items() if (step // EVERY).bit_count() == 1]
     rest = [ms for step, ms in logged.items() if (step // EVERY).bit_count() > 1]
-    extra, extra_whole = statistics.median(rest), statistics.median(whole)
-    share = (LOGGED * extra + WHOLE * (extra_whole - extra)) / (STEPS * plain)
-    return [config.stem, f"{plain:.1f}", f"{extra:.1f}", f"{extra_whole:.1f}", f"{100 * share:.2f}%"]
+    extra, extra_sampled = statistics.median(rest), statistics.median(sampled)
+    share = (LOGGED * extra + SAMPLED * (extra_sampled - extra)) / (STEPS * plain)
+    return [config.stem, f"{plain:.1f}", f"{extra:.1f}", f"{extra_sampled:.1f}", f"{100 * share:.2f}%"]
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    rows = [["method", "ms a step", "more when logged", "more when whole", "share"]]
+    rows = [["method", "ms a step", "more when logged", "more when sampled", "share"]]
     print(markdown([*rows, *(measure(config) for config in options.configs)]))
 
 

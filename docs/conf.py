@@ -4,14 +4,17 @@ The source folder is the project's root, so that every Markdown file is read whe
 are the same on the site and in the repository.
 """
 
+import re
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +34,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = "Imports and helpers", "Imports and helpers"  # of the cells that are folded
 nb_output_stderr = "remove"  # what packages say when they are imported
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
@@ -39,6 +43,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
+autodoc_inherit_docstrings = False  # what a method says is said once, in the class that it comes from
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -73,17 +78,47 @@ class DarkPictures(SphinxTransform):
                 image.parent.insert(image.parent.index(image) + 1, other)
 
 
+class Titles(SphinxPostTransform):
+    """Calls a page that is linked by its file's name, as in the repository, by its title, or by that of the section."""
+
+    default_priority = 8  # before the links are resolved
+
+    def run(self, **kwargs: Any) -> None:
+        """Leaves the text of such links to Sphinx."""
+        for link in self.document.findall(pending_xref):
+            if re.fullmatch(r"[\w/]+\.md", link.astext()) and link.get("refdomain") == "doc":
+                link["refexplicit"] = False
+
+
+def _formula(text: str, display: str) -> str:
+    """MathML as browsers draw it well: names of functions and relations are operators, and have space around them."""
+    made = convert(text, display=display)
+    name, bracket = r"<m([io])>([a-z]{2,})</m\1>", r'(?=<mo stretchy="false">&#x00028;)'
+    made = re.sub(name + bracket, r'<mo form="prefix" lspace="0.17em" rspace="0">\2</mo>', made)
+    made = re.sub(name, r'<mo form="prefix" lspace="0.17em" rspace="0.17em">\2</mo>', made)
+    made = made.replace("<mi>&#x02AAF;</mi>", "<mo>&#x02AAF;</mo>")  # a matrix below another
+    return made.replace('<mn mathvariant="bold">1</mn>', "<mn>\N{MATHEMATICAL BOLD DIGIT ONE}</mn>")
+
+
 def _inline_math(translator: Any, node: nodes.math) -> None:
-    translator.body.append(convert(node.astext()))
+    # No line begins with the comma behind a formula.
+    translator.body.append(f"{_formula(node.astext(), 'inline')}\N{WORD JOINER}")
     raise nodes.SkipNode
 
 
 def _block_math(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    translator.body.append(f'<div class="math">{_formula(node.astext(), "block")}</div>')
     raise nodes.SkipNode
 
 
+def _skip(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out the fields of named tuples, which their class describes."""
+    return True if (getattr(thing, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> None:
-    """Formulas as MathML, which browsers draw without a script, and pictures for dark pages."""
+    """Formulas as MathML, which browsers draw without a script, pictures for dark pages, and links by title."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
     app.add_transform(DarkPictures)
+    app.add_post_transform(Titles)
+    app.connect("autodoc-skip-member", _skip)

@@ -179,7 +179,7 @@ class LocalBackward:
 
     @property
     def layers(self) -> LayerTable:
-        """The table of layers: who trains each."""
+        """The table of layers, of who trains each."""
         solver = repr(self.engine.solver)
         found = self.engine.found or []
         trained = {layer.name: solver if layer.local else "its gradient" for layer in found if layer.reason != "frozen"}

@@ -77,7 +77,7 @@ class LocalLayer:
         """Takes the settings of a fit.
 
         Args:
-            transfer: f.
+            transfer: As the attribute.
             lambda_a: As the attribute.
             lambda_r: As the attribute.
             unit_groups: As the attribute.

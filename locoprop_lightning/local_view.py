@@ -28,7 +28,7 @@ class LocalView:
 
     @property
     def layers(self) -> LayerTable:
-        """The table of layers: who trains each; the transfers are known from the first batch of a fit on."""
+        """The table of layers, of who trains each; the transfers are known from the first batch of a fit on."""
         engine, settings = self.engine, self.engine.settings
         if engine.found is not None:
             return LayerTable(engine.found, engine.trained)

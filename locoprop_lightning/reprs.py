@@ -6,6 +6,18 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 
+class _Arguments:
+    """What ``inspect.signature``, and so help and editors, say of a class: the arguments of its ``__init__``."""
+
+    def __get__(self, made: object, kind: Any) -> inspect.Signature:
+        if made is not None:  # an object that can be called has a signature of its own
+            raise AttributeError
+        if kind.__init__ is object.__init__:
+            return inspect.Signature()
+        signature = inspect.signature(kind.__init__)
+        return signature.replace(parameters=[*signature.parameters.values()][1:])
+
+
 class Shown:
     """Shows an object as its class with those settings that it was given and that are not the default.
 
@@ -19,8 +31,11 @@ class Shown:
         >>> thing.size = 5
         >>> thing, Thing(2, "a")
         (Thing(size=5, depth=4), Thing(size=2))
+        >>> print(inspect.signature(Thing))
+        (size, name='a', depth=3)
     """
 
+    __signature__ = _Arguments()
     _given: dict[str, tuple[Any, Any]]  # arguments and their defaults by name
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102

@@ -38,7 +38,7 @@ class RunFolder:
 
     @property
     def searched(self) -> tuple[Path, str]:
-        """Where checkpoints of this run and earlier ones are: a folder, and the pattern of their paths in it."""
+        """The folder where checkpoints of this run and earlier ones are, and the pattern of their paths in it."""
         if self._logger is None:
             return self._root, "checkpoints/*.ckpt" if self._bare else "**/checkpoints/*.ckpt"
         if self._fixed:

@@ -2,6 +2,8 @@
 
 import ast
 import configparser
+import importlib
+import inspect
 import re
 import warnings
 
@@ -168,6 +170,25 @@ def test_every_package_has_its_page_of_the_reference():
         assert f".. automodule:: {locoprop_lightning.__name__}.{package}\n   :imported-members:" in pages[package]
     for name in locoprop_lightning.__all__:
         assert sum(f".{name}\n" in page for page in pages.values()) == 1, name
+
+
+@pytest.mark.parametrize("package", locoprop_lightning._PACKAGES)
+def test_signatures_name_the_arguments(package):
+    """As the reference and the help of a notebook show them."""
+    parts = importlib.import_module(f"{locoprop_lightning.__name__}.{package}")
+    for name in parts.__all__:
+        if isinstance(part := getattr(parts, name), type):
+            assert not {"args", "kwargs"} & {*inspect.signature(part).parameters}, name
+
+
+def test_sphinx_reads_docstrings_as_they_are_meant():
+    """It takes "N." for a letter of a list, and of a property what stands before a colon for its type."""
+    for path in (ROOT / "locoprop_lightning").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
+                assert not re.search(r"^ +\w+: \w\.$", text, re.M), (path, node.name)
+                if any(isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list):
+                    assert ": " not in text.partition("\n")[0], (path, node.name)
 
 
 def test_the_version_to_cite_is_the_packages():

@@ -125,7 +125,7 @@ class Record:
 
     @property
     def reached(self) -> tuple[dict[int, Tensor], Counter[int]]:
-        """What backward passes have left: gradients by call, and how many have reached each call."""
+        """Gradients that backward passes have left, by call, and how many passes have reached each call."""
         return dict(self._gradients), self._passes.copy()
 
     def go_back(self, reached: tuple[dict[int, Tensor], Counter[int]]) -> None:

@@ -51,7 +51,7 @@ class LinearOperator(ABC):
 
     @property
     def width(self) -> int:
-        """Columns of V: d_in, and one for the bias."""
+        """Columns of V, which are d_in and one for the bias."""
         return self.d_in + self.bias
 
     @abstractmethod

@@ -29,7 +29,7 @@ class LocalProblem:
         direction: D, the oracle's direction [n, d_out], or such a function; the target is T = f(A) - lambda_a D.
         weight: W0 as the operator has it [d_out, d_in].
         bias: b0 [d_out], if the layer has one.
-        transfer: f.
+        transfer: The function f that follows the layer, or the identity.
         lambda_a: Length of the oracle's step.
         lambda_r: Strength of the proximal term, above 0.
         rate: What a schedule of the run multiplies the rates of inner steps by, in solvers that have such rates.
@@ -88,7 +88,7 @@ class LocalProblem:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of V: d_out and width."""
+        """Shape of V, which is d_out and width."""
         return self.weight.shape[0], self.operator.width
 
     @property

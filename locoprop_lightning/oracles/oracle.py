@@ -44,7 +44,7 @@ class Oracle(Shown, ABC):
         Args:
             gradient: G [n, d_out].
             sampled: The gradient for each draw of sampled labels, each as G.
-            terms: N.
+            terms: Number N of the terms that the loss is a mean of.
             state: What evolves for this layer.
             rows: What the rows of G stand for: ``rows.count(n)`` is the number of all rows of the batch, and
                 ``rows.sum`` sums over them. Given where not all are at hand.
@@ -71,7 +71,7 @@ class Oracle(Shown, ABC):
 
         Args:
             weight_gradient: G^T Y; may be changed and returned.
-            terms: N.
+            terms: Number N of the terms that the loss is a mean of.
             state: What evolves for this layer.
         """
         return None

@@ -17,8 +17,8 @@ class SpectralState(TypedDict, total=False):
 
     Attributes:
         preconditioner: S/tr(S), and its damped inverse root.
-        trace: tr(S).
-        momentum: B.
+        trace: An average of tr(S).
+        momentum: An average of B.
     """
 
     preconditioner: PreconditionerState

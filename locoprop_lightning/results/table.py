@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from locoprop_lightning.results.runs import Run, Series
@@ -46,14 +46,22 @@ def cell(values: Iterable[float | None], form: str, none: str = "-") -> str:
     return middle if len(known) == 1 or low == high else f"{middle} ({low}..{high})"
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
     """A Markdown table: the first row is the head, and all columns but the first are set flush right.
 
     Args:
         rows: Cells of each row.
+        words: Titles of further columns that are set flush left.
+
+    Example:
+        >>> print(markdown([["method", "rate", "state"], ["adam", "0.1", "done"]], words=["state"]))
+        | method | rate | state |
+        |---|---:|---|
+        | adam | 0.1 | done |
     """
     head, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([head, "|---|" + "---:|" * (len(rows[0]) - 1), *body])
+    line = "".join("---|" if title in words else "---:|" for title in rows[0][1:])
+    return "\n".join([head, f"|---|{line}", *body])
 
 
 def rank(value: float | None, rising: bool) -> float:

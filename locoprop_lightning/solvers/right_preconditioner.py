@@ -89,7 +89,7 @@ class RightPreconditioner:
         Args:
             problem: The problem.
             state: What evolves for this layer.
-            bound: L.
+            bound: Upper bound L of the slope of f.
         """
         kept = _kept(state)
         shape = [problem.operator.groups, problem.operator.width]

@@ -16,18 +16,18 @@ from locoprop_lightning.local import LocalProblem
 class Recording(IntEnum):
     """Which values of the local loss, its proximal term included, are computed; each costs half an inner iteration."""
 
-    NOTHING = 0
-    ENDS = 1  # before the first and after the last iteration
-    CURVE = 2  # before the first and after each
+    NOTHING = 0  #: none
+    ENDS = 1  #: before the first and after the last iteration
+    CURVE = 2  #: before the first and after each
 
 
 class Status(Enum):
     """How a local solve ended."""
 
-    SOLVED = "solved"
-    NONFINITE = "nonfinite"
-    DIVERGED = "diverged"
-    RETRIED = "retried"  # the first attempt failed, the second did not
+    SOLVED = "solved"  #: as it should
+    NONFINITE = "nonfinite"  #: with a value that is not finite
+    DIVERGED = "diverged"  #: worse than it began
+    RETRIED = "retried"  #: the first attempt failed, the second did not
 
 
 class Outcome(NamedTuple):

@@ -70,13 +70,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a sweep.
+    """Runs a sweep, or a study where that is the first argument.
+
+    A mistake that the user can mend ends the process with one sentence and status 2. Warnings are switched off.
 
     Args:
         arguments: Arguments of the command; those of the process if not given.
 
     Returns:
-        0, or 1 where trials failed for good.
+        The exit status: 0, 1 where trials failed for good, or 130 where the command was interrupted and can go on.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     warnings.filterwarnings("ignore")

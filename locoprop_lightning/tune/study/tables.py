@@ -178,7 +178,7 @@ def chosen(study: Study, trials: Mapping[str, Sequence[Line]]) -> str:
             told.append(f"{key}={shown(value)}{' (end of its range)' if method.space.at_end(key, value) else ''}")
         ranges = "; ".join(f"{key} {_range(entry)}" for key, entry in method.searched.items())
         rows.append([name, ", ".join(told) or "no trial ended", ranges])
-    return markdown(rows)
+    return markdown(rows, words=rows[0])
 
 
 def _range(entry: Mapping[str, Any]) -> str:
