@@ -78,6 +78,21 @@ class DarkPictures(SphinxTransform):
                 image.parent.insert(image.parent.index(image) + 1, other)
 
 
+class Punctuation(SphinxTransform):
+    """Keeps a comma and the like on the line of the formula that they follow."""
+
+    default_priority = 500
+
+    def apply(self, **kwargs: Any) -> None:
+        """Hands them to the formula."""
+        for formula in list(self.document.findall(nodes.math)):
+            place = formula.parent.index(formula) + 1
+            for text in formula.parent[place : place + 1]:
+                if isinstance(text, nodes.Text) and (mark := re.match(r"[.,;:?)]+", text)):
+                    formula["mark"] = mark[0]
+                    formula.parent[place] = nodes.Text(text[mark.end() :])
+
+
 class Titles(SphinxPostTransform):
     """Calls a page that is linked by its file's name, as in the repository, by its title, or by that of the section."""
 
@@ -101,8 +116,7 @@ def _formula(text: str, display: str) -> str:
 
 
 def _inline_math(translator: Any, node: nodes.math) -> None:
-    # No line begins with the comma behind a formula.
-    translator.body.append(f"{_formula(node.astext(), 'inline')}\N{WORD JOINER}")
+    translator.body.append(f'<span class="formula">{_formula(node.astext(), "inline")}{node.get("mark", "")}</span>')
     raise nodes.SkipNode
 
 
@@ -120,5 +134,6 @@ def setup(app: Sphinx) -> None:
     """Formulas as MathML, which browsers draw without a script, pictures for dark pages, and links by title."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
     app.add_transform(DarkPictures)
+    app.add_transform(Punctuation)
     app.add_post_transform(Titles)
     app.connect("autodoc-skip-member", _skip)

@@ -103,7 +103,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         near = difflib.get_close_matches(name[1], _names(owner) or [], 3)
         if near:
             reason = f"{reason}; near names are {', '.join(near)}"
-        if owner.endswith(".SupervisedModule"):  # any module: the file that names one comes later
+        typed = any("NestedArg(" in str(cause) for cause in chain)  # on the command line, not in a file
+        if typed and owner.endswith(".SupervisedModule"):  # any module: the file that names one comes later
             reason = f"its class is not chosen yet; put --config FILE or --{setting} CLASS before --{setting}.{name[1]}"
         if owner == "typing.Union":
             reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"

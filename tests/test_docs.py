@@ -182,11 +182,11 @@ def test_signatures_name_the_arguments(package):
 
 
 def test_sphinx_reads_docstrings_as_they_are_meant():
-    """It takes "N." for a letter of a list, and of a property what stands before a colon for its type."""
+    """It takes "N." for a letter of a list, and what stands before a colon, of a property or a result, for its type."""
     for path in (ROOT / "locoprop_lightning").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
-                assert not re.search(r"^ +\w+: \w\.$", text, re.M), (path, node.name)
+                assert not re.search(r"^ +\w+: \w\.$|^Returns:\n +[^:\n]*: ", text, re.M), (path, node.name)
                 if any(isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list):
                     assert ": " not in text.partition("\n")[0], (path, node.name)
 

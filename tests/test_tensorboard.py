@@ -158,6 +158,11 @@ def test_a_browser_draws_the_curves(address):
             page.DEEP + "return found.map(e => e.textContent)", "h2, h3, .category-name, span"
         )
         assert page.drawn(driver) >= len(LAYERS) and any("Local loss" in title for title in titles)
+        charts = driver.execute_script(
+            page.DEEP + "return found.filter(e => !e.children.length).map(e => e.textContent.trim())", "*"
+        )
+        drawn = [text.split(":")[0] for text in charts if text.startswith("Layer ")]
+        assert drawn == [f"Layer {name}" for name in LAYERS]
 
 
 def test_steps_that_are_not_logged_wait_for_nothing_more(tmp_path, monkeypatch):

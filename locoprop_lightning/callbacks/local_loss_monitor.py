@@ -120,7 +120,7 @@ def layout(layers: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         layers: Names of the layers.
     """
     by_layer = {}
-    for name in layers:
+    for name in reversed([*layers]):  # TensorBoard draws charts from the last to the first
         first, last = f"local_loss/{name}/first", f"local_loss/{name}/last"
         by_layer[f"Layer {name}: before (edge) and after (line)"] = ["Margin", [last, last, first]]
     return {

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments of the command; those of the process if not given.
 
     Returns:
-        The exit status: 0, 1 where trials failed for good, or 130 where the command was interrupted and can go on.
+        An exit status, which is 0, 1 where trials failed for good, or 130 where the command was interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     warnings.filterwarnings("ignore")

@@ -62,8 +62,8 @@ def draw_tuning(values: Mapping[str, Sequence[float]], path: Path) -> None:
     axes = figure.add_subplot()
     for index, (name, best) in enumerate(values.items()):
         places = range(1, len(best) + 1)
-        mark = "o" if len(best) == 1 else ""  # a line needs two points
-        axes.plot(places, best, mark, label=name, markersize=4, drawstyle="steps-post", **style(index))
+        mark = "o" if len(best) == 1 else None  # a line needs two points
+        axes.plot(places, best, label=name, marker=mark, markersize=4, drawstyle="steps-post", **style(index))
     if all(value > 0 for best in values.values() for value in best if math.isfinite(value)):
         axes.set_yscale("log")
         logarithmic(axes.yaxis)
