@@ -1,10 +1,8 @@
 """The command `locoprop`: Lightning's CLI over the modules, solvers, data and networks of this package."""
 
-import difflib
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
 from argparse import ArgumentError
@@ -36,7 +34,7 @@ from locoprop_lightning.callbacks import (
 )
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.distributed.loopback import meeting_place
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import INTERRUPTED, TERMINATED, UserError, check_counts, near_names
 from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.loading import PARTS
 from locoprop_lightning.quiet import quiet
@@ -47,8 +45,6 @@ from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.trainer_refusal import check_monitors, check_settings, refused
 
 MANY_THREADS = 256  # that a machine may be given though it has fewer processors, for the last digits of another
-INTERRUPTED = 128 + signal.SIGINT  # the status of a process that Ctrl-C has ended
-TERMINATED = 128 + signal.SIGTERM  # the status of a process that it has ended
 
 
 class LocoPropCLI(LightningCLI):
@@ -152,10 +148,10 @@ class LocoPropCLI(LightningCLI):
         self._folder = RunFolder(self.trainer)
         try:
             super()._run_subcommand(subcommand)
-        except SystemExit as error:
-            if self.trainer.interrupted and not isinstance(
-                error, SIGTERMException
-            ):  # by Ctrl-C, where Lightning ends the process with status 1
+        except SIGTERMException:
+            raise
+        except SystemExit:
+            if self.trainer.interrupted:  # by Ctrl-C, where Lightning ends the process with status 1
                 raise SystemExit(INTERRUPTED) from None
             raise
         except Exception as error:
@@ -174,8 +170,7 @@ class LocoPropCLI(LightningCLI):
         found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
         parsers = getattr(self, "_subcommand_parsers", {"": self.parser}).values()
         known = {name.removeprefix("--"): None for parser in parsers for name in parser._option_string_actions}
-        near = difflib.get_close_matches((found[1] or found[2]).partition("=")[0], known, 3) if found else []
-        return f"; near names are {', '.join(near)}" if near else ""
+        return near_names((found[1] or found[2]).partition("=")[0], known) if found else ""
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """The arguments of the trainer's method, with the checkpoint that ``last`` stands for."""

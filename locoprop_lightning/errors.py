@@ -3,19 +3,36 @@
 In the checks ``owner`` is the name of the class whose settings these are, empty for a setting that stands alone.
 """
 
+import difflib
 import errno
 import math
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
 from textwrap import shorten
 from typing import Any
 
+INTERRUPTED = 128 + signal.SIGINT  # the status of a command that Ctrl-C has ended
+TERMINATED = 128 + signal.SIGTERM  # the status of a command that the signal has ended
+
 
 class UserError(ValueError):
     """A mistake that the user can mend; the message names the setting, the value and the way out."""
+
+
+def near_names(name: str, known: Iterable[str], sure: Sequence[str] = ()) -> str:
+    """What a refusal of a name ends with: up to three known ones that are like it; empty without.
+
+    Args:
+        name: The name that is refused.
+        known: Names that there are.
+        sure: Names that are told instead, where there are any.
+    """
+    near = ", ".join(sure or difflib.get_close_matches(name, [*known], 3))
+    return f"; near names are {near}" if near else ""
 
 
 def message_of(error: Exception) -> str | None:

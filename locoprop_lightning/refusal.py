@@ -1,6 +1,5 @@
 """What the command tells of a setting that it refuses: one sentence, with what could stand there."""
 
-import difflib
 import inspect
 import re
 import sys
@@ -14,7 +13,7 @@ from torch import nn, optim
 
 # Imported so that their short names work on the command line.
 from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, supervised, tasks
-from locoprop_lightning.errors import UserError, message_of
+from locoprop_lightning.errors import UserError, message_of, near_names
 from locoprop_lightning.supervised import SupervisedModule
 
 
@@ -100,9 +99,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
             reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
         if name[1].startswith(("network.", "task.", "solver.", "data.", "optimizer.")):
             reason = f"{name[1].partition('.')[0]} stands beside class_path; put settings of the class below init_args"
-        near = difflib.get_close_matches(name[1], _names(owner) or [], 3)
-        if near:
-            reason = f"{reason}; near names are {', '.join(near)}"
+        reason += near_names(name[1], _names(owner) or [])
         typed = any("NestedArg(" in str(cause) for cause in chain)  # on the command line, not in a file
         if typed and owner.endswith(".SupervisedModule"):  # any module: the file that names one comes later
             reason = f"its class is not chosen yet; put --config FILE or --{setting} CLASS before --{setting}.{name[1]}"

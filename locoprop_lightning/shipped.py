@@ -1,12 +1,11 @@
 """What is shipped beside the code: configurations, search spaces and studies, found by name from any folder."""
 
-import difflib
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import locoprop_lightning
-from locoprop_lightning.errors import UserError, one_sentence
+from locoprop_lightning.errors import UserError, near_names, one_sentence
 
 PACKAGE = Path(__file__).parent
 CONFIGS, SPACES, STUDIES = "configs", "tune/spaces", "tune/studies"
@@ -64,8 +63,7 @@ def find(name: str | Path, folder: str, option: str) -> Path:
     if Path(name).is_dir():
         raise UserError(f"{option}{name}: is a folder; name a file in it.")
     last = bare.rpartition("/")[2]
-    near = [one for one in known if one.rpartition("/")[2] == last][:4] or difflib.get_close_matches(bare, known, 3)
-    hint = f"; near names are {', '.join(near)}" if near else ""
+    hint = near_names(bare, known, sure=[one for one in known if one.rpartition("/")[2] == last][:4])
     raise UserError(f"{option}{name}: there is no such file, and none is shipped{hint}; locoprop configs lists them.")
 
 

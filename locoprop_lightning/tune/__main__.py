@@ -11,7 +11,7 @@ from pathlib import Path
 
 from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
-from locoprop_lightning.errors import UserError, check_counts, check_positive
+from locoprop_lightning.errors import INTERRUPTED, UserError, check_counts, check_positive
 from locoprop_lightning.results.settings import pairs
 from locoprop_lightning.tune import stay_on_loopback
 
@@ -168,7 +168,7 @@ def sweep(options: argparse.Namespace) -> int:
         return 1
     if unfinished([outcome.status for outcome in found], options):
         print(f"not all trials are done; --storage {options.storage} --name {options.name} --resume goes on.")
-        return 130
+        return INTERRUPTED
     return 0
 
 

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 import ray
 import torch
 
-from locoprop_lightning.cli import TERMINATED
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import TERMINATED, UserError
 
 ROOT = Path(__file__).parents[2]  # of a checkout, or what Python looks into anyway
 

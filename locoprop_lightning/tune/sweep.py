@@ -17,7 +17,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from locoprop_lightning.cli import sentence
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, near_names
 from locoprop_lightning.results.table import rank
 from locoprop_lightning.tune.live import LiveTable
 from locoprop_lightning.tune.space import Space
@@ -65,8 +65,7 @@ def check(
         except (Exception, SystemExit) as error:
             key = list(values)[-1]
             known = {name.replace(".init_args", ""): None for name in settings}
-            near = difflib.get_close_matches(key, known, 3) if key not in known else []
-            hint = f"; near names are {', '.join(near)}" if near else ""
+            hint = near_names(key, known) if key not in known else ""
             reason = _reason(error)
             raise UserError(f"space: {key}={values[key]!r}: {reason}{hint}") from error
     if cli.trainer.max_epochs is None or cli.trainer.max_epochs < 1:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import INTERRUPTED, UserError, check_counts
 from locoprop_lightning.shipped import STUDIES, find
 from locoprop_lightning.tune import stay_on_loopback
 from locoprop_lightning.tune.study import report, spec
@@ -59,7 +59,7 @@ def study(arguments: Sequence[str]) -> int:
     folder = options.out or Path("results") / options.study.stem
     store = Store(folder.resolve(), list(loaded.methods))
     status = 0 if options.report else _run(loaded, store, options)
-    if not options.plan and status != 130:
+    if not options.plan and status != INTERRUPTED:
         print(report.write(loaded, store))
     return status
 
@@ -86,7 +86,7 @@ def _run(loaded: spec.Study, store: Store, options: argparse.Namespace) -> int:
                         paces.measure(entries, store)
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on.", file=sys.stderr)
-            return 130
+            return INTERRUPTED
     failed = [entry for entry in entries.values() if entry.error]
     for entry in failed:
         print(f"{entry.method.name} failed: {entry.error}", file=sys.stderr)
