@@ -1,9 +1,11 @@
 """A run that was stopped and goes on ends as one that was not, bit for bit."""
 
+import gc
 import os
 import random
 import re
 import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -180,9 +182,10 @@ def test_a_signal_ends_the_batch_and_the_summary_says_how_to_go_on(folder, capsy
     main(options("--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=whole"))
     logs = ["--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=runs"]
     capsys.readouterr()
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         main(options(*logs, *at(int(number), 6)))
-    assert stopped.value.code == status and signal.getsignal(number) is not None
+    assert stopped.value.code == status and signal.getsignal(number) == before
     said = capsys.readouterr().out
     path = next((folder / "runs").rglob("step=7.ckpt")).relative_to(folder)
     assert f"  checkpoint           {path}\n" in said and f" --ckpt_path {path}\n" in said and "train loss" in said
@@ -196,6 +199,16 @@ def test_sigusr1_asks_for_a_checkpoint_and_the_run_goes_on(tmp_path):
     fit(tmp_path, [RunCheckpoints(None), SignalAt(signal.SIGUSR1, 6)], max_epochs=3)
     assert steps(tmp_path) == [7, 15]
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_run_that_has_ended_is_held_by_nothing(tmp_path):
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    module, _ = fit(tmp_path, [RunCheckpoints()], max_epochs=1)
+    assert {one: signal.getsignal(one) for one in before} == before
+    held = weakref.ref(module)
+    del module
+    gc.collect()
+    assert held() is None
 
 
 def test_the_first_checkpoint_is_written_before_the_first_step(tmp_path):

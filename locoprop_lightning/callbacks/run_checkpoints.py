@@ -223,7 +223,8 @@ class RunCheckpoints(Checkpoint):
 
     def _unwatch(self) -> None:
         for one, handler in self._handlers.items():
-            signal.signal(one, handler)
+            if signal.getsignal(one) == self._on_signal:  # Lightning puts back what was before its own, and holds a run
+                signal.signal(one, handler)
         self._handlers = {}
 
     def _on_signal(self, number: int, frame: Any) -> None:
