@@ -32,7 +32,7 @@ from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import LOSS, smooth
 from locoprop_lightning.results.settings import pairs
 from locoprop_lightning.results.store import finite, load_runs, save_run, write_json
-from locoprop_lightning.results.table import Curves, best_first, cell, markdown, method_table
+from locoprop_lightning.results.table import Curves, best_first, cell, markdown, method_rows
 
 DECAY = 0.7  # of the old value in the smoothing
 STEPS, SECONDS, SETTLED = (118, 236, 472, 884), (30, 60, 90), 100
@@ -152,7 +152,7 @@ def table(options: argparse.Namespace) -> None:
         columns[f"{name}, epoch {epoch}"] = form, lambda c, index=epoch - 1: c.run.epoch_metric(metric, index)
     columns[name] = form, lambda c: c.run.epoch_metric(metric, -1)
     columns["ms a step"] = ".1f", lambda c: c.run.ms_per_step
-    print(method_table(methods, columns, counted="seeds", empty=False))
+    print(markdown(method_rows(methods, columns, counted="seeds", empty=False)))
 
 
 def figure(options: argparse.Namespace) -> None:

@@ -31,7 +31,8 @@ def near_names(name: str, known: Iterable[str], sure: Sequence[str] = ()) -> str
         known: Names that there are.
         sure: Names that are told instead, where there are any.
     """
-    near = ", ".join(sure or difflib.get_close_matches(name, [*known], 3))
+    spelt = {one.lower(): one for one in known}
+    near = ", ".join(sure or [spelt[one] for one in difflib.get_close_matches(name.lower(), [*spelt], 3)])
     return f"; near names are {near}" if near else ""
 
 

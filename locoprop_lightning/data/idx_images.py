@@ -40,9 +40,12 @@ class IdxImages(ImageData):
     ) -> None:
         check_path("IdxImages", root=root)
         self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"IdxImages(root={str(root)!r}): is no folder; name the one that holds {', '.join(NAMES)}.")
         missing = next((name for name in NAMES if find_idx(self.root, [IdxFile(name, ())]) is None), None)
         if missing is not None:
-            raise UserError(f"IdxImages(root={str(root)!r}): has no {missing}, raw or with .gz; see `root`.")
+            way = "add it, or name another folder"
+            raise UserError(f"IdxImages(root={str(root)!r}): has no {missing}, raw or with .gz; {way}.")
         self._paths = find_idx(self.root, [IdxFile(name, ()) for name in NAMES]) or []
         self._files = [header_of(path, dimensions) for path, dimensions in zip(self._paths, (3, 1, 3, 1), strict=True)]
         for images, labels in (self._files[:2], self._files[2:]):

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from locoprop_lightning.errors import check_fraction, one_sentence
-from locoprop_lightning.results.figure import AXES, draw, draw_text, fold_runs
+from locoprop_lightning.results.figure import AXES, check_format, draw, draw_text, fold_runs
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import Run
-from locoprop_lightning.results.table import comparison, rank
+from locoprop_lightning.results.table import comparison, markdown, rank
 
 
 def _warn(methods: dict[str, list[Run]], metric: str, decay: float) -> None:
@@ -44,15 +44,17 @@ def compare(options: argparse.Namespace) -> None:
     metric = options.metric
     decay = (0.7 if metric.startswith("train/") else 0.0) if options.smooth is None else options.smooth
     check_fraction("", smooth=decay)
+    for path in options.out:
+        check_format(path)
     methods = by_method(read_runs(options.runs, metric), metric)
     _warn(methods, metric, decay)
     rising = "accuracy" in metric if options.mode is None else options.mode == "max"
-    made = comparison(methods, metric, decay, rising)
+    rows = comparison(methods, metric, decay, rising)
     label = f"{metric}, smoothed by {decay:g}" if decay else metric
-    print(label, made if not sys.stdout.isatty() else for_terminal(made), sep="\n\n")
+    print(label, for_terminal(rows) if sys.stdout.isatty() else markdown(rows), sep="\n\n")
     if options.table:
         options.table.parent.mkdir(parents=True, exist_ok=True)
-        options.table.write_text(made + "\n")
+        options.table.write_text(markdown(rows) + "\n")
     if not (options.out or options.text):
         return
     curves = {name: fold_runs(runs, metric, decay, options.x) for name, runs in methods.items()}
@@ -67,11 +69,11 @@ def compare(options: argparse.Namespace) -> None:
         print(draw_text(curves, AXES[options.x][0], label, log, colour))
 
 
-def for_terminal(table: str, width: int | None = None) -> str:
-    """A Markdown table in aligned columns; where it is too wide, its ranges go on in further lines.
+def for_terminal(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """A table in aligned columns; where it is too wide, its ranges go on in further lines.
 
     Args:
-        table: The table.
+        rows: Cells of the head and of each row.
         width: Columns of the terminal; asked of it if not given.
     """
     from rich import box
@@ -79,8 +81,6 @@ def for_terminal(table: str, width: int | None = None) -> str:
     from rich.table import Table
 
     console = Console(width=width, highlight=False)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    del rows[1]
     for broken in (" (", ".."):  # a range below its median, then its two ends below each other
         columns = zip(*rows, strict=True)
         if sum(max(len(part) for cell in c for part in cell.splitlines()) + 2 for c in columns) - 2 <= console.width:

@@ -147,6 +147,21 @@ def thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return np.array(sorted(kept)), starts
 
 
+def check_format(path: Path) -> None:
+    """Refuses a file whose ending names no format of a figure.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: Names it, and endings that do.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    if path.suffix[1:] not in FigureCanvasAgg.get_supported_filetypes():
+        raise UserError(f"{path}: no format of a figure; take .svg, .png or .pdf.")
+
+
 def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bool = True) -> None:
     """Writes a figure: a line a method, and a band for the range of several runs.
 
@@ -163,13 +178,11 @@ def draw(curves: dict[str, Curve], path: Path, xlabel: str, ylabel: str, log: bo
     Raises:
         UserError: For an ending that names no format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if not curves:
         raise UserError(f"{path}: there is no curve to draw.")
-    if path.suffix[1:] not in FigureCanvasAgg.get_supported_filetypes():
-        raise UserError(f"{path}: no format of a figure; take .svg, .png or .pdf.")
+    check_format(path)
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for index, (name, curve) in enumerate(curves.items()):

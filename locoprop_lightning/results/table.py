@@ -101,14 +101,14 @@ def best_first(
     return {name: curves[name] for name in sorted(curves, key=lambda name: rank(ends[name], rising))}
 
 
-def method_table(
+def method_rows(
     methods: Mapping[str, Sequence[T]],
     columns: Mapping[str, tuple[str, Callable[[T], float | None]]],
     counted: str = "runs",
     empty: bool = True,
     none: Mapping[str, str] | None = None,
-) -> str:
-    """A Markdown table with a row a method: how many runs it has, then cells with their median and range.
+) -> list[list[str]]:
+    """The head and a row a method: how many runs it has, then cells with their median and range.
 
     Args:
         methods: Runs by name of the method.
@@ -123,11 +123,12 @@ def method_table(
     }
     cells = {title: column for title, column in cells.items() if empty or set(column) != {"-"}}
     counts = [str(len(runs)) for runs in methods.values()]
-    return markdown([["method", counted, *cells], *zip(methods, counts, *cells.values(), strict=True)])
+    rows = zip(methods, counts, *cells.values(), strict=True)
+    return [["method", counted, *cells], *map(list, rows)]
 
 
-def comparison(methods: Mapping[str, Sequence[Run]], metric: str, decay: float, rising: bool) -> str:
-    """The table of `locoprop-compare`, the best at the end first; all its values of the metric are smoothed alike.
+def comparison(methods: Mapping[str, Sequence[Run]], metric: str, decay: float, rising: bool) -> list[list[str]]:
+    """The rows of `locoprop-compare`, the best at the end first; all its values of the metric are smoothed alike.
 
     "not yet" stands where no value of the metric had been logged by then, and "-" where the seconds are not known.
 
@@ -148,4 +149,4 @@ def comparison(methods: Mapping[str, Sequence[Run]], metric: str, decay: float, 
         (at := f"at {common:.1f} s"): (".4g", lambda c: c.smoothed.after(common)),
         "ms a step": (".1f", lambda c: c.run.pace(metric)),
     }
-    return method_table(curves, columns, none={at: "not yet"})
+    return method_rows(curves, columns, none={at: "not yet"})

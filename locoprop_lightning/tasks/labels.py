@@ -60,17 +60,24 @@ class LabelTask(Task):
                 f"{name}: labels {list(target.shape)} do not fit outputs {list(logits.shape)}; give one label, a whole "
                 f"number, for every {classes} outputs."
             )
-        outside = f"{name}: a label is neither from 0 to {classes - 1}, as {classes} outputs have it, nor ignore_index="
-        outside += f"{self.ignore_index}; make the labels and the network's outputs agree."
         if not self._looked and labels.is_cuda:  # which says it late, and of no name
-            if not ((labels == self.ignore_index) | ((labels >= 0) & (labels < classes))).all():
-                raise UserError(outside)
+            self._check_range(labels, classes)
             self._looked = True
         try:
             total = nn.functional.cross_entropy(flat, labels, ignore_index=self.ignore_index, reduction="sum")
-        except IndexError as error:
-            raise UserError(outside) from error
+        except IndexError:
+            self._check_range(labels, classes)
+            raise
         return total / (target != self.ignore_index).sum().clamp_min(1)
+
+    def _check_range(self, labels: Tensor, classes: int) -> None:
+        """Refuses a label that stands for no output."""
+        outside = labels[(labels != self.ignore_index) & ((labels < 0) | (labels >= classes))]
+        if len(outside):
+            raise UserError(
+                f"{type(self).__name__}: label {int(outside[0])} is neither from 0 to {classes - 1}, as {classes} "
+                f"outputs have it, nor ignore_index={self.ignore_index}; make labels and outputs agree."
+            )
 
     def _check_labels(self, target: Any) -> None:
         """Refuses what are no labels: whole numbers in a tensor."""

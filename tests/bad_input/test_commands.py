@@ -201,6 +201,7 @@ COMMANDS = [
     ("a setting before its class", "fit --model.solvr X --config CONFIGS/digits/foof.yaml",
      "model: its class is not chosen yet; put --config FILE or --model CLASS before --model.solvr"),
     ("a setting misspelt", "--model.lamda_a 3", "has no setting 'lamda_a'; it has network"),
+    ("another case", "--model.lambda_A 3", "; near names are lambda_a, lambda_r"),
     ("its near names", "--model.lamda_a 3", "; near names are lambda_a, lambda_r"),
     ("a solver's", "--model.solver.refresh_evry 3", "; near names are refresh_every"),
     ("no network", "--model.network null", "model: the following arguments are required: network"),

@@ -63,5 +63,7 @@ def test_what_is_refused(files):
     path.unlink()
     with pytest.raises(UserError, match=r"IdxImages\(root='.*'\): has no t10k-images-idx3-ubyte, raw or with .gz"):
         IdxImages(str(folder))
+    with pytest.raises(UserError, match="is no folder; name the one that holds train-images-idx3-ubyte, "):
+        IdxImages(str(folder / "nowhere"))
     with pytest.raises(UserError, match="root=3"):
         IdxImages(3)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from locoprop_lightning.results.table import cell, method_table, rank
+from locoprop_lightning.results.table import cell, markdown, method_rows, rank
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,6 @@ def test_columns_without_values_can_be_left_out():
     methods = {"a": [1.0, 2.0], "b": [3.0]}
     head, line = "| method | seeds | one | none |", "|---|---:|---:|---:|"
     rows = ["| a | 2 | 1.5 (1.0..2.0) | - |", "| b | 1 | 3.0 | - |"]
-    assert method_table(methods, columns, "seeds").splitlines() == [head, line, *rows]
-    head, line, first, _ = method_table(methods, columns, empty=False).splitlines()
+    assert markdown(method_rows(methods, columns, "seeds")).splitlines() == [head, line, *rows]
+    head, line, first, _ = markdown(method_rows(methods, columns, empty=False)).splitlines()
     assert (head, line) == ("| method | runs | one |", "|---|---:|---:|") and first == "| a | 2 | 1.5 (1.0..2.0) |"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from locoprop_lightning.results.table import Curves, cell, markdown, method_table
+from locoprop_lightning.results.table import Curves, cell, markdown, method_rows
 from locoprop_lightning.tune.space import shown
 from locoprop_lightning.tune.study.pairs import LEVEL, better
 from locoprop_lightning.tune.study.search import best_trial
@@ -66,19 +66,19 @@ def way(methods: Methods, reference: str) -> str:
             seconds = fraction * whole
             columns[f"{seconds:.3g} s"] = ".4g", lambda c, seconds=seconds: c.smoothed.after(seconds)  # type: ignore[misc]
     target = statistics.median_high(c.smoothed.last for c in rival)  # which at least half of its runs come to
-    table = method_table(methods, columns, counted="seeds", empty=False)
+    head, *rows = method_rows(methods, columns, counted="seeds", empty=False)
     if not math.isfinite(target):
-        return f"{table}\n\nMost runs of {reference} ended without a finite loss, so that there is none to reach."
-    heads, line, *body = table.splitlines()
-    more = [f" steps to {target:.4g}, of {reference}'s | seconds to it, of {reference}'s |", "---:|---:|"]
+        why = f"Most runs of {reference} ended without a finite loss, so that there is none to reach."
+        return f"{markdown([head, *rows])}\n\n{why}"
+    head += [f"steps to {target:.4g}, of {reference}'s", f"seconds to it, of {reference}'s"]
     steps = {name: [steps_to(c, target) for c in curves] for name, curves in methods.items()}
     own = statistics.median_low(steps[reference])
-    for name in methods:
+    for row, name in zip(rows, methods, strict=True):
         reached = statistics.median_low(steps[name])
         pace, base = (methods[one][0].run.ms_per_step for one in (name, reference))
         time = reached / own * (pace or math.nan) / (base or math.nan)
-        more.append(f" {_ratio(reached / own)} | {_ratio(time)} |")
-    return "\n".join(a + b for a, b in zip([heads, line, *body], more, strict=True))
+        row += [_ratio(reached / own), _ratio(time)]
+    return markdown([head, *rows])
 
 
 def _ratio(value: float) -> str:
