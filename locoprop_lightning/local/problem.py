@@ -97,6 +97,11 @@ class LocalProblem:
         return self.transfer.name == "identity"
 
     @property
+    def called(self) -> str:
+        """What messages call the layer, or the problem where it has no name."""
+        return f"layer {self.name!r}" if self.name else "the problem"
+
+    @property
     def pre_activation(self) -> Tensor:
         """A, of the rows at hand [n, d_out]."""
         if callable(self._pre_activation):
@@ -124,7 +129,7 @@ class LocalProblem:
     def _check_offer(self) -> None:
         if self._prepare is not None:
             raise UserError(
-                f"layer {self.name!r}: the oracle asks for (C + lambda_r I)^-1, which the solver does not offer; take "
+                f"{self.called}: the oracle asks for (C + lambda_r I)^-1, which the solver does not offer; take "
                 "ClosedForm or Majorization."
             )
 
@@ -281,7 +286,7 @@ class LocalProblem:
     def _refuse(self, method: str, got: Any, expected: list[Any]) -> NoReturn:
         found = list(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
         shape = ", ".join(map(str, expected))
-        raise UserError(f"layer {self.name!r}: the oracle's {method} is {found}, and must be [{shape}].")
+        raise UserError(f"{self.called}: the oracle's {method} is {found}, and must be [{shape}].")
 
     def split(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
         """Cuts [W | b] into a weight [d_out, d_in] and a bias [d_out]."""

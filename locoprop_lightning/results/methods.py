@@ -11,6 +11,8 @@ from locoprop_lightning.results.settings import NEUTRAL
 
 _VERSION = re.compile(r"version_\d+|seed_?\d+")  # a folder that holds one of several runs of a method
 
+_CLASS = re.compile(r"(\w+\.)+[A-Z]\w*")  # a class by its path
+
 _TRIAL = re.compile(r"[0-9a-f]{5,}_(\d{5})")  # as Ray Tune names a trial
 
 
@@ -107,11 +109,24 @@ def _name(base: str, run: Run, rivals: list[Run]) -> str:
     if len(rivals) == 1 or run.label:
         return base
     names = {name for rival in rivals for name in rival.settings if not NEUTRAL.match(name)}
-    differ = [name for name in sorted(names) if len({repr(rival.settings.get(name)) for rival in rivals}) > 1]
+    differ = [name for name in sorted(names) if _tells(name, run, rivals)]
     if not run.settings or not 0 < len(differ) <= 3:
         return run.shown
-    told = [f"{name.rpartition('.')[2]}={run.settings.get(name)}" for name in differ]
+    told = [f"{name.rpartition('.')[2]}={_shown(run.settings.get(name))}" for name in differ]
     return f"{base} ({', '.join(told)})"
+
+
+def _tells(name: str, run: Run, rivals: list[Run]) -> bool:
+    """Whether a setting tells a run from its rivals; one of a class, from those that have the same class there."""
+    parts = name.split(".")
+    above = [".".join(parts[:end]) for end in range(1, len(parts))]
+    alike = [rival for rival in rivals if all(rival.settings.get(n) == run.settings.get(n) for n in above)]
+    return len({repr(rival.settings.get(name)) for rival in alike}) > 1
+
+
+def _shown(value: Any) -> Any:
+    """A value, of a class by its path the class alone."""
+    return value.rpartition(".")[2] if isinstance(value, str) and _CLASS.fullmatch(value) else value
 
 
 def _one_a_seed(base: str, runs: list[Run], tag: str) -> list[Run]:

@@ -57,10 +57,10 @@ class Majorization(IterativeSolver):
         """
         super().check(problem)
         if not math.isfinite(problem.transfer.bound):
+            stand_in = f"set transfers={{{problem.name!r}: 'relu'}}, or " if problem.name else ""
             raise UserError(
-                f"Majorization needs a bound of the slope, but layer {problem.name!r} matches through "
-                f"{problem.transfer.name}, which has none: set transfers={{{problem.name!r}: 'relu'}}, or take "
-                "AndersonAcceleration."
+                f"Majorization needs a bound of the slope, but {problem.called} matches through "
+                f"{problem.transfer.name}, which has none: {stand_in}take AndersonAcceleration."
             )
 
     def describe(self, problem: LocalProblem) -> str:  # noqa: D102

@@ -111,7 +111,7 @@ class LocalSolver(Shown, Callback, ABC):
         """
         if self.squared_only and not problem.squared:
             raise UserError(
-                f"{type(self).__name__} solves the squared loss only, but layer {problem.name!r} matches through "
+                f"{type(self).__name__} solves the squared loss only, but {problem.called} matches through "
                 f"{problem.transfer.name}: set objective to 'squared', or take another solver."
             )
 

@@ -17,6 +17,24 @@ def test_settings_tell_methods_apart(tmp_path):
     }
 
 
+def test_another_class_is_told_without_the_settings_that_come_with_it(tmp_path):
+    solvers = [
+        {"class_path": "locoprop_lightning.solvers.ClosedForm", "init_args": {"average": 0, "warmup": 40, "gather": 1}},
+        {"class_path": "mine.Descent", "init_args": {"sweeps": 1}},
+        {"class_path": "mine.Descent", "init_args": {"sweeps": 2}},
+    ]
+    for version, solver in enumerate(solvers):
+        made = settings()
+        made["model"]["init_args"]["solver"] = solver
+        write(tmp_path / f"foof/version_{version}", settings=made)
+    methods = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss")
+    assert sorted(methods) == [
+        "foof (solver=ClosedForm)",
+        "foof (solver=Descent, sweeps=1)",
+        "foof (solver=Descent, sweeps=2)",
+    ]
+
+
 def test_runs_without_settings_and_runs_with_a_label(tmp_path):
     for name in ("a/version_0", "a/version_1", "b"):
         write(tmp_path / name)

@@ -120,6 +120,10 @@ def test_a_refused_problem_is_not_begun(make_problem):
         solver.solve(make_problem("tanh"), state)
     assert not solver.calls and not state
     assert solver.describe(make_problem("tanh")) == "Refusing"
+    nameless = make_problem("tanh")
+    nameless.name = ""
+    with pytest.raises(UserError, match="but the problem matches through tanh"):
+        solver.solve(nameless)
 
 
 @pytest.mark.parametrize("name", EVERY)
