@@ -23,6 +23,7 @@ from locoprop_lightning.loading import Loadable
 from locoprop_lightning.optimizers import LinearDecay, owned_parameters
 from locoprop_lightning.optimizers.factory import optimizer_from, schedule_from
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
+from locoprop_lightning.optimizers.remainders import tell_dropped
 from locoprop_lightning.optimizers.schedule import tell_length
 from locoprop_lightning.reprs import sized
 from locoprop_lightning.tasks import MeanLoss, Task, detached
@@ -281,8 +282,9 @@ class BackpropModule(SupervisedModule):
         self._starting = True
 
     def on_fit_start(self) -> None:
-        """Joins the other processes, and has the table of layers printed again."""
+        """Joins the other processes, says what 16-bit weights lose, and has the table of layers printed again."""
         super().on_fit_start()
+        tell_dropped(self.network)
         self._starting = True
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -292,8 +294,7 @@ class BackpropModule(SupervisedModule):
             x = self.task.inputs(batch)
             with explained(self.network, x):
                 layers = discover(self.network, x)
-            (optimizer,) = self.trainer.optimizers
-            trained = {x.name: describe(optimizer, x.module) for x in layers if x.reason != "frozen"}
+            trained = {x.name: describe(self.trainer.optimizers[0], x.module) for x in layers if x.reason != "frozen"}
             print_layers(self.trainer, layers, trained, plain=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:

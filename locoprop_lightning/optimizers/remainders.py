@@ -1,13 +1,28 @@
 """Optimizers of 16-bit weights that lose no update: what rounding drops of a step is kept and added at the next."""
 
+import logging
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+_log = logging.getLogger(__name__)
 
 _KEY = "remainder"  # in the optimizer's state of a parameter
 _NARROW = (torch.bfloat16, torch.float16)
+
+
+def tell_dropped(network: nn.Module) -> None:
+    """Says of a network with 16-bit weights that an optimizer as torch has it loses small updates.
+
+    Args:
+        network: The network.
+    """
+    narrow = next((p.dtype for p in network.parameters() if p.dtype in _NARROW), None)
+    if narrow is not None:
+        name = str(narrow).removeprefix("torch.")
+        _log.warning("Weights in %s drop small updates in back-propagation; bf16-mixed keeps them.", name)
 
 
 def keep_remainders(optimizer: Optimizer) -> None:

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
-from locoprop_lightning import LocoPropModule
+from locoprop_lightning import BackpropModule, LocoPropModule
 from locoprop_lightning.data import Digits
 from locoprop_lightning.optimizers import FullPrecisionMuon, Rule, RuledOptimizer, SplitOptimizer, owned_parameters
 from locoprop_lightning.optimizers.remainders import keep_remainders
@@ -126,6 +126,13 @@ def fit(model, folder, epochs, precision="bf16-true", **arguments):
     )
     trainer.fit(model, Digits(batch_size=100, seed=0), **arguments)
     return checkpoint.last_model_path
+
+
+@pytest.mark.parametrize(("precision", "said"), [("bf16-true", 1), ("bf16-mixed", 0), ("32-true", 0)])
+def test_back_propagation_says_what_it_loses(tmp_path, caplog, precision, said):
+    fit(BackpropModule(network(), Classification(), lambda p: SGD(p, lr=0.01)), tmp_path, 1, precision)
+    text = "Weights in bfloat16 drop small updates in back-propagation; bf16-mixed keeps them."
+    assert [record.getMessage() for record in caplog.records].count(text) == said
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed from")
