@@ -34,7 +34,7 @@ from locoprop_lightning.callbacks import (
 )
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.distributed.loopback import meeting_place
-from locoprop_lightning.errors import INTERRUPTED, TERMINATED, UserError, check_counts, near_names
+from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_counts, near_names
 from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.loading import PARTS
 from locoprop_lightning.quiet import quiet
@@ -157,6 +157,8 @@ class LocoPropCLI(LightningCLI):
         except Exception as error:
             if self.trainer.global_step == 0:
                 self._folder.give_up()
+            if isinstance(error, OSError) and error.filename is None and error.errno in DISK:  # of a logger's writer
+                error.filename = self.trainer.log_dir
             if (message := refused(error, self._get(self.config_init, "trainer", default={}))) is not None:
                 raise UserError(message) from error
             raise

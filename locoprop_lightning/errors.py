@@ -44,13 +44,13 @@ def message_of(error: Exception) -> str | None:
     Args:
         error: The error.
     """
-    if isinstance(error, OSError) and error.strerror and (error.filename is not None or error.errno in _DISK):
+    if isinstance(error, OSError) and error.strerror and (error.filename is not None or error.errno in DISK):
         place = "a file" if error.filename is None else error.filename
         return f"{place}: {error.strerror}; name another place, or make this one free and writable."
     return str(error) if isinstance(error, UserError) else None
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk refuses writes with
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def test_a_disk_that_is_full_when_the_logs_begin_ends_the_run(capsys, monkeypatc
     monkeypatch.setattr(gfile.LocalFileSystem, "_write", refuse)
     threads = threading.active_count()
     said = sentence_of(main, "--trainer.enable_checkpointing false --trainer.log_every_n_steps 1", capsys)
-    assert "No space left on device; name another place, or make this one free and writable" in said
+    assert "runs/digits/foof/version_0: No space left on device; name another place, or make this one free" in said
     assert threading.active_count() <= threads + 1
 
 
