@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.errors import SetupError
 
 PACKAGE = "locoprop_lightning"
 FOLDERS = ("configs", "tune/spaces", "tune/studies")
@@ -26,6 +27,9 @@ class BuildWithFiles(build_py):
         return super().get_outputs(include_bytecode) + list(self._files().values())
 
     def _files(self) -> dict[str, str]:
+        missing = [folder for folder in FOLDERS if not Path(folder).is_dir()]
+        if missing:
+            raise SetupError(f"{', '.join(missing)}: not here; build in the whole project, or the package lacks them.")
         paths = sorted(path for folder in FOLDERS for path in Path(folder).rglob("*.yaml"))
         return {str(path): str(Path(self.build_lib, PACKAGE, path)) for path in paths}
 

@@ -112,3 +112,15 @@ def test_who_reads_the_list_may_stop():
     line = f"{sys.executable} -m locoprop_lightning configs | head -1"
     run = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0 and run.stderr == "" and run.stdout.count("\n") == 1
+
+
+def test_a_package_without_its_files_is_not_built():
+    """A build that lacks them would look whole."""
+    for name in ("setup.py", "setup.cfg", "pyproject.toml"):
+        Path(name).write_text((ROOT / name).read_text())
+    Path("locoprop_lightning").mkdir()
+    Path("locoprop_lightning/__init__.py").touch()
+    build = [sys.executable, "setup.py", "build_py"]
+    done = subprocess.run(build, capture_output=True, text=True)
+    said = "configs, tune/spaces, tune/studies: not here; build in the whole project, or the package lacks them."
+    assert done.returncode and said in done.stderr

@@ -15,8 +15,7 @@ import ray
 import torch
 
 from locoprop_lightning.errors import TERMINATED, UserError
-
-ROOT = Path(__file__).parents[2]  # of a checkout, or what Python looks into anyway
+from locoprop_lightning.shipped import PACKAGE, ROOT
 
 
 @contextmanager
@@ -32,7 +31,8 @@ def joined(address: str | None) -> Iterator[None]:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # a trial's own TensorBoard run has it all
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its tables have neither the metric nor the settings
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # what a killed driver can lose
-    paths = os.pathsep.join([str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    checkout = [] if ROOT == PACKAGE else [str(ROOT)]  # an installed package is found without
+    paths = os.pathsep.join([*checkout, str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {
         "PYTHONPATH": paths,
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
