@@ -27,7 +27,7 @@ from locoprop_lightning import LocoPropModule
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.cli import LocoPropCLI, one_sentence
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.results.figure import AXES, draw, fold_whole
+from locoprop_lightning.results.figure import AXES, draw, draw_families, fold_whole
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import LOSS, smooth
 from locoprop_lightning.results.settings import pairs
@@ -163,7 +163,11 @@ def figure(options: argparse.Namespace) -> None:
             print(f"{method}: left out, its pace is not in --ms", file=sys.stderr)
         else:
             curves[method] = curve
-    draw(curves, options.file, AXES["step" if options.x == "step" else "time"][0], f"train loss, smoothed by {DECAY:g}")
+    across, up = AXES["step" if options.x == "step" else "time"][0], f"train loss, smoothed by {DECAY:g}"
+    if options.family:
+        draw_families(curves, {title: names.split(",") for title, names in options.family}, options.file, across, up)
+    else:
+        draw(curves, options.file, across, up, focus=options.focus)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -233,6 +237,10 @@ def make_parser() -> argparse.ArgumentParser:
     add = command(figure, "figure", "draw the smoothed train losses, a line a method", more, folder, pace)
     add("file", type=Path, metavar="FILE.svg", help="file to write")
     add("--x", choices=("step", "seconds"), default="step", help="horizontal axis (default: step)")
+    text = "methods that have a colour and their names at their curves' ends, while the others are grey"
+    add("--focus", nargs="+", default=[], metavar="METHOD", help=text)
+    text = "one of several panels, in which these methods are in focus: TITLE METHOD,METHOD"
+    add("--family", nargs=2, action="append", metavar=("TITLE", "METHODS"), help=text)
     more = (
         "The configurations take turns in one process, on their own data, without validation, with seed 0. A turn is a "
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from locoprop_lightning.errors import check_fraction, one_sentence
-from locoprop_lightning.results.figure import AXES, check_format, draw, draw_text, fold_runs
+from locoprop_lightning.results.figure import AXES, check_focus, check_format, draw, fold_runs
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import Run
 from locoprop_lightning.results.table import comparison, markdown, rank
+from locoprop_lightning.results.terminal import draw_text, for_terminal
 
 
 def _warn(methods: dict[str, list[Run]], metric: str, decay: float) -> None:
@@ -47,6 +48,7 @@ def compare(options: argparse.Namespace) -> None:
     for path in options.out:
         check_format(path)
     methods = by_method(read_runs(options.runs, metric), metric)
+    check_focus(options.focus, methods)
     _warn(methods, metric, decay)
     rising = "accuracy" in metric if options.mode is None else options.mode == "max"
     rows = comparison(methods, metric, decay, rising)
@@ -62,40 +64,11 @@ def compare(options: argparse.Namespace) -> None:
     curves = {name: curves[name] for name in sorted(curves, key=lambda name: rank(last[name], rising))}
     log = not rising and all((c.middle > 0).all() for c in curves.values())
     for path in options.out:
-        draw(curves, path, AXES[options.x][0], label, log)
+        draw(curves, path, AXES[options.x][0], label, log, options.focus)
         print(f"figure: {path}", file=sys.stderr)
     if options.text:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(draw_text(curves, AXES[options.x][0], label, log, colour))
-
-
-def for_terminal(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """A table in aligned columns; where it is too wide, its ranges go on in further lines.
-
-    Args:
-        rows: Cells of the head and of each row.
-        width: Columns of the terminal; asked of it if not given.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=width, highlight=False)
-    for broken in (" (", ".."):  # a range below its median, then its two ends below each other
-        columns = zip(*rows, strict=True)
-        if sum(max(len(part) for cell in c for part in cell.splitlines()) + 2 for c in columns) - 2 <= console.width:
-            break
-        before, after = ("\n", "(") if broken == " (" else ("..\n", "")
-        rows = [[first, *(cell.replace(broken, before + after) for cell in rest)] for first, *rest in rows]
-        rows[0] = [title.replace(" ", "\n", 1) for title in rows[0]]
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
-    for index, title in enumerate(rows[0]):
-        shown.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
-    for row in rows[1:]:
-        shown.add_row(*row)
-    with console.capture() as captured:
-        console.print(shown)
-    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -114,6 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--x", choices=tuple(AXES), default="step", help="horizontal axis (default: step)")
     text = "figures to write; the ending says how: .svg, .png, .pdf"
     parser.add_argument("--out", type=Path, nargs="+", default=[], metavar="FILE", help=text)
+    text = "methods that have a colour and their names at their curves' ends, as the table names them; others are grey"
+    parser.add_argument("--focus", nargs="+", default=[], metavar="METHOD", help=text)
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="file to write the table to as well")
     parser.add_argument("--text", action="store_true", help="draw the curves in the terminal")
     text = "whether less or more is better (default: more for an accuracy, else less)"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from locoprop_lightning.results.compare import for_terminal, main
+from locoprop_lightning.results.compare import main
 from locoprop_lightning.results.runs import smooth
+from locoprop_lightning.results.terminal import for_terminal
 from tests.results.support import LOSSES, rows, settings, write
 
 
@@ -95,6 +96,7 @@ def test_unfair_comparisons_are_told(tmp_path, capsys):
         (["run", "--metric", "train/los"], "No run has logged 'train/los'; the metrics are epoch, train/loss."),
         (["run", "--smooth", "1"], "smooth=1.0: must be in [0, 1)."),
         (["run", "--out", "a.txt"], "a.txt: no format of a figure; take .svg, .png or .pdf."),
+        (["run", "--focus", "rum"], "focus=rum: there is no such method; near names are run."),
         (["bare"], "No run has logged 'train/loss'; name folders of runs, such as runs/digits."),
     ],
 )

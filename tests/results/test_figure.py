@@ -1,10 +1,13 @@
 """Curves of methods."""
 
 import numpy as np
+import pytest
 
-from locoprop_lightning.results.figure import Curve, draw, draw_text, fold, fold_runs, thinned
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.results.figure import Curve, draw, draw_families, fold, fold_runs, spread, thinned
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
+from locoprop_lightning.results.terminal import draw_text
 from tests.results.support import settings, write
 
 
@@ -38,3 +41,43 @@ def test_a_figure_of_many_long_curves_is_small_and_keeps_their_spikes(tmp_path):
     assert {0, 500, 899} <= {*line} and 150 <= len(line) <= 302 and len(starts) == 150
     short = fold(x[:200], np.ones((2, 200)))
     assert len(thinned(short)[0]) == len(thinned(short)[1]) == 200
+
+
+def ends(**values):
+    """Two points a method, the last at a height."""
+    return {name: fold(np.array([0.0, 1.0]), np.array([[1.0, end]])) for name, end in values.items()}
+
+
+def test_methods_in_focus_have_their_names_at_their_ends_and_others_are_grey(tmp_path):
+    curves = ends(best=0.1, near=0.11, rest=0.5, worst=np.inf)
+    draw(curves, tmp_path / "a.svg", "step", "loss", focus=["near", "best", "worst"])
+    text = (tmp_path / "a.svg").read_text()
+    for said in (">best</text>", ">near</text>", ">worst (non-finite)</text>"):
+        assert text.count(said) == 1
+    assert "rest" not in text and text.count("stroke: #bbbbbb; stroke-width: 0.8") == 1
+    draw(curves, tmp_path / "b.svg", "step", "loss")
+    assert ">rest</text>" in (tmp_path / "b.svg").read_text()
+    with pytest.raises(UserError, match="focus=bests: there is no such method; near names are best"):
+        draw(curves, tmp_path / "c.svg", "step", "loss", focus=["bests"])
+
+
+def test_each_family_has_a_panel_in_which_its_methods_are_named(tmp_path):
+    curves = ends(a=0.1, b=0.2, c=0.3, d=0.4)
+    draw_families(curves, {"first": ["a", "b"], "second": ["c"], "third": ["d"]}, tmp_path / "a.svg", "step", "loss")
+    text = (tmp_path / "a.svg").read_text()
+    assert all(text.count(f">{name}</text>") == 1 for name in ("a", "b", "c", "d", "first", "second", "third"))
+    assert text.count("stroke: #bbbbbb; stroke-width: 0.8") == 2 + 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([0.2, 0.8], [0.2, 0.8]),
+        ([0.5, 0.5, 0.52], [0.5, 0.6, 0.7]),
+        ([0.95, 0.97, 2.0], [0.8, 0.9, 1.0]),
+        ([-1.0, 0.0], [0.0, 0.1]),
+        ([], []),
+    ],
+)
+def test_labels_are_spread(heights, expected):
+    assert spread(heights, 0.1) == pytest.approx(expected)

@@ -1,7 +1,7 @@
 """The report of a study: one Markdown page and its figures, from what is stored alone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from locoprop_lightning.files import replace
@@ -17,6 +17,7 @@ from locoprop_lightning.tune.study.tables import Methods, best_so_far, chosen, e
 
 DECAY = 0.7  # of the old value in the smoothing
 PAGE = "report.md"
+FOCUS = 7  # methods that a figure can name
 
 
 def write(study: Study, store: Store) -> str:
@@ -37,12 +38,10 @@ def write(study: Study, store: Store) -> str:
     parts = [f"# {study.title}", setting(study, trials, finals, known), *_unfinished(standing, store)]
     if methods:
         reference = study.reference if study.reference in methods else next(iter(methods))
-        draw_ends(
-            {name: [c.smoothed.last for c in curves] for name, curves in methods.items()},
-            {name for name, own in lines.items() if own[0]["local"]},
-            store.folder / "ends.svg",
-        )
-        figures(methods, store.folder)
+        local = {name for name, own in lines.items() if own[0]["local"]}
+        last = {name: [c.smoothed.last for c in curves] for name, curves in methods.items()}
+        draw_ends(last, local, store.folder / "ends.svg")
+        figures(methods, in_focus(methods, local, reference), store.folder)
         parts += [
             "## At the end",
             "![Train loss at the end of every run](ends.svg)",
@@ -155,11 +154,28 @@ def _strange(line: Line, standing: Mapping[str, Standing]) -> bool:
     return line["mark"] not in (own.mark, best and own.final_mark(best))
 
 
-def figures(methods: Methods, folder: Path) -> None:
+def in_focus(methods: Iterable[str], local: set[str], reference: str) -> list[str]:
+    """The methods that figures name: all of a few, else the best three of either kind, and the reference.
+
+    Args:
+        methods: The methods, the best first.
+        local: Those that solve local losses.
+        reference: The method that others are measured by.
+    """
+    methods = list(methods)
+    if len(methods) <= FOCUS:
+        return methods
+    kinds = [name for name in methods if name in local], [name for name in methods if name not in local]
+    named = {reference, *kinds[0][:3], *kinds[1][:3]}
+    return [name for name in methods if name in named]
+
+
+def figures(methods: Methods, focus: Sequence[str], folder: Path) -> None:
     """Draws the curves against steps, and against seconds where the paces are known.
 
     Args:
         methods: Curves of the final runs.
+        focus: The methods that are named; others are grey.
         folder: Where the figures go.
     """
     for axis, stem in (("step", "steps"), ("time", "seconds")):
@@ -169,4 +185,5 @@ def figures(methods: Methods, folder: Path) -> None:
             path = folder / f"{stem}{ending}"
             path.unlink(missing_ok=True)
             if lines:
-                draw(lines, path, AXES[axis][0], f"train loss, smoothed by {DECAY:g}")
+                shown = [name for name in focus if name in lines]
+                draw(lines, path, AXES[axis][0], f"train loss, smoothed by {DECAY:g}", focus=shown)

@@ -164,3 +164,11 @@ def test_steps_to_a_target():
     run = Run({LOSS: {step: (1.0 - step / 10, 0.0) for step in range(10)}}, ROOT)
     ((curves,),) = best_first({"a": [run]}, LOSS, 0.0).values()
     assert steps_to(curves, 0.75) == 4 and steps_to(curves, 1.0) == 1 and steps_to(curves, 0.05) == math.inf
+
+
+def test_figures_name_the_best_of_either_kind_and_the_reference():
+    methods = ["a", "b", "ours 1", "c", "ours 2", "ours 3", "ours 4", "d", "rival"]
+    local = {name for name in methods if name.startswith("ours")}
+    named = ["a", "b", "ours 1", "c", "ours 2", "ours 3", "rival"]
+    assert report.in_focus(methods, local, "rival") == named
+    assert report.in_focus(methods[:7], local, "a") == methods[:7]
