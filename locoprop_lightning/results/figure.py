@@ -21,7 +21,6 @@ AXES: dict[str, tuple[str, Callable[[Run, str], np.ndarray]]] = {
     "epoch": ("epochs", Run.epochs),
 }
 
-
 _GREY = "#BBBBBB"  # of curves that are not in focus
 _PARTS = 150  # of a long curve in a figure, which would have megabytes else
 
@@ -301,8 +300,15 @@ def _name_ends(axes: Any, curves: dict[str, Curve], names: Sequence[str]) -> Non
             "shrinkB": 0,
         }
         where = {"xycoords": "axes fraction", "textcoords": "axes fraction", "va": "center", "fontsize": "small"}
-        end = (heights[name][0], min(heights[name][1], 1.0))
-        axes.annotate(note, end, (1.03, place), color=colour, arrowprops=leader, annotation_clip=False, **where)
+        axes.annotate(
+            note,
+            np.minimum(heights[name], 1.0),
+            (1.03, place),
+            color=colour,
+            arrowprops=leader,
+            annotation_clip=False,
+            **where,
+        )
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
