@@ -27,7 +27,8 @@ from locoprop_lightning import LocoPropModule
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.cli import LocoPropCLI, one_sentence
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.results.figure import AXES, draw, draw_families, fold_whole
+from locoprop_lightning.results.curves import AXES, fold_whole
+from locoprop_lightning.results.figure import draw, draw_families
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import LOSS, smooth
 from locoprop_lightning.results.settings import pairs

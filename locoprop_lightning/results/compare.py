@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from locoprop_lightning.errors import check_fraction, one_sentence
-from locoprop_lightning.results.figure import AXES, check_focus, check_format, draw, fold_runs
+from locoprop_lightning.results.curves import AXES, fold_runs
+from locoprop_lightning.results.figure import check_focus, check_format, draw
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import Run

@@ -1,94 +1,20 @@
 """Learning curves of methods, drawn for print."""
 
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from locoprop_lightning.errors import UserError, near_names
-from locoprop_lightning.results.runs import Run
-from locoprop_lightning.results.table import Curves
+from locoprop_lightning.results.curves import Curve
 
 # Okabe and Ito's colours without yellow, which is faint on white; 7 colours and 5 dashes make 35 pairs.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 
-AXES: dict[str, tuple[str, Callable[[Run, str], np.ndarray]]] = {
-    "step": ("training step", Run.steps),
-    "time": ("seconds of training", Run.seconds),
-    "epoch": ("epochs", Run.epochs),
-}
-
 _GREY = "#BBBBBB"  # of curves that are not in focus
 _PARTS = 150  # of a long curve in a figure, which would have megabytes else
-
-
-class Curve(NamedTuple):
-    """The curve of a method.
-
-    Attributes:
-        x: Horizontal positions [points].
-        middle: Median over the runs [points].
-        low: Lowest of the runs [points].
-        high: Highest of the runs [points].
-        runs: How many there are.
-    """
-
-    x: np.ndarray
-    middle: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    runs: int
-
-
-def fold(x: np.ndarray, values: np.ndarray) -> Curve:
-    """Median and range of some runs of a method.
-
-    Args:
-        x: Horizontal positions [points].
-        values: Values of each run, NaN where it has none [runs, points].
-    """
-    return Curve(x, np.nanmedian(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0), len(values))
-
-
-def fold_runs(runs: Sequence[Run], metric: str, decay: float, axis: str) -> Curve:
-    """Median and range of some runs of a method, at the steps that at least half of them have logged.
-
-    Args:
-        runs: The runs.
-        metric: Tag of the metric.
-        decay: Share of the old value in the smoothing.
-        axis: "step", "time" or "epoch".
-    """
-    logged = Counter(step for run in runs for step in run.scalars[metric])
-    grid = np.array(sorted(step for step, count in logged.items() if 2 * count >= len(runs)))
-    values, places = np.full((2, len(runs), len(grid)), np.nan)
-    for run, row, place in zip(runs, values, places, strict=True):
-        series = run.series(metric).smoothed(decay).bounded(np.inf)
-        own, common = np.isin(series.steps, grid), np.isin(grid, series.steps)
-        row[common] = series.values[own]
-        place[common] = AXES[axis][1](run, metric)[own]
-    return fold(np.nanmedian(places, axis=0), values)
-
-
-def fold_whole(members: Sequence[Curves], axis: str) -> Curve | None:
-    """Median and range of the smoothed losses of a method's runs, step by step, as far as all whole runs come.
-
-    Args:
-        members: The runs; those that stopped early are whole where no other is there.
-        axis: "step", or "time" for seconds, the median over the runs; None where they are not known.
-    """
-    whole = [len(c.raw.steps) for c in members if not c.run.stopped]
-    length = min(whole, default=max(len(c.raw.steps) for c in members))
-    x = np.arange(length, dtype=float)
-    if axis == "time":
-        clocks = [c.raw.seconds[:length] for c in members if len(c.raw.steps) >= length]
-        if not np.isfinite(clocks).all():
-            return None
-        x = np.median(clocks, axis=0)
-    return fold(x, np.array([[c.smoothed.at(step) for step in range(length)] for c in members], dtype=float))
 
 
 def style(index: int) -> dict[str, Any]:
@@ -300,15 +226,8 @@ def _name_ends(axes: Any, curves: dict[str, Curve], names: Sequence[str]) -> Non
             "shrinkB": 0,
         }
         where = {"xycoords": "axes fraction", "textcoords": "axes fraction", "va": "center", "fontsize": "small"}
-        axes.annotate(
-            note,
-            np.minimum(heights[name], 1.0),
-            (1.03, place),
-            color=colour,
-            arrowprops=leader,
-            annotation_clip=False,
-            **where,
-        )
+        end = (heights[name][0], min(heights[name][1], 1.0))
+        axes.annotate(note, end, (1.03, place), color=colour, arrowprops=leader, annotation_clip=False, **where)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

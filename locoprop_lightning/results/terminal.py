@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from locoprop_lightning.results.figure import Curve
+from locoprop_lightning.results.curves import Curve
 
 _MARKS = 6  # characters that tell curves apart without colours
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.results.figure import Curve, draw, draw_families, fold, fold_runs, spread, thinned
+from locoprop_lightning.results.curves import Curve, fold, fold_runs
+from locoprop_lightning.results.figure import draw, draw_families, spread, thinned
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.terminal import draw_text

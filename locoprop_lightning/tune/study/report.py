@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from locoprop_lightning.files import replace
-from locoprop_lightning.results.figure import AXES, draw, fold_whole
+from locoprop_lightning.results.curves import AXES, fold_whole
+from locoprop_lightning.results.figure import draw
 from locoprop_lightning.results.runs import LOSS, Run
 from locoprop_lightning.results.table import best_first
 from locoprop_lightning.tune.study import paces
