@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from locoprop_lightning.errors import check_fraction, one_sentence
+from locoprop_lightning.files import check_folder
 from locoprop_lightning.results.figure import AXES, check_format, draw, draw_text, fold_runs
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
@@ -46,6 +47,9 @@ def compare(options: argparse.Namespace) -> None:
     check_fraction("", smooth=decay)
     for path in options.out:
         check_format(path)
+        check_folder(f"--out {path}", path.parent)
+    if options.table:
+        check_folder(f"--table {options.table}", options.table.parent)
     methods = by_method(read_runs(options.runs, metric), metric)
     _warn(methods, metric, decay)
     rising = "accuracy" in metric if options.mode is None else options.mode == "max"

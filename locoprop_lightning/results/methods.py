@@ -82,6 +82,13 @@ def by_method(runs: list[Run], tag: str) -> dict[str, list[Run]]:
         groups.setdefault((run.label or _base(_home(run)) or run.shown, key), []).append(run)
     methods: dict[str, list[Run]] = {}
     for (base, _), members in groups.items():
+        if members[0].label and len({_method(run) for run in members}) > 1:
+            told = ", ".join(_differing(members)[:3])
+            print(
+                f"{base}: its {len(members)} runs are shown as one method, though they differ in {told}; give each "
+                "method a label of its own",
+                file=sys.stderr,
+            )
         rivals = [others[0] for (name, _), others in groups.items() if name == base]
         name = _name(base, members[0], rivals)
         methods[name if name not in methods else f"{name} {members[0].shown}"] = _one_a_seed(base, members, tag)
@@ -106,12 +113,17 @@ def _name(base: str, run: Run, rivals: list[Run]) -> str:
     """The method's name, with what tells it from others of that name."""
     if len(rivals) == 1 or run.label:
         return base
-    names = {name for rival in rivals for name in rival.settings if not NEUTRAL.match(name)}
-    differ = [name for name in sorted(names) if len({repr(rival.settings.get(name)) for rival in rivals}) > 1]
+    differ = _differing(rivals)
     if not run.settings or not 0 < len(differ) <= 3:
         return run.shown
     told = [f"{name.rpartition('.')[2]}={run.settings.get(name)}" for name in differ]
     return f"{base} ({', '.join(told)})"
+
+
+def _differing(runs: list[Run]) -> list[str]:
+    """The settings in which methods differ."""
+    names = {name for run in runs for name in run.settings if not NEUTRAL.match(name)}
+    return [name for name in sorted(names) if len({repr(run.settings.get(name)) for run in runs}) > 1]
 
 
 def _one_a_seed(base: str, runs: list[Run], tag: str) -> list[Run]:

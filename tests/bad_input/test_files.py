@@ -241,7 +241,13 @@ COMPARED = [
     ("no such metric", "RUNS --metric acc", "acc"),
     ("a figure where none can be", "RUNS --out /proc/x/a.png", "/proc/x"),
     ("no logs", "EMPTY", "No run has logged 'train/loss'; name folders of runs, such as runs/digits"),
-    ("a table where none can be", "RUNS --table /proc/x/a.md", "/proc/x: No such file or directory; name another plac"),
+    ("a table where none can be", "RUNS --table /proc/x/a.md", "/proc/x"),
+    (
+        "a figure below a file",
+        "RUNS --out file/a.svg",
+        "--out file/a.svg: file is no folder that can be written to; nam",
+    ),
+    ("a table below a file", "RUNS --table file/a/a.md", "--table file/a/a.md: file is no folder that can be written"),
     ("a figure of no kind", "RUNS --out a.xyz", "a.xyz"),
     ("a figure in a folder", "RUNS --out FOLDER", "Is a directory"),
 ]
@@ -261,5 +267,6 @@ def logged(tmp_path_factory):
 @pytest.mark.parametrize(("command", "said"), [row[1:] for row in COMPARED], ids=[row[0] for row in COMPARED])
 def test_a_wrong_comparison_ends_with_one_sentence(logged, capsys, command, said):
     Path("folder.png").mkdir()
+    Path("file").touch()
     text = command.replace("RUNS", str(logged)).replace("FOLDER", "folder.png").replace("EMPTY", "folder.png")
     assert said in sentence_of(compare, text.split(), capsys)
