@@ -145,15 +145,16 @@ def check_several(owner: str, of: str, **values: Any) -> None:
             raise UserError(f"{_shown(owner, name, value)}: give a list of {of}, [{value!r}].")
 
 
-def check_object(kind: type, **values: Any) -> None:
-    """Refuses what is no object of a class, such as the class itself."""
+def check_object(kind: type, example: str = "", /, **values: Any) -> None:
+    """Refuses what is no object of a class, such as the class itself; an ``example`` is the way out."""
     for name, value in values.items():
         if isinstance(value, type):
             raise UserError(f"{name}={value.__name__}: give an object, {value.__name__}(...), not the class.")
         if not isinstance(value, kind):
             home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
             shown = shorten(" ".join(repr(value).split()), 120, placeholder=" ...")
-            raise UserError(f"{name}={shown}: must be a {home}{kind.__qualname__}.")
+            such = f", such as {example}" if example else ""
+            raise UserError(f"{name}={shown}: must be a {home}{kind.__qualname__}{such}.")
 
 
 def _shown(owner: str, name: str, value: Any) -> str:

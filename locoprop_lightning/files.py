@@ -1,5 +1,6 @@
 """Files that are read strictly, and files that are never seen half."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,38 @@ def load_yaml(path: Path, name: str) -> Any:
         raise UserError(f"{name}: is no YAML: {error}; save it as UTF-8.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_json(text: str, place: str, way: str) -> Any:
+    """What JSON says that this package has written, and something else may have changed.
+
+    Args:
+        text: The JSON.
+        place: Where it stands, which a refusal begins with.
+        way: What to do about it.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{place}: is damaged ({error}); {way}.") from error
+
+
+def check_folder(setting: str, folder: Path) -> None:
+    """Refuses a folder that cannot be made or written to, before anything is started.
+
+    Args:
+        setting: The option, with its value.
+        folder: The folder.
+
+    Raises:
+        UserError: Names the option.
+    """
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"{setting}: {nearest} is no folder that can be written to; name another place.")
 
 
 def replace(path: Path, text: str) -> None:

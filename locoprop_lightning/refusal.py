@@ -84,13 +84,18 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         return text + next((way for start, way in _WAYS.items() if re.search(start, text)), "")
     reason = re.sub(r'^Parser key "[^"]+":\s*', "", str(chain[-1]).strip())
     setting = ".".join(keys)
+    one = re.search(r"<class 'list'>\s+- Problem with given class_path '([^']+)':\s*(?!Parser)(.+)", _text(chain))
+    if one and reason.startswith("Expected a <class 'list'>"):  # a setting that takes a list or one class
+        owner, reason = one.groups()
     if name := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
         reason = f"there is no class {name[1]}; {_known(keys[-1])}"
     elif name := re.fullmatch(r"Expected an instantiatable class, but (?:.*\.)?(\w+) is abstract", reason):
         reason = f"{name[1]} is abstract; {_known(keys[-1])}"
     elif re.match(r"No module named|module '.*' has no attribute", reason):
         where = " (PYTHONPATH=. finds modules in this folder)" if reason.startswith("No module") else ""
-        reason = f"{reason}{where}; {_known(keys[-1])}"
+        reason = f"{reason}{where}; {_importer(chain) or _known(keys[-1])}"
+    elif lacking := re.match(r"the following arguments are required: (\w+)", reason):
+        reason = f"{reason} (of {owner.rpartition('.')[2]}); give --{setting}.{lacking[1]}"
     elif re.match(r"Import path .* does not correspond to a subclass of", reason):
         reason = f"{reason}; {_known(keys[-1])}"
     elif name := re.fullmatch(r"Option '(.*)' is not accepted", reason):
@@ -112,9 +117,9 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         allowed = " or ".join(kind for kind in kinds if kind != "NoneType")
         if allowed == "float" and value[1] in ("nan", "inf", "-inf"):
             allowed = "a finite number"
-        forms = [_FORMS[part] for part in setting.split(".") if part in _FORMS]
+        form = _FORMS.get(setting.rpartition(".")[2])
         shown = value[1].partition("\n")[0]
-        reason = f"must be {forms[0] if forms else allowed or 'a class with its init_args'}, not {shown}"
+        reason = f"must be {form or allowed or 'a class with its init_args'}, not {shown}"
     return f"{setting}: {reason}"
 
 
@@ -176,6 +181,23 @@ def with_paths(arguments: Sequence[str]) -> list[str]:
         written.append(f"{flag}={path}" if equals else path if before else argument)
         before = argument if not before and not equals and argument.startswith("--") else ""
     return written
+
+
+def _importer(chain: Sequence[BaseException]) -> str:
+    """What to do where a class's file is there, but not a module that it imports; empty where the file is not."""
+    module = "No module named '([^']+)'"
+    given = re.search(
+        rf"class_path '(\S+)':\s*{module}|{module}\. Got value: (?:.*?class_path\W+)?([\w.]+)", _text(chain)
+    )
+    if not given:
+        return ""
+    path, lacking = given[1] or given[4], given[2] or given[3]
+    return "" if f"{path}.".startswith(f"{lacking}.") else f"install it, as {path} imports it"
+
+
+def _text(chain: Sequence[BaseException]) -> str:
+    """All that is said from an exception to what led to it."""
+    return "\n".join(map(str, chain))
 
 
 def _known(key: str) -> str:

@@ -168,7 +168,8 @@ class SupervisedModule(Loadable):
         except RuntimeError as error:
             _, first, *more = str(error).splitlines() or [""] * 2
             others = (f" ({len(more)} more do not fit)" if more else "") + "; take the network of its run."
-            raise UserError(f"The checkpoint is of another network: {first.strip()}{others}") from error
+            own = f"network={type(self.network).__name__}"
+            raise UserError(f"{own}: the checkpoint is of another network: {first.strip()}{others}") from error
 
     def on_fit_start(self) -> None:
         """Joins the other processes, and refuses to resume with other optimizers.

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import pty
 import random
 import re
 import signal
+import sys
 import weakref
 
 import numpy as np
@@ -177,7 +179,7 @@ def at(number, step):
     return [f"{name}+=tests.test_resume.SignalAt", f"{name}.number={number}", f"{name}.step={step}"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_batch_and_the_summary_says_how_to_go_on(folder, capsys, number, status):
     main(options("--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=whole"))
     logs = ["--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=runs"]
@@ -195,6 +197,29 @@ def test_a_signal_ends_the_batch_and_the_summary_says_how_to_go_on(folder, capsy
     assert same(whole, resumed)
 
 
+def test_a_closed_terminal_leaves_a_checkpoint(folder):
+    """What a fit says on the way to it can no longer be written there."""
+    arguments = options("--trainer.logger=false", "--trainer.max_epochs=100000", "--trainer.enable_progress_bar=true")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "locoprop_lightning", *arguments])
+    said = b""
+    while b"Epoch" not in said:  # with the bar, whose row is drawn again and again
+        said += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+    assert max(int(path.stem.removeprefix("step=")) for path in folder.rglob("step=*.ckpt")) > 0
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit(tmp_path, [RunCheckpoints(None), SignalAt(signal.SIGHUP, 1)], max_epochs=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert steps(tmp_path) == [0, 5]
+
+
 def test_sigusr1_asks_for_a_checkpoint_and_the_run_goes_on(tmp_path):
     fit(tmp_path, [RunCheckpoints(None), SignalAt(signal.SIGUSR1, 6)], max_epochs=3)
     assert steps(tmp_path) == [7, 15]
@@ -202,7 +227,7 @@ def test_sigusr1_asks_for_a_checkpoint_and_the_run_goes_on(tmp_path):
 
 
 def test_a_run_that_has_ended_is_held_by_nothing(tmp_path):
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)}
     module, _ = fit(tmp_path, [RunCheckpoints()], max_epochs=1)
     assert {one: signal.getsignal(one) for one in before} == before
     held = weakref.ref(module)

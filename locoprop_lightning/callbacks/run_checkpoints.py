@@ -1,7 +1,10 @@
 """Checkpoints from which a run goes on as if nothing had stopped it."""
 
+import contextlib
+import os
 import shlex
 import signal
+import stat
 import sys
 import threading
 import time
@@ -25,15 +28,16 @@ from locoprop_lightning.files import passing_name, settle, why_unwritten
 SETTINGS = "settings"  # key of a checkpoint: settings of the run by dotted name
 RANDOM = "random_state"  # key of a checkpoint: {generator: states of all processes}
 AGREE_EVERY = 8  # steps between two questions to the other processes, which wait for each other then
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class RunCheckpoints(Checkpoint):
     """Writes checkpoints from which a fit goes on bit for bit, within an epoch too, and keeps the last two.
 
     One is written before the first step, when the time has come, at the end, and at a signal: SIGUSR1 asks for one,
-    SIGTERM and Ctrl-C for one and the end of the fit. Each is on the disk before it takes its name. A batch that
-    is begun is ended first, and so is the validation or the end of an epoch that follows it.
+    SIGTERM, Ctrl-C and the closing of the terminal (SIGHUP) for one and the end of the fit. Each is on the disk before
+    it takes its name. A batch that is begun is ended first, and so is the validation or the end of an epoch that
+    follows it.
 
     Args:
         minutes: Minutes between two checkpoints; null for no clock.
@@ -179,7 +183,7 @@ class RunCheckpoints(Checkpoint):
         asked, self._due, self._signal = self._signal, False, None
         if asked is signal.SIGINT:
             raise KeyboardInterrupt
-        stop = asked is signal.SIGTERM
+        stop = asked in (signal.SIGTERM, signal.SIGHUP)
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
@@ -211,12 +215,12 @@ class RunCheckpoints(Checkpoint):
         return bool(names)
 
     def _watch(self, trainer: Trainer) -> None:
-        """Takes over the signals, but not SIGUSR1 where Lightning hands it to a cluster."""
+        """Takes over the signals, but not SIGUSR1 where Lightning hands it to a cluster, nor SIGHUP under nohup."""
         if threading.current_thread() is not threading.main_thread():
             return
         wanted = [signal.SIGTERM]
-        if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
-            wanted.append(signal.SIGUSR1)
+        free = (signal.SIG_DFL, None)
+        wanted += [one for one in (signal.SIGUSR1, signal.SIGHUP) if signal.getsignal(one) in free]
         if trainer.world_size == 1:  # else each process would be stopped at a step of its own
             wanted.append(signal.SIGINT)
         self._handlers = {one: signal.signal(one, self._on_signal) for one in wanted}
@@ -231,6 +235,8 @@ class RunCheckpoints(Checkpoint):
         """Notes a signal; a second Ctrl-C does not wait."""
         if number == signal.SIGINT and self._signal is signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if self._signal not in STOPS:
             self._signal = signal.Signals(number)
 
@@ -245,6 +251,16 @@ class RunCheckpoints(Checkpoint):
             print(f"  {'test':<20} locoprop test --config {shlex.quote(str(settings))} {checkpoint}")
         elif self._command and not self._told_of_objects:
             print(f"  {'go on':<20} {self._command} {checkpoint}")
+
+
+def _leave_terminal() -> None:
+    """Sends nowhere what would be written to a terminal that is closed, where it would raise an error."""
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
 
 
 def write_whole(trainer: Trainer, path: Path, weights_only: bool) -> str | None:

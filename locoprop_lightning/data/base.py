@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from locoprop_lightning.data.loader import TensorLoader
+from locoprop_lightning.data.loader import TensorLoader, check_samples
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.reprs import Shown
 from locoprop_lightning.seed import run_seed
@@ -97,10 +97,15 @@ class ImageData(Shown, LightningDataModule, ABC):
 
         Args:
             stage: "fit", "validate", "test" or "predict"; all need the same samples.
+
+        Raises:
+            UserError: If ``read`` gave others than it should.
         """
         if self._splits:
             return
         (images, labels), test = self.read()
+        for split, samples in (("training", (images, labels)), ("test", test)):
+            check_samples(*samples, f"{type(self).__name__}.read: {split} ")
         train, validation = (images, labels), test
         if self.validation:
             # A larger validation set contains the smaller ones; the rest stays in the order of the files.

@@ -90,7 +90,8 @@ class Datasets(Shown, LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        check_object(Dataset, train=train, **({} if test is None else {"test": test}))
+        example = "TensorDataset(inputs, labels)"
+        check_object(Dataset, example, train=train, **({} if test is None else {"test": test}))
         check_counts("", 1, batch_size=batch_size)
         check_counts("", 0, workers=workers)
         check_seed(seed)

@@ -196,10 +196,7 @@ class TensorLoader(Loader):
         world_size: int = 1,
         even: bool = False,
     ) -> None:
-        if images.ndim != 4 or images.dtype != torch.uint8:
-            raise UserError(f"images must be uint8 [N, 1, H, W], got {images.dtype} {list(images.shape)}.")
-        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-            raise UserError(f"labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}.")
+        check_samples(images, labels)
         if not scale > 0:
             raise UserError(f"scale={scale}: must be positive.")
         super().__init__(len(labels), batch_size, seed if shuffle else None, rank, world_size, even)
@@ -211,3 +208,21 @@ class TensorLoader(Loader):
         """Yields images, float32 [B, 1, H, W], and labels, int64 [B]."""
         for index in self.indices():
             yield self.images[index].float().div_(self.scale), self.labels[index]
+
+
+def check_samples(images: Tensor, labels: Tensor, owner: str = "") -> None:
+    """Refuses images that are no bytes [N, 1, H, W], and labels that are not one whole number each.
+
+    Args:
+        images: The images.
+        labels: Their labels.
+        owner: What gave them, which the sentence begins with.
+
+    Raises:
+        UserError: Says what they are.
+    """
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise UserError(f"{owner}images must be uint8 [N, 1, H, W], got {images.dtype} {list(images.shape)}.")
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise UserError(f"{owner}labels must be int64 [{len(images)}], one of each image, got {got}.")

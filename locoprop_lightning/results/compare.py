@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from locoprop_lightning.errors import check_fraction, one_sentence
+from locoprop_lightning.files import check_folder
 from locoprop_lightning.results.curves import AXES, fold_runs
 from locoprop_lightning.results.figure import check_focus, check_format, draw
 from locoprop_lightning.results.logs import read_runs
@@ -48,6 +49,9 @@ def compare(options: argparse.Namespace) -> None:
     check_fraction("", smooth=decay)
     for path in options.out:
         check_format(path)
+        check_folder(f"--out {path}", path.parent)
+    if options.table:
+        check_folder(f"--table {options.table}", options.table.parent)
     methods = by_method(read_runs(options.runs, metric), metric)
     check_focus(options.focus, methods)
     _warn(methods, metric, decay)

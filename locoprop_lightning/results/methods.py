@@ -84,6 +84,13 @@ def by_method(runs: list[Run], tag: str) -> dict[str, list[Run]]:
         groups.setdefault((run.label or _base(_home(run)) or run.shown, key), []).append(run)
     methods: dict[str, list[Run]] = {}
     for (base, _), members in groups.items():
+        if members[0].label and len({_method(run) for run in members}) > 1:
+            told = ", ".join(_differing(members[0], members)[:3])
+            print(
+                f"{base}: its {len(members)} runs are shown as one method, though they differ in {told}; give each "
+                "method a label of its own",
+                file=sys.stderr,
+            )
         rivals = [others[0] for (name, _), others in groups.items() if name == base]
         name = _name(base, members[0], rivals)
         methods[name if name not in methods else f"{name} {members[0].shown}"] = _one_a_seed(base, members, tag)
@@ -108,16 +115,21 @@ def _name(base: str, run: Run, rivals: list[Run]) -> str:
     """The method's name, with what tells it from others of that name."""
     if len(rivals) == 1 or run.label:
         return base
-    names = {name for rival in rivals for name in rival.settings if not NEUTRAL.match(name)}
-    differ = [name for name in sorted(names) if _tells(name, run, rivals)]
+    differ = _differing(run, rivals)
     if not run.settings or not 0 < len(differ) <= 3:
         return run.shown
     told = [f"{name.rpartition('.')[2]}={_shown(run.settings.get(name))}" for name in differ]
     return f"{base} ({', '.join(told)})"
 
 
+def _differing(run: Run, rivals: list[Run]) -> list[str]:
+    """The settings that tell a run from its rivals; those of a class, from rivals that have the same class there."""
+    names = {name for rival in rivals for name in rival.settings if not NEUTRAL.match(name)}
+    return [name for name in sorted(names) if _tells(name, run, rivals)]
+
+
 def _tells(name: str, run: Run, rivals: list[Run]) -> bool:
-    """Whether a setting tells a run from its rivals; one of a class, from those that have the same class there."""
+    """Whether a setting is another in a rival; one of a class, in those that have the same class there."""
     parts = name.split(".")
     above = [".".join(parts[:end]) for end in range(1, len(parts))]
     alike = [rival for rival in rivals if all(rival.settings.get(n) == run.settings.get(n) for n in above)]

@@ -1,7 +1,6 @@
 """The command `locoprop-tune`."""
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.errors import INTERRUPTED, UserError, check_counts, check_positive
+from locoprop_lightning.files import check_folder, parse_json
 from locoprop_lightning.results.settings import pairs
 from locoprop_lightning.tune import stay_on_loopback
 
@@ -151,7 +151,7 @@ def sweep(options: argparse.Namespace) -> int:
     missing = [key for key, one in space.dimensions.items() if not one.when and key not in start]
     if missing and not options.resume and options.scheduler != "pbt":
         print(f"the configuration has no value of {', '.join(missing)} in the space: its first trial draws one.")
-    cluster.check_storage(f"--storage {options.storage}", folder)
+    check_folder(f"--storage {options.storage}", folder)
     if not options.address:
         cluster.check_room(options, cluster.here())
     with cluster.joined(options.address):
@@ -182,7 +182,7 @@ def kept(options: argparse.Namespace) -> argparse.Namespace:
     """The options of the sweep that is resumed.
 
     Raises:
-        UserError: Where there is none.
+        UserError: Where there is none, or it was damaged or renamed.
     """
     if not options.name:
         raise UserError("--resume: name the sweep with --name.")
@@ -200,7 +200,14 @@ def kept(options: argparse.Namespace) -> argparse.Namespace:
     ]
     if changed:
         raise UserError(f"--resume: goes on with the options that the sweep was started with; leave out {changed[0]}.")
-    stored = json.loads(path.read_text())
+    files = [path, *sorted(folder.glob("experiment_state-*.json"))[-1:]]  # with what Tune would go on from
+    way = "put back a copy of it, or start another sweep"
+    stored, *_ = [parse_json(file.read_text(), f"--resume: {file}", way) for file in files]
+    if (name := stored.get("name", options.name)) != options.name:
+        raise UserError(
+            f"--name {options.name}: the sweep in {folder} began as {name}, and would go on there; give its "
+            "folder that name again."
+        )
     new = {"storage": options.storage, "resume": True, "address": options.address, "quiet": options.quiet}
     return argparse.Namespace(
         **(defaults | stored | new | {"config": folder / "base.yaml", "space": folder / "space.yaml"})

@@ -118,18 +118,3 @@ def check_room(options: argparse.Namespace, here: Mapping[str, float]) -> None:
 def here() -> dict[str, float]:
     """What a cluster of this machine has at most, before one is started."""
     return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-
-
-def check_storage(setting: str, folder: Path) -> None:
-    """Refuses a folder that cannot be made or written to, before anything is started.
-
-    Args:
-        setting: The option, with its value.
-        folder: The folder.
-
-    Raises:
-        UserError: Names the option.
-    """
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"{setting}: {nearest} is no folder that can be written to; name another place.")

@@ -122,6 +122,11 @@ LAYERS = [
         "needs a metric; take a",
     ),
     (
+        "schedule without its setting",
+        "--model.lr_scheduler StepLR",
+        "are required: step_size (of StepLR); give --model.lr_scheduler.step_size",
+    ),
+    (
         "schedule without length",
         "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 1",
         "lr_scheduler: You must",
@@ -149,6 +154,11 @@ TRAINER = [
      "ModelCheckpoint(monitor='acc'): is not logged; take one of"),
     ("no such callback", "--trainer.callbacks+=Nonsense", "there is no class Nonsense; take a class by its path"),
     ("a callback misspelt", "--trainer.callbacks EarlyStoping", "such as EarlyStopping, not EarlyStoping"),
+    ("a callback of nothing", "--trainer.callbacks EarlyStopping",
+     "the following arguments are required: monitor (of EarlyStopping); give --trainer.callbacks.monitor"),
+    ("a callback's setting", "--trainer.callbacks LocalSchedule --trainer.callbacks.lambda_a 3",
+     "trainer.callbacks.lambda_a: must be dict, not 3"),
+    ("a callback of nowhere", "--trainer.callbacks nowhere.Mine", "trainer.callbacks: No module named 'nowhere'"),
     ("logger not installed", "--trainer.logger WandbLogger", "WandbLogger: Requirement 'wandb"),
 ]  # fmt: skip
 DEVICES = [

@@ -86,6 +86,9 @@ ROWS = [
     ("settings in a folder", lambda: write("a.yaml/b", ""), CONFIG, "config=a.yaml: is a folder; name a file in it"),
     ("settings without init_args", lambda: write("a.yaml", "model: {class_path: LocoPropModule, solver: {class_path: "
      "ClosedForm}}"), CONFIG, "model: solver stands beside class_path; put settings of the class below init_args"),
+    ("settings beside init_args", lambda: write("a.yaml", "model: {class_path: LocoPropModule, init_args: {solver: "
+     "{class_path: ClosedForm, init_arg: {average: 0.5}}}}"), CONFIG, "config=a.yaml: model: solver: init_arg stands "
+     "beside class_path; put settings of the class below init_args; near names are init_args"),
     ("a network without forward", lambda: write("own_f.py", OWN), "--model.network own_f.Still",
      "network=Still: has no forward; give it a forward(x)"),
     ("a folder of checkpoints", lambda: write("a.ckpt/b", ""), CHECKPOINT, "ckpt_path=a.ckpt: is a folder; name a .ck"),
@@ -100,10 +103,15 @@ ROWS = [
     ("no steps", lambda: save({"state_dict": {}} | OF_RUN | {"global_step": "x"}), CHECKPOINT, "has no global_step of"),
     ("of another trainer", lambda: save({"state_dict": {}, "global_step": 1}), CHECKPOINT, "no pytorch-lightning_vers"),
     ("of another network", lambda: save({"state_dict": {"network.1.weight": torch.ones(2)}} | OF_RUN), CHECKPOINT,
-     "; take the network of its run"),
+     "network=MLP: the checkpoint is of another network: "),
     ("weights to go on from", lambda: save({k: v for k, v in OF_RUN.items() if "s" != k[-1]} | {"state_dict": {}}),
      CHECKPOINT, "holds weights alone, from which no fit can go on"),
     ("a network that fails", lambda: write("own_a.py", OWN), "--model.network own_a.Boom", "boom (RuntimeError, "),
+    ("a network that imports what is not there", lambda: write("own_g.py", "import nothere_g" + OWN),
+     "--model.network own_g.Still", "model.network: No module named 'nothere_g' (PYTHONPATH=. finds modules in this "
+     "folder); install it, as own_g.Still imports it"),
+    ("an optimizer that imports what is not there", lambda: write("own_h.py", "import nothere_h"),
+     "--model.optimizer own_h.Mine", "); install it, as own_h.Mine imports it"),
     ("a network made early", lambda: write("own_b.py", OWN), "--model.network own_b.Early",
      "own_b.Early: cannot assign module before Module.__init__() call (AttributeError, "),
     ("a network of no width", lambda: write("own_c.py", OWN), "--model.network own_c.Wide", "own_c.py line 15)"),
@@ -233,7 +241,13 @@ COMPARED = [
     ("no such metric", "RUNS --metric acc", "acc"),
     ("a figure where none can be", "RUNS --out /proc/x/a.png", "/proc/x"),
     ("no logs", "EMPTY", "No run has logged 'train/loss'; name folders of runs, such as runs/digits"),
-    ("a table where none can be", "RUNS --table /proc/x/a.md", "/proc/x: No such file or directory; name another plac"),
+    ("a table where none can be", "RUNS --table /proc/x/a.md", "/proc/x"),
+    (
+        "a figure below a file",
+        "RUNS --out file/a.svg",
+        "--out file/a.svg: file is no folder that can be written to; nam",
+    ),
+    ("a table below a file", "RUNS --table file/a/a.md", "--table file/a/a.md: file is no folder that can be written"),
     ("a figure of no kind", "RUNS --out a.xyz", "a.xyz"),
     ("a figure in a folder", "RUNS --out FOLDER", "Is a directory"),
 ]
@@ -253,5 +267,6 @@ def logged(tmp_path_factory):
 @pytest.mark.parametrize(("command", "said"), [row[1:] for row in COMPARED], ids=[row[0] for row in COMPARED])
 def test_a_wrong_comparison_ends_with_one_sentence(logged, capsys, command, said):
     Path("folder.png").mkdir()
+    Path("file").touch()
     text = command.replace("RUNS", str(logged)).replace("FOLDER", "folder.png").replace("EMPTY", "folder.png")
     assert said in sentence_of(compare, text.split(), capsys)

@@ -10,8 +10,9 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from locoprop_lightning import BackpropModule, LocoPropModule, load_run
-from locoprop_lightning.callbacks import PredictionWriter, RunCheckpoints
-from locoprop_lightning.data import Digits, FashionMNIST, TextFiles
+from locoprop_lightning.callbacks import LocalSchedule, PredictionWriter, RunCheckpoints
+from locoprop_lightning.data import Datasets, Digits, FashionMNIST, TextFiles
+from locoprop_lightning.data.base import ImageData
 from locoprop_lightning.data.datasets import DatasetLoader
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.local import LocalProblem, resolve_transfer
@@ -88,6 +89,19 @@ class Points(Oracle):
 
     def direction(self, gradient, terms, state):
         return self.made(gradient)
+
+
+class Reads(ImageData):
+    """Data of four images, with what else it is given."""
+
+    train_size, scale = 4, 1.0
+
+    def __init__(self, *labels, dtype=torch.uint8):
+        super().__init__(batch_size=2)
+        self.samples = [(torch.zeros(4, 1, 2, 2, dtype=dtype), label) for label in labels]
+
+    def read(self):
+        return self.samples
 
 
 class Sets(Callback):
@@ -221,6 +235,11 @@ PARTS = [
     ("no direction", lambda: fit(locoprop(oracle=Points(lambda g: None)), (X, Y)), "direction is a NoneType, and must"),
     ("a direction of NumPy", lambda: fit(locoprop(oracle=Points(Tensor.numpy)), (X, Y)), "direction is a ndarray, and"),
     ("samples of two widths", lambda: next(iter(DatasetLoader([X[0], X[0, :3]], 2, None))), "samples do not make a ba"),
+    ("labels too few", lambda: Reads(Y[:3], Y).setup("fit"), "Reads.read: training labels must be int64 [4], one of "
+     "each image, got torch.int64 [3]"),
+    ("test labels as parts", lambda: Reads(Y, Y.float()).setup("fit"), "Reads.read: test labels must be int64 [4], on"),
+    ("images of floats", lambda: Reads(Y, Y, dtype=torch.float32).setup("fit"), "Reads.read: training images must "),
+    ("tensors for a data set", lambda: Datasets((X, Y)), "Dataset, such as TensorDataset(inputs, labels)"),
     ("samples of none", lambda: DatasetLoader([], 2, None), "data: list is empty; give it samples"),
     ("a run of nothing", lambda: load_run(None), "load_run(folder=None): must be a path, as text"),
     ("a run without one", lambda: load_run("."), "no checkpoint of a run; name the folder of one, such as runs/"),
@@ -254,6 +273,7 @@ NUMBERS = [
     ("no damping", lambda: SpectralOracle(damping=None), "SpectralOracle(damping=None): must be a number"),
     ("classes", lambda: Classification("10"), "Classification(num_classes='10'): must be a whole number"),
     ("ignored label", lambda: Classification(3, "x"), "ignore_index='x': must be a int"),
+    ("a schedule's function", lambda: LocalSchedule(lambda_a=lambda step: 1.0), ">): give values by step, such as {0:"),
     ("minutes", lambda: RunCheckpoints(minutes="x"), "checkpoints(minutes='x'): must be a number"),
     ("path of predictions", lambda: PredictionWriter(3), "predictions(path=3): must be a path, as text"),
     ("batch size", lambda: Digits(batch_size="x"), "batch_size='x': must be a whole number"),

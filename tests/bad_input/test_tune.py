@@ -86,6 +86,46 @@ SPACE = [
 ]
 
 
+# id, what is in the folder of a sweep, what the sentence must contain
+LEFT = [
+    ("options cut", {"options.json": '{"na'}, "runs/tune/x/options.json: is damaged (Unterminated string"),
+    (
+        "a state cut",
+        {"options.json": '{"name": "x"}', "experiment_state-1.json": ""},
+        "experiment_state-1.json: is dam",
+    ),
+    ("a sweep renamed", {"options.json": '{"name": "y"}'}, "--name x: the sweep in "),
+    (
+        "its former name",
+        {"options.json": '{"name": "y"}'},
+        " began as y, and would go on there; give its folder that n",
+    ),
+]
+ONE = '{"method": "a", "mark": "m", "trial": 0}'
+# id, file of a study's results, what it holds, what the sentence must contain
+STORED = [
+    ("a trial cut", "trials.jsonl", f"{ONE}\n{ONE[:9]}", "trials.jsonl: line 2: is damaged (Expecting "),
+    ("a trial of nobody", "trials.jsonl", "{}", "line 1: is of no run; mend it, or take it out, and its run is made"),
+]
+
+
+@pytest.mark.parametrize(("files", "said"), [row[1:] for row in LEFT], ids=[row[0] for row in LEFT])
+def test_a_sweep_that_was_damaged_does_not_go_on(capsys, files, said):
+    folder = Path("runs/tune/x")
+    folder.mkdir(parents=True)
+    for name, text in ({"tuner.pkl": ""} | files).items():
+        (folder / name).write_text(text)
+    assert said in sentence_of(main, ["--name", "x", "--resume"], capsys)
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [row[1:] for row in STORED], ids=[row[0] for row in STORED])
+def test_results_that_were_damaged_are_named(capsys, name, text, said):
+    Path("results").mkdir()
+    Path("results", name).write_text(text)
+    Path("study.yaml").write_text(f"methods: {{{ADAM}}}}}")
+    assert said in sentence_of(main, ["study", "study.yaml", "--out", "results", "--report"], capsys)
+
+
 @pytest.mark.parametrize(("options", "said"), [row[1:] for row in SWEEPS], ids=[row[0] for row in SWEEPS])
 def test_a_wrong_sweep_is_refused(capsys, options, said):
     assert said in sentence_of(main, ["--quiet", *_words(f"{SWEEP} {options}")], capsys)

@@ -45,6 +45,16 @@ def test_runs_without_settings_and_runs_with_a_label(tmp_path):
     assert sorted(alone) == [str(tmp_path / "a/version_0"), str(tmp_path / "a/version_1")]
 
 
+def test_one_label_for_two_methods_is_said(tmp_path, capsys):
+    for version, (seed, lambda_a) in enumerate([(0, 1.0), (1, 1.0), (0, 2.0)]):
+        write(tmp_path / f"version_{version}", LOSSES, settings=settings(seed, lambda_a))
+    both = [f"mine={tmp_path / f'version_{version}'}" for version in (0, 1)]
+    assert len(by_method(read_runs(both, "train/loss"), "train/loss")["mine"]) == 2
+    assert capsys.readouterr().err == ""
+    by_method(read_runs([f"mine={tmp_path}"], "train/loss"), "train/loss")
+    assert "mine: its 3 runs are shown as one method, though they differ in model.lambda_a" in capsys.readouterr().err
+
+
 def test_a_resumed_run_goes_on_where_the_first_was_left(tmp_path):
     write(tmp_path / "foof/version_0", [4.0, 2.0, 1.0, 99.0], pace=100.0, settings=settings())
     resumed = settings(ckpt_path="foof/version_0/checkpoints/epoch=0-step=3.ckpt")

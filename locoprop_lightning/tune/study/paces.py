@@ -16,7 +16,7 @@ import ray
 from torch.linalg import LinAlgError
 
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
-from locoprop_lightning.files import replace
+from locoprop_lightning.files import parse_json, replace
 from locoprop_lightning.results.table import markdown
 from locoprop_lightning.tune.study.driver import Entry
 from locoprop_lightning.tune.study.store import Store
@@ -50,7 +50,10 @@ def load(folder: Path) -> dict[str, Pace]:
         folder: Folder of the study.
     """
     path = folder / FILE
-    return {name: Pace(**entry) for name, entry in json.loads(path.read_text()).items()} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    entries = parse_json(path.read_text(), str(path), "remove it, and paces are measured again")
+    return {name: Pace(**entry) for name, entry in entries.items()}
 
 
 def lacking(entries: Mapping[str, Entry], store: Store) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locoprop_lightning.files import replace
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.files import parse_json, replace
 
 TRIALS, FINALS = "trials.jsonl", "finals.jsonl"
 
@@ -66,13 +67,17 @@ class Store:
 
         Args:
             name: The file.
+
+        Raises:
+            UserError: Names one that is damaged.
         """
         path = self.folder / name
         if not path.is_file():
             return []
         now = path.stat().st_ino, path.stat().st_mtime_ns
         if name not in self._read or self._read[name][0] != now:
-            self._read[name] = now, [json.loads(line) for line in path.read_text().splitlines()]
+            lines = enumerate(path.read_text().splitlines(), start=1)
+            self._read[name] = now, [_line(f"{path}: line {n}", line, name) for n, line in lines if line.strip()]
         return self._read[name][1]
 
     def add(self, name: str, line: Line) -> None:
@@ -101,6 +106,15 @@ class Store:
             seed: Its seed.
         """
         return self.folder / "curves" / f"{method}-seed{seed}.csv"
+
+
+def _line(place: str, text: str, name: str) -> Line:
+    """A line of a file, which may have been edited."""
+    way = "mend it, or take it out, and its run is made again"
+    line = parse_json(text, place, way)
+    if not isinstance(line, dict) or not {"method", "mark", "trial" if name == TRIALS else "seed"} <= line.keys():
+        raise UserError(f"{place}: is of no run; {way}.")
+    return line
 
 
 def write_curve(path: Path, losses: Sequence[float]) -> None:

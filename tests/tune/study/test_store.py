@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.tune.study.store import FINALS, TRIALS, Store, fingerprint, read_curve, write_curve
 
 
@@ -29,6 +32,18 @@ def test_lines_of_other_settings_go(tmp_path):
     for seed, mark in ((1, "old"), (2, "old"), (1, "new")):
         store.add(FINALS, line("a", seed, mark, "seed"))
     assert store.finals("a", "new") == {1: line("a", 1, "new", "seed")} and len(store.lines(FINALS)) == 1
+
+
+def test_blank_lines_are_passed_and_damaged_ones_are_named(tmp_path):
+    store = Store(tmp_path)
+    store.add(FINALS, line("a", 1, part="seed"))
+    path = tmp_path / FINALS
+    path.write_text(f"\n{path.read_text()}\n")
+    assert store.lines(FINALS) == [line("a", 1, part="seed")]
+    for text, said in (("{", "line 3: is damaged"), ('{"method": "a", "mark": "m"}', "line 3: is of no run; mend it")):
+        path.write_text(f"\n{json.dumps(line('a', 1, part='seed'))}\n{text}\n")
+        with pytest.raises(UserError, match=said):
+            store.lines(FINALS)
 
 
 def test_fingerprints_tell_settings_apart():
