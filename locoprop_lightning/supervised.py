@@ -280,7 +280,6 @@ class BackpropModule(SupervisedModule):
         super().__init__(network, task)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self._starting = True
 
     def on_fit_start(self) -> None:
         """Joins the other processes, says what 16-bit weights lose, and has the table of layers printed again."""
