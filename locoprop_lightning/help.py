@@ -24,6 +24,11 @@ its own small convex problem.
 
 Commands:
 {commands}
+  configs     Lists the configurations that are shipped, or prints one.
+
+Beside it:
+  locoprop-compare  Holds logged runs against each other.
+  locoprop-tune     Searches settings; locoprop-tune study compares methods.
 
 A configuration is a YAML file, or the name of one that is shipped, which
 `locoprop configs` lists; every setting in it can be changed on the command line

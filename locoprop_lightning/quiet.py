@@ -9,6 +9,7 @@ from contextlib import contextmanager
 _NOTICES = re.compile(
     r"💡|Seed set to|(GPU|TPU|HPU|IPU) available"
     r"|`Trainer\.(fit|validate|test|predict)` stopped|Loading `\w+` to estimate|LOCAL_RANK: \d+ - CUDA"
+    r"|that has Tensor Cores"  # it advises to round the products of which local problems are made
 )
 _WARNINGS = (  # of Lightning, about its own code, or about what is decided here
     r".*isinstance\(treespec, LeafSpec\)",

@@ -113,7 +113,7 @@ def draw_weights(axes: Any, colour: dict[str, str]) -> None:
     axes.text(best[0] - 0.07, best[1] + 0.1, "$W^+$", color=colour["ink"], ha="right")
     axes.text(0.05, 0.06, "$W_0$", color=colour["ink"])
     axes.set(xlabel="displacement of weight 1", title="A solver walks to its minimum")
-    axes.set_ylabel("of weight 2", labelpad=0)
+    axes.set_ylabel("displacement of weight 2", labelpad=0)
 
 
 def path(make: Any, problem: LocalProblem, steps: int) -> np.ndarray:

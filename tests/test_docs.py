@@ -181,6 +181,20 @@ def test_signatures_name_the_arguments(package):
             assert not {"args", "kwargs"} & {*inspect.signature(part).parameters}, name
 
 
+SOURCE = re.compile(r"\breview\b|\b(19|20)\d\d\b|docs/mathematics.md, section")
+
+
+@pytest.mark.parametrize("package", ["solvers", "oracles"])
+def test_the_reference_has_the_source_of_every_formula(package):
+    """A paper and its year, the review, or where it is derived."""
+    parts = importlib.import_module(f"{locoprop_lightning.__name__}.{package}")
+    base = parts.LocalSolver if package == "solvers" else parts.Oracle
+    made = [one for name in parts.__all__ if isinstance(one := getattr(parts, name), type) and issubclass(one, base)]
+    assert len(made) > 4
+    for one in made:
+        assert inspect.isabstract(one) or SOURCE.search(one.__doc__.replace("`", "")), one.__name__
+
+
 def test_sphinx_reads_docstrings_as_they_are_meant():
     """It takes "N." for a letter of a list, and what stands before a colon, of a property or a result, for its type."""
     for path in (ROOT / "locoprop_lightning").rglob("*.py"):

@@ -10,6 +10,7 @@ from locoprop_lightning.cli import LocoPropCLI, main
 from locoprop_lightning.help import command_page, main_page
 
 COMMANDS = ("fit", "validate", "test", "predict")
+OTHERS = ("locoprop-compare", "locoprop-tune")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def test_a_page_has_a_line_a_setting_all_of_which_the_parser_takes(command, pars
 def test_the_pages_name_what_there_is_to_choose_from(capsys):
     pages = (shown(capsys, "--help"), shown(capsys, "-h"), shown(capsys, "fit", "-h"))
     assert pages[0] == pages[1] == main_page()
+    assert all(re.search(rf"^(  )?{command} ", pages[0], re.M) for command in (*COMMANDS, "configs", *OTHERS))
     for package in (solvers, oracles, networks):
         for name in package.__all__:
             made = getattr(package, name)

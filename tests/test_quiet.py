@@ -16,6 +16,7 @@ RANK_ZERO = logging.getLogger("lightning.pytorch.utilities.rank_zero")
         ("GPU available: False, used: False", False),
         ("💡 Tip: For seamless cloud logging, try installing [litlogger]", False),
         ("`Trainer.fit` stopped: `max_epochs=2` reached.", False),
+        ("You are using a CUDA device ('NVIDIA H100') that has Tensor Cores. To properly utilize them, ...", False),
         ("Using bfloat16 Automatic Mixed Precision (AMP)", True),
         ("Monitored metric val/loss did not improve", True),
     ],

@@ -18,7 +18,7 @@ _STRETCH_ROWS, _STRETCH_OUTPUTS = 256, 2**16  # at least, on which a step in act
 
 
 class LocalProblem:
-    """Minimise J(W) = sum_n D_F(W y_n, a_n) + lambda_r/2 ||W - W0||^2 over W.
+    """Minimise J(W) = sum_n D_F(W y_n, a_n) + lambda_r/2 ||W - W0||^2 over W (review, Proposition 1).
 
     Everything is a function of the displacement V = W - W0 as one matrix [W | b] [d_out, width]; V = 0 is the start of
     the step. In this form a zero direction gives an exactly zero gradient.

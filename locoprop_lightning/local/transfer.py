@@ -11,6 +11,8 @@ from locoprop_lightning.errors import UserError
 class Transfer:
     """A monotone function f = grad F that turns a pre-activation into the quantity which a local loss matches.
 
+    F makes the loss: it is the Bregman divergence of F (review, eq. 2).
+
     Attributes:
         name: What the table of layers and the configurations call it.
         bound: L, an upper bound of the largest eigenvalue of the Jacobian of f.

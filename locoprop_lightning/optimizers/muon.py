@@ -16,8 +16,9 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et
 class FullPrecisionMuon(Optimizer):
     """``torch.optim.Muon`` in the precision of the weights: momentum, orthogonalised by Newton-Schulz iteration.
 
-    Torch's own works in bfloat16, which processors without such units emulate several times slower than float32. The
-    update has the root mean square of an Adam step, rate times 0.2 (torch's ``adjust_lr_fn="match_rms_adamw"``).
+    Muon is by Jordan et al. (2024). Torch's own works in bfloat16, which processors without such units emulate several
+    times slower than float32. The update has the root mean square of an Adam step, rate times 0.2 (torch's
+    ``adjust_lr_fn="match_rms_adamw"``).
     Weights of convolutions are taken as matrices, flattened from their second dimension on.
 
     Args:

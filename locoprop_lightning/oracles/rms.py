@@ -16,7 +16,8 @@ class RMSOracle(Oracle):
 
     D has no unit: a target moves by about lambda_a where the gradient has its usual size, whatever the scale of the
     loss, so lambda_a is the length of the step in pre-activations (LocoProp-S) or activations (M). 0.1 usually works,
-    with a rate that decays to zero.
+    with a rate that decays to zero. It is Adam's scaling (Kingma and Ba, 2015) of units instead of weights:
+    ``docs/mathematics.md``, section 9.
 
     The state of a layer has one key, ``square``: the moving average.
 

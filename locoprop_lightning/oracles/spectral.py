@@ -37,7 +37,8 @@ class SpectralOracle(Oracle):
 
     which among all V whose change of outputs, V R^-1, has no singular value above lambda_a sqrt(N) is the one that
     minimises <B, V>: steepest descent under the spectral norm of the change of the layer's outputs on the data. Muon's
-    is under that of the weights. Unlike ``WhitenedOracle`` it costs products of the layer's size, not of the batch's.
+    is under that of the weights (Jordan et al., 2024; ``docs/mathematics.md``, sections 9 and 14). Unlike
+    ``WhitenedOracle`` it costs products of the layer's size, not of the batch's.
 
     By default S is kept: its shape is an average in which each batch counts the same, whatever the size of its
     gradients, and tr(S) an average of its own. Take ``step_length="activations"``: then lambda_a is the root mean

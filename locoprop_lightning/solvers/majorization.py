@@ -18,7 +18,8 @@ class Majorization(IterativeSolver):
     """W <- W - grad J(W) (L C + lambda_r I)^-1, T times, with L the bound of f'.
 
     The step minimises the quadratic that touches J at W and lies above it everywhere (L bounds the curvature of the
-    divergence), so J never rises: no step size, no spikes. On the squared loss one step is the exact solution.
+    divergence), so J never rises: no step size, no spikes. On the squared loss one step is the exact solution. It is
+    derived in ``docs/mathematics.md``, section 8.
 
     That promise needs the C of the current batch and plain steps. With a kept C (``average``, ``refresh_every``) the
     quadratic need not lie above J; a result that raised J is solved again with a fresh C. With ``acceleration`` the
