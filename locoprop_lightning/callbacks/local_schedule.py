@@ -45,7 +45,7 @@ class LocalSchedule(Shown, Callback):
         for name, points in {"lambda_a": lambda_a, "lambda_r": lambda_r, "iterations": iterations}.items():
             if points is None:
                 continue
-            check_object(Mapping, **{name: points})
+            check_object("LocalSchedule", Mapping, "values by step, such as {0: 1, 500: 0.1}", **{name: points})
             if not points:
                 raise UserError(f"LocalSchedule({name}={points}): give values by step, such as {{0: 1, 500: 0.1}}.")
             check_counts("LocalSchedule", 0, **{f"step of {name}": step for step in points})
