@@ -131,7 +131,8 @@ class LocoPropCLI(LightningCLI):
         if trainer.get("enable_checkpointing") is False or trainer.get("barebones") or trainer.get("fast_dev_run"):
             for name in ("best", "checkpoints"):
                 self._parser(self.subcommand).callback_keys.remove(name)
-        others = any(isinstance(callback, ProgressBar) for callback in trainer.get("callbacks") or ())
+        given = trainer.get("callbacks") or ()
+        others = any(isinstance(one, ProgressBar) for one in (given if isinstance(given, list | tuple) else [given]))
         if trainer.get("enable_progress_bar") is False or trainer.get("barebones") or others:
             self._parser(self.subcommand).callback_keys.remove("progress")
         try:

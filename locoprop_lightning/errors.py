@@ -6,6 +6,7 @@ In the checks ``owner`` is the name of the class whose settings these are, empty
 import difflib
 import errno
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,18 @@ def near_names(name: str, known: Iterable[str], sure: Sequence[str] = ()) -> str
     spelt = {one.lower(): one for one in known}
     near = ", ".join(sure or [spelt[one] for one in difflib.get_close_matches(name.lower(), [*spelt], 3)])
     return f"; near names are {near}" if near else ""
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names with commas; of many the first ones alone, and how many more there are.
+
+    Args:
+        names: The names.
+        most: How many are told.
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def message_of(error: Exception) -> str | None:
@@ -127,8 +140,15 @@ def check_choice(owner: str, allowed: Iterable[str], **values: str) -> None:
     """Refuses what is not among the allowed."""
     allowed = list(allowed)
     for name, value in values.items():
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise UserError(f"{_shown(owner, name, value)}: take one of {', '.join(allowed)}.")
+
+
+def check_flags(owner: str, **values: bool) -> None:
+    """Refuses what is no truth value, such as a text, which would always be true."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{_shown(owner, name, value)}: must be True or False.")
 
 
 def check_path(owner: str, **values: str | PathLike[str]) -> None:
@@ -143,19 +163,49 @@ def check_several(owner: str, of: str, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, str):
             raise UserError(f"{_shown(owner, name, value)}: give a list of {of}, [{value!r}].")
+        if not isinstance(value, Iterable):
+            raise UserError(f"{_shown(owner, name, value)}: must be a list of {of}.")
 
 
-def check_object(kind: type, example: str = "", /, **values: Any) -> None:
-    """Refuses what is no object of a class, such as the class itself; an ``example`` is the way out."""
+def check_object(owner: str, kind: type, such: str, **values: Any) -> None:
+    """Refuses what is no object of a class, such as the class itself.
+
+    Args:
+        owner: Name of the class whose settings these are.
+        kind: The class.
+        such: What could stand there, in words.
+        values: The settings by name.
+    """
     for name, value in values.items():
         if isinstance(value, type):
-            raise UserError(f"{name}={value.__name__}: give an object, {value.__name__}(...), not the class.")
+            raise UserError(f"{_shown(owner, name, value)}: give an object, {value.__name__}(...), not the class.")
         if not isinstance(value, kind):
-            home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-            shown = shorten(" ".join(repr(value).split()), 120, placeholder=" ...")
-            such = f", such as {example}" if example else ""
-            raise UserError(f"{name}={shown}: must be a {home}{kind.__qualname__}{such}.")
+            raise UserError(f"{_shown(owner, name, value)}: must be {such}.")
+
+
+def shown(value: Any) -> str:
+    """A value as a refusal shows it: itself where that is short, else its kind, with its size.
+
+    Args:
+        value: The value.
+    """
+    kind = type(value).__name__
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, str):
+        return repr(shorten(value, 120, placeholder=" ...") if len(value) > 120 else value)
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"a {kind} {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    try:
+        text = repr(value)
+    except Exception:  # of an object that is half made
+        return f"a {kind}"
+    if len(text) <= 120 and not re.search(r"\n| at 0x|tensor\(|array\(", text):
+        return text
+    if isinstance(value, list | tuple | dict | set):
+        return f"a {kind} of {len(value)}"
+    return f"the {kind} {value.__name__}" if hasattr(value, "__name__") else f"a {kind}"
 
 
 def _shown(owner: str, name: str, value: Any) -> str:
-    return f"{owner}({name}={value!r})" if owner else f"{name}={value!r}"
+    return f"{owner}({name}={shown(value)})" if owner else f"{name}={shown(value)}"

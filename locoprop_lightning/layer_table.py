@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, listed
 from locoprop_lightning.layers import LayerInfo
 
 _NOTE, _NAME = 20, 10  # columns that a note, and the name of a layer, have at least
@@ -56,7 +56,7 @@ class LayerTable:
             return self._layers[key]
         names = [layer.name for layer in self._layers]
         if key not in names:
-            raise UserError(f"layers[{key!r}]: there is no such layer; there are {', '.join(names)}.")
+            raise UserError(f"layers[{key!r}]: there is no such layer; there are {listed(names)}.")
         return self._layers[names.index(key)]
 
     def __repr__(self) -> str:

@@ -66,7 +66,7 @@ class LocalBackward:
         oracle: Oracle | None = None,
         **settings: Any,
     ) -> None:
-        check_object(nn.Module, network=network)
+        check_object("LocalBackward", nn.Module, "a network, a torch.nn.Module such as MLP(64, 32, 1)", network=network)
         check_shapes(network)
         if connect().size > 1:
             raise UserError("LocalBackward: works in one process, and this is one of several; take LocoPropModule.")

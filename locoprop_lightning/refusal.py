@@ -27,7 +27,7 @@ def sentence(error: Exception) -> str | None:
     for cause in chain:
         if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):
             return str(cause)
-    if (message := message_of(error)) is not None:
+    if (message := message_of(error) or _half_made(chain)) is not None:
         return message
     if isinstance(error, ArgumentError):
         return _refusal(chain)
@@ -36,6 +36,17 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, MisconfigurationException | FileNotFoundError):
         return str(error)
     return next((told for text, told in _MACHINE.items() if re.search(text, str(error))), None)
+
+
+def _half_made(chain: Sequence[BaseException]) -> str | None:
+    """What to tell where something is not there as a class of the user's does not make its base class."""
+    for cause in chain:
+        kind = type(getattr(cause, "obj", None))
+        code = getattr(vars(kind).get("__init__"), "__code__", None)
+        if isinstance(cause, AttributeError) and code is not None and not {"__init__", "super"} & {*code.co_names}:
+            place = f"{code.co_filename} line {code.co_firstlineno}"
+            return f"{kind.__module__}.{kind.__qualname__}: its __init__ must call super().__init__() ({place})."
+    return None
 
 
 _MACHINE = {

@@ -13,6 +13,7 @@ from locoprop_lightning.errors import (
     UserError,
     check_choice,
     check_counts,
+    check_flags,
     check_object,
     check_positive,
     check_strength,
@@ -54,8 +55,10 @@ class LocalSettings:
         check_choice("", ("targets", "activations"), step_length=self.step_length)
         check_choice("", ("expand", "reduce"), shared_rows=self.shared_rows)
         check_strength("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
-        check_object(bool, guard=self.guard)
-        check_object(Mapping, transfers=self.transfers, overrides=self.overrides)
+        check_flags("", guard=self.guard)
+        check_object("", Mapping, "functions by layer, such as {'1': 'tanh'}", transfers=self.transfers)
+        way = "lambdas and unit_groups by pattern of layers, such as {'1': {'lambda_r': 3}}"
+        check_object("", Mapping, way, overrides=self.overrides)
         check_lists(skip=self.skip, include=self.include)
         if both := sorted({*self.skip} & {*self.include}):
             raise UserError(f"skip and include both name {both[0]!r}: take it out of one of the two.")
@@ -103,8 +106,8 @@ class LocalSettings:
         Raises:
             UserError: Names the part and what could stand there.
         """
-        check_object(Oracle, oracle=oracle)
-        check_object(LocalSolver, solver=solver)
+        check_object("", Oracle, "an oracle, such as RMSOracle()", oracle=oracle)
+        check_object("", LocalSolver, "a solver, such as ClosedForm()", solver=solver)
         name = type(solver).__name__
         if isinstance(solver, IterativeSolver) and not hasattr(solver, "iterations"):
             raise UserError(f"solver={name}: its __init__ must call super().__init__().")

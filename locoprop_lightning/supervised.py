@@ -47,12 +47,12 @@ class SupervisedModule(Loadable):
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
         mixed_imports.tell(type(self).__name__)
-        check_object(nn.Module, network=network)
-        check_object(Task, task=task)
-        self.network = network
-        self.task = task
+        own = type(self).__name__
+        check_object(own, nn.Module, "a network, a torch.nn.Module such as MLP(64, 32, 1)", network=network)
+        check_object(own, Task, "a task, such as Classification(10)", task=task)
+        self.network, self.task = network, task
         metrics = task.metrics()
-        check_object(MetricCollection, metrics=metrics)
+        check_object(f"{type(task).__name__}.metrics", MetricCollection, "a MetricCollection", returned=metrics)
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")

@@ -35,7 +35,7 @@ class BestCheckpoint(Checkpoint):
 
     def __init__(self, monitor: str | None = AUTO) -> None:
         if monitor is not None:
-            check_object(str, monitor=monitor)
+            check_object("best", str, "the name of a metric of validation, such as val/loss, or auto", monitor=monitor)
         self.monitor = monitor
         self.path: Path | None = None
         self.value: float | None = None

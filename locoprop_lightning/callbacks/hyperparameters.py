@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard.summary import hparams
 
+from locoprop_lightning.errors import check_object
 from locoprop_lightning.supervised import SupervisedModule
 
 # What TensorBoard shows first, of every run: it ticks five settings, those that differ before others, then by name; and
@@ -31,6 +32,7 @@ class HyperparameterLogger(Callback):
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        check_object("HyperparameterLogger", Mapping, "settings by name, such as {'lr': 0.1}", settings=settings)
         self.settings = {name: value for name, value in settings.items() if isinstance(value, str | bool | int | float)}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

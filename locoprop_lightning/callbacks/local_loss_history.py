@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError, check_counts, check_object
+from locoprop_lightning.errors import UserError, check_counts, check_flags
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local_layer import Report, ends
 from locoprop_lightning.module import LocoPropModule
@@ -37,7 +37,7 @@ class LocalLossHistory(SolveObserver):
 
     def __init__(self, every_n_steps: int = 1, curves: bool = True) -> None:
         check_counts("LocalLossHistory", 1, every_n_steps=every_n_steps)
-        check_object(bool, curves=curves)
+        check_flags("LocalLossHistory", curves=curves)
         self.every_n_steps = every_n_steps
         self.curves = curves
         self.steps: list[int] = []

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from locoprop_lightning.callbacks.inner_curves import write_inner_curves
-from locoprop_lightning.errors import check_counts
+from locoprop_lightning.errors import check_counts, check_flags
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local_layer import Report, ends
 from locoprop_lightning.observer import SolveObserver
@@ -46,6 +46,7 @@ class LocalLossMonitor(SolveObserver):
     def __init__(self, every_n_steps: int | None = None, curves: bool = True, histograms: bool = False) -> None:
         if every_n_steps is not None:
             check_counts("LocalLossMonitor", 0, every_n_steps=every_n_steps)
+        check_flags("LocalLossMonitor", curves=curves, histograms=histograms)
         self.every_n_steps = every_n_steps
         self.curves = curves
         self.histograms = histograms

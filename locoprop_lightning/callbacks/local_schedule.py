@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from locoprop_lightning.errors import UserError, check_choice, check_counts, check_strength
+from locoprop_lightning.errors import UserError, check_choice, check_counts, check_object, check_strength
 from locoprop_lightning.module import LocoPropModule
 from locoprop_lightning.reprs import Shown
 from locoprop_lightning.settings import Scheduled
@@ -45,7 +45,8 @@ class LocalSchedule(Shown, Callback):
         for name, points in {"lambda_a": lambda_a, "lambda_r": lambda_r, "iterations": iterations}.items():
             if points is None:
                 continue
-            if not isinstance(points, Mapping) or not points:
+            check_object("LocalSchedule", Mapping, "values by step, such as {0: 1, 500: 0.1}", **{name: points})
+            if not points:
                 raise UserError(f"LocalSchedule({name}={points}): give values by step, such as {{0: 1, 500: 0.1}}.")
             check_counts("LocalSchedule", 0, **{f"step of {name}": step for step in points})
             for step, value in points.items():

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from locoprop_lightning.data.loader import TensorLoader, check_samples
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, shown
 from locoprop_lightning.reprs import Shown
 from locoprop_lightning.seed import run_seed
 
@@ -29,10 +29,10 @@ def order_seed(seed: int | None) -> int:
     return run_seed() if seed is None else seed
 
 
-def check_seed(seed: int | None) -> None:
+def check_seed(owner: str, seed: int | None) -> None:
     """Refuses a seed of the order of training samples that is none."""
     if seed is not None:
-        check_counts("", 0, seed=seed)
+        check_counts(owner, 0, seed=seed)
 
 
 def overfits(data: LightningDataModule) -> bool:
@@ -73,15 +73,15 @@ class ImageData(Shown, LightningDataModule, ABC):
         eval_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        check_counts("", 1, batch_size=batch_size)
+        check_counts(type(self).__name__, 1, batch_size=batch_size)
         if not isinstance(validation, int) or not 0 <= validation < self.train_size:
             raise UserError(
-                f"validation={validation!r}: must be a whole number, at least 0 and less than the {self.train_size} "
-                "training images."
+                f"{type(self).__name__}(validation={shown(validation)}): must be a whole number, at least 0 and less "
+                f"than the {self.train_size} training images."
             )
-        check_seed(seed)
+        check_seed(type(self).__name__, seed)
         if eval_batch_size is not None:
-            check_counts("", 1, eval_batch_size=eval_batch_size)
+            check_counts(type(self).__name__, 1, eval_batch_size=eval_batch_size)
         self.batch_size = batch_size
         self.validation = validation
         self.seed = seed

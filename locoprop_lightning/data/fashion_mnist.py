@@ -5,7 +5,7 @@ from pathlib import Path
 
 from locoprop_lightning.data.base import ImageData, Samples, place
 from locoprop_lightning.data.idx import IdxFile, find_idx, read_idx
-from locoprop_lightning.errors import UserError, check_path
+from locoprop_lightning.errors import UserError, check_flags, check_path
 
 DEFAULT_ROOT = "data"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -75,6 +75,7 @@ class FashionMNIST(ImageData):
     ) -> None:
         super().__init__(batch_size, validation, seed, eval_batch_size)
         check_path("FashionMNIST", root=root)
+        check_flags("FashionMNIST", download=download)
         self.root = Path(root)
         self.download = download
 

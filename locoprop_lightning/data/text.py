@@ -49,8 +49,8 @@ class TextFiles(Shown, LightningDataModule):
         check_counts("TextFiles", 1, length=length, batch_size=batch_size)
         if limit is not None:
             check_counts("TextFiles", 1, limit=limit)
-        check_seed(seed)
-        check_object(str, pattern=pattern)
+        check_seed("TextFiles", seed)
+        check_object("TextFiles", str, "a pattern of names within root, such as '*.txt'", pattern=pattern)
         if root is not None:
             check_path("TextFiles", root=root)
         self.root = root

@@ -45,7 +45,7 @@ def activation(transfer: Transfer) -> Callable[[F], F]:
         ... def my_tanh(x):
         ...     return 1 - 2 / ((2 * x).exp() + 1)
     """
-    check_object(Transfer, transfer=transfer)
+    check_object("activation", Transfer, "a transfer, such as resolve_transfer('tanh')", transfer=transfer)
 
     def register(function: F) -> F:
         @wraps(function)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, listed
 from locoprop_lightning.layers.compiled import named_modules
 from locoprop_lightning.layers.kind import LayerKind, kind_of
 from locoprop_lightning.layers.probe import probe
@@ -97,7 +97,7 @@ def check_patterns(setting: str, patterns: Iterable[str], names: Iterable[str]) 
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"{setting}: {pattern!r} matches no layer; the layers are {', '.join(names) or 'none'}.")
+            raise UserError(f"{setting}: {pattern!r} matches no layer; the layers are {listed(names) or 'none'}.")
 
 
 def check_names(setting: str, names: Iterable[str], layers: Iterable[str]) -> None:
@@ -109,7 +109,7 @@ def check_names(setting: str, names: Iterable[str], layers: Iterable[str]) -> No
     layers = list(layers)
     for name in names:
         if name not in layers:
-            raise UserError(f"{setting}: {name!r} is not a local layer; they are {', '.join(layers) or 'none'}.")
+            raise UserError(f"{setting}: {name!r} is not a local layer; they are {listed(layers) or 'none'}.")
 
 
 def discover(

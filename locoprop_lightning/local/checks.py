@@ -24,13 +24,13 @@ def check_problem(
     Raises:
         UserError: Names the part.
     """
-    check_object(LinearOperator, operator=operator)
+    check_object("LocalProblem", LinearOperator, "a matrix of rows [n, d_in], or a LinearOperator", operator=operator)
     if isinstance(operator, MatrixOperator) and operator.rows.dim() != 2:
         raise UserError(f"LocalProblem: the rows are {list(operator.rows.shape)}, and must be [n, d_in].")
     if isinstance(operator, MatrixOperator) and not operator.rows.is_floating_point():
         raise UserError(f"LocalProblem: the rows are of {operator.rows.dtype}, and must be floating-point numbers.")
-    check_object(Transfer, transfer=transfer)
-    check_object(Tensor, weight=weight)
+    check_object("LocalProblem", Transfer, "a transfer, such as resolve_transfer('tanh')", transfer=transfer)
+    check_object("LocalProblem", Tensor, "a tensor [d_out, d_in]", weight=weight)
     for name, value in (("lambda_a", lambda_a), ("lambda_r", lambda_r)):
         if not isinstance(value, Tensor):
             check_positive("LocalProblem", **{name: value})

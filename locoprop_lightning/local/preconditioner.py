@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import check_counts, check_fraction
+from locoprop_lightning.errors import check_counts, check_flags, check_fraction
 from locoprop_lightning.local.factorization import inverse_root, invert
 from locoprop_lightning.local.operator import times
 
@@ -85,6 +85,7 @@ class Preconditioner:
         check_fraction(owner, average=average)
         check_counts(owner, 1, refresh_every=refresh_every)
         check_counts(owner, 0, warmup=warmup)
+        check_flags(owner, bias_correction=bias_correction)
         self.average = average
         self.refresh_every = refresh_every
         self.warmup = warmup

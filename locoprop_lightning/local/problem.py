@@ -143,8 +143,8 @@ class LocalProblem:
         if callable(self._direction):
             self._check_offer()
             self._direction = self._direction()
-            if not isinstance(self._direction, Tensor) or self._direction.shape[1:] != self.weight.shape[:1]:
-                self._refuse("direction", self._direction, ["n", self.weight.shape[0]])
+            if not isinstance(self._direction, Tensor) or self._direction.shape != self.pre_activation.shape:
+                self._refuse("direction", self._direction, list(self.pre_activation.shape))
         return self._direction
 
     @property

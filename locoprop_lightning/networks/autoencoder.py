@@ -39,7 +39,9 @@ class DeepAutoencoder(nn.Sequential):
         check_counts("DeepAutoencoder", 1, in_features=in_features, code=code, depth=depth)
         check_positive("DeepAutoencoder", width=width)
         if round(code * width) < 1:
-            raise UserError(f"DeepAutoencoder(code={code}, width={width}): leaves the code no unit.")
+            raise UserError(
+                f"DeepAutoencoder(code={code}, width={width}): leaves the code no unit; take a larger width."
+            )
         check_choice("DeepAutoencoder", _ACTIVATIONS, activation=activation)
         encoder = [round(units * width) for units in [1000, *[500] * depth, 250]]
         widths = [in_features, *encoder, round(code * width), *reversed(encoder), in_features]

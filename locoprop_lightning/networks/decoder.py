@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, check_positive
 
 _BASE = 1024.0  # of the rotation's frequencies
 _SCALE = 1.36  # of attention, over the root of a head's size: 0.12 at 128
@@ -89,7 +89,9 @@ class Decoder(nn.Module):
         self, vocabulary: int = 128, width: int = 128, depth: int = 4, heads: int = 4, cap: float | None = 15.0
     ) -> None:
         super().__init__()
-        check_counts("Decoder", 1, vocabulary=vocabulary, width=width, heads=heads)
+        check_counts("Decoder", 1, vocabulary=vocabulary, width=width, depth=depth, heads=heads)
+        if cap is not None:
+            check_positive("Decoder", cap=cap)
         if width % (4 * heads):
             raise UserError(f"Decoder(width={width}, heads={heads}): width must be a multiple of 4 x heads.")
         self.cap = cap

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError, check_choice, check_counts, check_object
+from locoprop_lightning.errors import UserError, check_choice, check_counts, check_flags, check_object
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -48,6 +48,7 @@ class MLP(nn.Sequential):
         bias: bool = True,
     ) -> None:
         check_counts("MLP", 0, hidden_layers=hidden_layers)
+        check_flags("MLP", bias=bias)
         several = isinstance(hidden_features, Sequence) and not isinstance(hidden_features, str)
         widths: list[int] = list(hidden_features) if several else [hidden_features] * hidden_layers  # type: ignore[arg-type, list-item]
         for width in widths or [1]:
@@ -61,7 +62,7 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, out_features] of samples [n, ...]."""
-        check_object(Tensor, inputs=x)
+        check_object("MLP", Tensor, "a tensor, whose first dimension is the samples", inputs=x)
         if (values := x.shape[1:].numel()) != self.in_features:
             raise UserError(
                 f"MLP(in_features={self.in_features}): a sample of this data has {values} values, shape "

@@ -3,6 +3,8 @@
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from locoprop_lightning.errors import check_counts
+
 
 class ResNet18(ResNet):
     """torchvision's ResNet-18 with another number of input channels; 28 x 28 pixels end as one.
@@ -19,6 +21,7 @@ class ResNet18(ResNet):
     """
 
     def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
+        check_counts("ResNet18", 1, channels=channels, num_classes=num_classes)
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
         self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")

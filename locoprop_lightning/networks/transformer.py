@@ -61,9 +61,11 @@ class Transformer(nn.Module):
         self, vocabulary: int = 128, length: int = 64, width: int = 128, depth: int = 4, heads: int = 4
     ) -> None:
         super().__init__()
-        check_counts("Transformer", 1, vocabulary=vocabulary, length=length, width=width, heads=heads)
+        check_counts("Transformer", 1, vocabulary=vocabulary, length=length, width=width, depth=depth, heads=heads)
         if width % heads:
-            raise UserError(f"Transformer(width={width}, heads={heads}): heads must divide width.")
+            raise UserError(
+                f"Transformer(width={width}, heads={heads}): heads must divide width; take heads=1, or another width."
+            )
         self.length = length
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
@@ -80,7 +82,9 @@ class Transformer(nn.Module):
             UserError: If the sequences are longer than ``length``.
         """
         if x.shape[1] > self.length:
-            raise UserError(f"Transformer(length={self.length}): this data has sequences of {x.shape[1]} tokens.")
+            raise UserError(
+                f"Transformer(length={self.length}): this data has {x.shape[1]} tokens a sequence; set length to that."
+            )
         hidden = self.tokens(x) + self.positions(torch.arange(x.shape[1], device=x.device))
         for block in self.blocks:
             hidden = block(hidden)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, shown
 
 _NAMES = ("weight", "bias")
 
@@ -32,7 +32,7 @@ class Unrolled(nn.Module):
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
         if not isinstance(layer, nn.RNNBase):
-            raise UserError(f"Unrolled: takes an nn.LSTM, nn.GRU or nn.RNN, not {type(layer).__name__}.")
+            raise UserError(f"Unrolled: takes an nn.LSTM, nn.GRU or nn.RNN, not {shown(layer)}.")
         if layer.proj_size:
             raise UserError(f"Unrolled: proj_size={layer.proj_size} is not supported; take a layer without it.")
         self.mode, self.depth, self.directions = layer.mode, layer.num_layers, 1 + layer.bidirectional

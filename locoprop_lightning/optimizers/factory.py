@@ -101,6 +101,9 @@ def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
         return factory(argument)
     except UserError:
         raise
+    except NotImplementedError as error:
+        lacks = str(error) or "a method that its base class leaves open, such as get_lr"
+        raise UserError(f"{setting}: its class lacks {lacks}; add it.") from error
     except (TypeError, ValueError) as error:
         hint = "; SplitOptimizer gives matrices one rule and the rest another" if "2D" in str(error) else ""
         raise UserError(f"{setting}: {error}{hint}.") from error

@@ -10,12 +10,16 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_several, listed, shown
 from locoprop_lightning.optimizers.closure import loss_of
 
 Group = dict[str, Any]
+
+
+_MADE = (Optimizer, LRScheduler)
 
 
 def check_maker(setting: str, given: Any) -> None:
@@ -25,7 +29,7 @@ def check_maker(setting: str, given: Any) -> None:
         UserError: Names the setting.
     """
     if not callable(given):
-        text = repr(given) if isinstance(given, str) else f"a {type(given).__name__} that is made already"
+        text = f"a {type(given).__name__} that is made already" if isinstance(given, _MADE) else shown(given)
         raise UserError(
             f"{setting}: is {text}; give a function that makes one, such as partial(SGD, lr=1.0) for an optimizer."
         )
@@ -91,6 +95,7 @@ class JoinedOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, rules: Sequence[OptimizerCallable], shares: Sequence[Share]) -> None:
         self._shares = list(shares)
+        check_several(type(self).__name__, "parameters", params=params)
         given: list[Any] = list(params)
         groups: list[Group] = given if given and isinstance(given[0], dict) else [{"params": given}]
         groups = [{**group, "params": entries_of(group)} for group in groups]  # which may be generators
@@ -249,7 +254,7 @@ def check_matches(setting: str, patterns: Iterable[str], entries: Sequence[Owned
         raise NamesNeeded(f"{setting}: the parameters have no names; give network.named_parameters().")
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
-            raise UserError(f"{setting}: no parameter is named {pattern!r}; there are {', '.join(names)}.")
+            raise UserError(f"{setting}: no parameter is named {pattern!r}; there are {listed(names)}.")
 
 
 def is_convolution(entry: OwnedParameter) -> bool:
@@ -299,6 +304,8 @@ def _make(owner: str, rule: OptimizerCallable, groups: list[Group]) -> Optimizer
     """
     check_maker(f"{owner}: one of its optimizers", rule)
     optimizer = rule(groups or [{"params": []}])
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"{owner}: one of its optimizers: makes {shown(optimizer)}, not a torch.optim.Optimizer.")
     if not groups:
         optimizer.param_groups.clear()
     return optimizer

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from locoprop_lightning.errors import UserError, check_amount, check_counts, check_fraction
+from locoprop_lightning.errors import UserError, check_amount, check_counts, check_flags, check_fraction, check_several
 from locoprop_lightning.optimizers.closure import loss_of
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al., 2024)
@@ -40,6 +40,8 @@ class FullPrecisionMuon(Optimizer):
         ns_steps: int = 5,
     ) -> None:
         check_amount("FullPrecisionMuon", lr=lr, weight_decay=weight_decay)
+        check_several("FullPrecisionMuon", "parameters", params=params)
+        check_flags("FullPrecisionMuon", nesterov=nesterov)
         check_fraction("FullPrecisionMuon", momentum=momentum)
         check_counts("FullPrecisionMuon", 1, ns_steps=ns_steps)
         defaults = {

@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from locoprop_lightning.errors import UserError, check_fraction, check_positive
+from locoprop_lightning.errors import check_amount, check_fraction, check_positive, check_several
 from locoprop_lightning.optimizers.closure import loss_of
 
 
@@ -39,8 +39,8 @@ class TensorFlowRMSprop(Optimizer):
     def __init__(
         self, params: ParamsT, lr: float, decay: float = 0.9, momentum: float = 0.0, eps: float = 1e-10
     ) -> None:
-        if not lr >= 0:
-            raise UserError(f"TensorFlowRMSprop(lr={lr}): must be at least 0.")
+        check_several("TensorFlowRMSprop", "parameters", params=params)
+        check_amount("TensorFlowRMSprop", lr=lr)
         check_fraction("TensorFlowRMSprop", decay=decay, momentum=momentum)
         check_positive("TensorFlowRMSprop", eps=eps)
         super().__init__(params, {"lr": lr, "decay": decay, "momentum": momentum, "eps": eps})

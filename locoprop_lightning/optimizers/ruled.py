@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from locoprop_lightning.errors import UserError, check_amount, check_choice, check_several
+from locoprop_lightning.errors import UserError, check_amount, check_choice, check_several, shown
 from locoprop_lightning.optimizers.joined import (
     Group,
     JoinedOptimizer,
@@ -23,6 +23,7 @@ from locoprop_lightning.optimizers.joined import (
 
 Kind = Literal["matrix", "convolution", "embedding", "normalization", "bias", "vector"]
 _KINDS = ("matrix", "convolution", "embedding", "normalization", "bias", "vector")
+_SUCH = "[Rule(kinds=['bias'], lr=0.1)]"
 _OF_MODULES = ("embedding", "normalization")
 
 
@@ -113,10 +114,10 @@ class RuledOptimizer(JoinedOptimizer):
     def __init__(self, params: ParamsT, optimizer: OptimizerCallable, rules: Sequence[Rule]) -> None:
         makers, shares = [optimizer], [Share(0, {})]
         if not isinstance(rules, list | tuple):
-            raise UserError(f"RuledOptimizer: rules={rules!r}: give a list, such as [Rule(kinds=['bias'], lr=0.1)].")
+            raise UserError(f"RuledOptimizer(rules={shown(rules)}): give a list, such as {_SUCH}.")
         for rule in rules:
             if not isinstance(rule, Rule):
-                raise UserError(f"RuledOptimizer: rules={rule!r}: give a Rule, such as Rule(kinds=['bias'], lr=0.1).")
+                raise UserError(f"RuledOptimizer(rules=[{shown(rule)}]): give rules, such as {_SUCH}.")
             if rule.optimizer is not None:
                 makers.append(rule.optimizer)
             shares.append(Share(0 if rule.optimizer is None else len(makers) - 1, rule.options))

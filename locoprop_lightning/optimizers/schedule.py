@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from locoprop_lightning.errors import UserError, check_counts, check_fraction, check_object
+from locoprop_lightning.errors import UserError, check_counts, check_flags, check_fraction, check_object, shown
 
 _SETTINGS = ("base_lrs", "end_factor", "asks_length", "total_steps", "warmup", "by_epoch", "steps_per_epoch")
 
@@ -41,11 +41,14 @@ class LinearDecay(LRScheduler):
         warmup: float = 0.0,
         by_epoch: bool = False,
     ) -> None:
-        check_object(Optimizer, optimizer=optimizer)
+        check_object(
+            "LinearDecay", Optimizer, "an optimizer, such as SGD(network.parameters(), lr=0.1)", optimizer=optimizer
+        )
         check_fraction("LinearDecay", warmup=warmup)
+        check_flags("LinearDecay", by_epoch=by_epoch)
         given: Any = end_factor
         if not isinstance(given, Real) or not 0 <= float(given) <= 1:
-            raise UserError(f"LinearDecay(end_factor={end_factor!r}): must be in [0, 1].")
+            raise UserError(f"LinearDecay(end_factor={shown(end_factor)}): must be in [0, 1].")
         if total_steps is not None:
             check_counts("LinearDecay", 1, total_steps=total_steps)
         self.end_factor = end_factor

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lightning.pytorch.cli import OptimizerCallable
 from torch.optim.optimizer import ParamsT
 
-from locoprop_lightning.errors import check_several
+from locoprop_lightning.errors import check_flags, check_several
 from locoprop_lightning.optimizers.joined import (
     JoinedOptimizer,
     OwnedParameter,
@@ -56,6 +56,7 @@ class SplitOptimizer(JoinedOptimizer):
         exclude: Sequence[str] = (),
     ) -> None:
         check_several("SplitOptimizer", "patterns", exclude=exclude)
+        check_flags("SplitOptimizer", convolutions=convolutions)
         self._convolutions = convolutions
         self._exclude = list(exclude)
         super().__init__(params, (matrix, other), (Share(0, {}), Share(1, {})))

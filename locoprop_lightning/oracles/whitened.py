@@ -1,12 +1,13 @@
 """Gradients whitened by their own second moment: K-FAC's oracle, and the full-matrix form of RMSOracle."""
 
 from collections.abc import Mapping
-from typing import TypedDict, cast
+from numbers import Real
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError, check_counts, check_fraction, check_positive
+from locoprop_lightning.errors import UserError, check_counts, check_fraction, check_positive, shown
 from locoprop_lightning.local import Preconditioner, Rows, State
 from locoprop_lightning.local.operator import gram
 from locoprop_lightning.local.preconditioner import PreconditionerState
@@ -66,8 +67,9 @@ class WhitenedOracle(Oracle):
         refresh_every: int = 10,
         warmup: int = 10,
     ) -> None:
-        if power not in (0.5, 1.0):
-            raise UserError(f"WhitenedOracle(power={power}): take 1 or 0.5.")
+        given: Any = power
+        if not isinstance(given, Real) or power not in (0.5, 1.0):
+            raise UserError(f"WhitenedOracle(power={shown(power)}): take 1 or 0.5.")
         check_fraction("WhitenedOracle", beta=beta)
         check_positive("WhitenedOracle", damping=damping)
         check_counts("WhitenedOracle", 0, samples=samples)

@@ -26,9 +26,13 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
     tags: set[str] = set()
     for name in names:
         label, _, path = name.partition("=") if "=" in name and not Path(name).exists() else ("", "", name)
+        if not path or (name.startswith("=") and not label):
+            raise UserError(f"{name}: must be a folder, or LABEL=FOLDER, such as adam=runs/digits/adam.")
         root = Path(path)
         if not root.exists():
             raise UserError(f"{path}: there is no such folder; name folders of runs, such as runs/digits.")
+        if root.is_file() and "tfevents" not in root.name:
+            raise UserError(f"{path}: is a file; name the folder of a run, such as {root.parent}.")
         found = False
         for folder in folders(root):
             found = True

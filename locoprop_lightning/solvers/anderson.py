@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import check_counts, check_positive
+from locoprop_lightning.errors import check_counts, check_flags, check_positive
 from locoprop_lightning.local import LocalProblem, State
 from locoprop_lightning.solvers.iterative import IterativeSolver, Step
 
@@ -39,6 +39,7 @@ class AndersonAcceleration(IterativeSolver):
         relative_ridge: bool = True,
     ) -> None:
         super().__init__(iterations)
+        check_flags("AndersonAcceleration", safeguard=safeguard, relative_ridge=relative_ridge)
         check_counts("AndersonAcceleration", 1, memory=memory)
         check_positive("AndersonAcceleration", ridge=ridge, beta=beta)
         self.memory = memory

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from locoprop_lightning.errors import check_choice, check_positive
+from locoprop_lightning.errors import check_choice, check_flags, check_positive
 from locoprop_lightning.local import LocalProblem
 from locoprop_lightning.local.problem import Scalar
 from locoprop_lightning.solvers.iterative import IterativeSolver, Step
@@ -35,6 +35,7 @@ class GradientDescent(IterativeSolver):
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(iterations)
+        check_flags("GradientDescent", proximal=proximal)
         if rate is not None:
             check_positive("GradientDescent", rate=rate)
         self.rate = rate

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_flags, shown
 from locoprop_lightning.local import LocalProblem, State
 from locoprop_lightning.solvers.gradient_descent import Schedule, check_schedule, rate_factor
 from locoprop_lightning.solvers.iterative import IterativeSolver, Step
@@ -45,9 +45,10 @@ class InnerOptimizer(IterativeSolver):
     ) -> None:
         if not callable(optimizer):
             raise UserError(
-                f"InnerOptimizer(optimizer={optimizer!r}): must make an optimizer, such as torch.optim.SGD."
+                f"InnerOptimizer(optimizer={shown(optimizer)}): must make an optimizer, such as torch.optim.SGD."
             )
         super().__init__(iterations)
+        check_flags("InnerOptimizer", proximal=proximal, persistent=persistent)
         self.optimizer = optimizer
         self.proximal = proximal
         self.persistent = persistent

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, shown
 from locoprop_lightning.local import LocalProblem, State
 from locoprop_lightning.local.reduction import reduced
 from locoprop_lightning.solvers.iterative import IterativeSolver, Step
@@ -46,7 +46,7 @@ class Majorization(IterativeSolver):
     ) -> None:
         super().__init__(iterations)
         if acceleration not in (None, "nesterov"):
-            raise UserError(f"Majorization(acceleration={acceleration!r}): take null or 'nesterov'.")
+            raise UserError(f"Majorization(acceleration={shown(acceleration)}): take null or 'nesterov'.")
         self.acceleration = acceleration
         self.preconditioner = RightPreconditioner(average, refresh_every, warmup, type(self).__name__)
 

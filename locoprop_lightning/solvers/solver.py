@@ -136,10 +136,11 @@ class LocalSolver(Shown, Callback, ABC):
         Raises:
             UserError: Where the solver does not take the problem, and for a state or a recording that is none.
         """
-        check_object(LocalProblem, problem=problem)
-        check_object(Recording, recording=recording)
+        own = f"{type(self).__name__}.solve"
+        check_object(own, LocalProblem, "a LocalProblem, such as layer.problem(...) makes", problem=problem)
+        check_object(own, Recording, "Recording.NOTHING, ENDS or CURVE", recording=recording)
         if state is not None:
-            check_object(dict, state=state)
+            check_object(own, dict, "a dictionary, or None", state=state)
         self.check(problem)
         return self.solve_all({problem.name: problem}, {problem.name: {} if state is None else state}, recording)[
             problem.name

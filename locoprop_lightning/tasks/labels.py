@@ -24,7 +24,8 @@ class LabelTask(Task):
     _looked = False  # whether a first batch has had its labels looked at, where looking waits for the device
 
     def __init__(self, ignore_index: int, dim: int) -> None:
-        check_object(int, ignore_index=ignore_index)
+        check_object(type(self).__name__, int, "a whole number, such as -100", ignore_index=ignore_index)
+        check_object(type(self).__name__, int, "a whole number, such as 1", dim=dim)
         self.ignore_index = ignore_index
         self.dim = dim
 

@@ -30,6 +30,12 @@ TEXT = "fit --config CONFIGS/transformer/adam.yaml --trainer.accelerator=cpu --d
 BYTES = bytes(range(256))
 OF_RUN = {"global_step": 3, "epoch": 0, "pytorch-lightning_version": "2.6", "optimizer_states": [], "lr_schedulers": []}
 OWN = """
+from lightning.pytorch import Callback, LightningDataModule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from locoprop_lightning.oracles import Oracle
+from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.tasks import Classification
 from torch import nn
 
 class Boom(nn.Module):
@@ -49,6 +55,36 @@ class Still(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(64, 10)
+
+class Hidden(Classification):
+    def __init__(self):
+        self.count = 10
+
+class Kept(ClosedForm):
+    def __init__(self):
+        pass
+
+class Data(LightningDataModule):
+    def __init__(self):
+        pass
+
+    def train_dataloader(self):
+        return [1]
+
+class Unmade(Optimizer):
+    def __init__(self, parameters):
+        pass
+
+class Endless(LRScheduler):
+    pass
+
+class First(Oracle):
+    def direction(self, gradient, terms, state):
+        return gradient[:1]
+
+class Short(Callback):
+    def on_train_start(self, trainer):
+        pass
 
 def function(x):
     return x
@@ -114,8 +150,17 @@ ROWS = [
      "--model.optimizer own_h.Mine", "); install it, as own_h.Mine imports it"),
     ("a network made early", lambda: write("own_b.py", OWN), "--model.network own_b.Early",
      "own_b.Early: cannot assign module before Module.__init__() call (AttributeError, "),
-    ("a network of no width", lambda: write("own_c.py", OWN), "--model.network own_c.Wide", "own_c.py line 15)"),
+    ("a network of no width", lambda: write("own_c.py", OWN), "--model.network own_c.Wide", "own_c.py line 21)"),
     ("a network's function", lambda: write("own_d.py", OWN), "--model.network own_d.function", "not correspond to a s"),
+    *((name, lambda: write("own.py", OWN), f"--{setting} own.{made}", f"own.{made}: its __init__ must call super().__i")
+      for name, setting, made in [("a task half made", "model.task", "Hidden"), ("a solver half made", "model.solver",
+      "Kept"), ("data half made", "data", "Data"), ("an optimizer half made", "model.optimizer", "Unmade")]),
+    ("a schedule without rates", lambda: write("own.py", OWN), "--model.lr_scheduler own.Endless",
+     "its class lacks a method that its base class leaves open, such as get_lr; add it"),
+    ("a direction of one row", lambda: write("own.py", OWN), "--model.oracle own.First",
+     "the oracle's direction is [1, 64], and must be [300, 64]"),
+    ("a callback of fewer arguments", lambda: write("own.py", OWN), "--trainer.callbacks own.Short",
+     "Short.on_train_start() takes 2 positional arguments but 3 were given"),
     ("a broken module", lambda: write("own_e.py", "def f(:"), "--model.network own_e.A", "invalid syntax (own_e.py, l"),
     ("own images of that number", lambda: own_images(10), PIXELS + " --data.root own",
      "is another data set, or damaged: its dimensions are [10, 28, 28], not [60000, 28, 28]; name another root if it"),

@@ -115,7 +115,7 @@ def test_every_solver_with_iterations_takes_them(solver):
         (lambda: LocalSchedule(lambda_a={0: -1}), r"lambda_a\[0\]=-1\): must be above 0"),
         (lambda: LocalSchedule(lambda_r={-1: 1}), "step of lambda_r=-1"),
         (lambda: LocalSchedule(iterations={0: 2.5}), r"iterations\[0\]=2.5\): must be a whole number"),
-        (lambda: LocalSchedule(lambda_a=3), r"LocalSchedule\(lambda_a=3\): give values by step, such as"),
+        (lambda: LocalSchedule(lambda_a=3), "LocalSchedule.lambda_a=3.: must be values by step"),
         (lambda: LocalSchedule(between="cubic"), "take one of constant, linear, exponential"),
         (
             lambda: fit(LocalSchedule(iterations={0: 2}), module(ClosedForm(), objective="squared")),

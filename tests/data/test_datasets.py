@@ -116,13 +116,13 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: Datasets([1, 2]), "train=.*: must be a torch.utils.data.dataset.Dataset"),
-        (lambda: Datasets(Numbers), r"train=Numbers: give an object, Numbers\(...\), not the class"),
+        (lambda: Datasets([1, 2]), "Datasets.train=.1, 2..: must be a data set"),
+        (lambda: Datasets(Numbers), r"train=Numbers.: give an object, Numbers\(...\), not the class"),
         (lambda: Datasets(Stream()), "Stream has no length; give the trainer a DataLoader of it"),
         (lambda: Datasets(TensorDataset(torch.empty(0))), "TensorDataset is empty"),
-        (lambda: Datasets(Numbers(), validation=10), "validation=10: must be .* less than the 10 training samples"),
-        (lambda: Datasets(Numbers(), batch_size=0), "batch_size=0: must be at least 1"),
-        (lambda: Datasets(Numbers(), workers=-1), "workers=-1: must be at least 0"),
+        (lambda: Datasets(Numbers(), validation=10), "validation=10.: must be .* less than the 10 training samples"),
+        (lambda: Datasets(Numbers(), batch_size=0), "batch_size=0.: must be at least 1"),
+        (lambda: Datasets(Numbers(), workers=-1), "workers=-1.: must be at least 0"),
         (lambda: Datasets(Numbers()).test_dataloader(), "Datasets has no test samples; give it `test`"),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_damaged_file_is_named_with_the_three_ways(fashion_mnist, tmp_path, da
     "arguments, message",
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"validation": 60_000}, "validation=60000: .* 60000 training images"),
+        ({"validation": 60_000}, "validation=60000.: .* 60000 training images"),
         ({"validation": -1}, "validation=-1"),
         ({"seed": -1}, "seed=-1"),
         ({"eval_batch_size": 0}, "eval_batch_size=0"),

@@ -44,7 +44,7 @@ def test_images_are_those_of_the_files(files):
 
 def test_what_is_refused(files):
     folder, (images, labels, test, told) = files
-    with pytest.raises(UserError, match="validation=12: must be a whole number, at least 0 and less than the 12"):
+    with pytest.raises(UserError, match="validation=12.: must be a whole number, at least 0 and less than the 12"):
         IdxImages(str(folder), validation=12)
     write(folder, NAMES[2], test[:4])
     with pytest.raises(UserError, match="t10k-images-idx3-ubyte has 4 images, but t10k-labels-idx1-ubyte.gz 5 labels"):

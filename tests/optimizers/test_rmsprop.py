@@ -99,7 +99,7 @@ def test_groups_have_their_own_options_and_the_closure_is_called_once():
     ("arguments", "message"),
     [
         ({"lr": -1.0}, r"TensorFlowRMSprop\(lr=-1.0\): must be at least 0."),
-        ({"lr": float("nan")}, r"TensorFlowRMSprop\(lr=nan\): must be at least 0."),
+        ({"lr": float("nan")}, r"TensorFlowRMSprop\(lr=nan\): must be a finite number."),
         ({"decay": 1.0}, r"TensorFlowRMSprop\(decay=1.0\): must be in \[0, 1\)"),
         ({"momentum": -0.1}, r"TensorFlowRMSprop\(momentum=-0.1\): must be in \[0, 1\)"),
         ({"eps": 0.0}, r"TensorFlowRMSprop\(eps=0.0\): must be above 0."),

@@ -156,7 +156,7 @@ def test_what_rules_refuse():
         Rule(lr=0.1)
     with pytest.raises(UserError, match=r"Rule\(match='head'\): give a list"):
         Rule(match="head")
-    with pytest.raises(UserError, match=r"rules=\{'kinds': \['bias'\]\}: give a Rule, such as"):
+    with pytest.raises(UserError, match=r"rules=\[\{'kinds': \['bias'\]\}\]\): give rules, such as"):
         RuledOptimizer(named, adamw, [{"kinds": ["bias"]}])
 
 

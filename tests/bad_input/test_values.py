@@ -1,0 +1,72 @@
+"""Values of a wrong kind: each is refused with its class, shown shortly, and with what could stand there."""
+
+import pytest
+import torch
+from torch import nn
+
+from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning.callbacks import HyperparameterLogger, LocalLossMonitor
+from locoprop_lightning.data import FashionMNIST
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.networks import MLP, Decoder, ResNet18
+from locoprop_lightning.optimizers import FullPrecisionMuon, LinearDecay, Rule, SplitOptimizer, TensorFlowRMSprop
+from locoprop_lightning.solvers import AndersonAcceleration, ClosedForm, GradientDescent, InnerOptimizer
+from locoprop_lightning.tasks import Classification
+
+X = torch.zeros(4, 6)
+SGD = torch.optim.SGD
+
+
+class Early:
+    """What cannot be shown."""
+
+    def __repr__(self):
+        raise AttributeError("not made")
+
+
+def skipping(*patterns):
+    network = nn.Sequential(*(nn.Linear(6, 6) for _ in range(30)))
+    return LocoPropModule(network, Classification(6), ClosedForm(), 1.0, 1.0, objective="squared", skip=patterns)
+
+
+FLAGS = [
+    ("proximal", lambda: GradientDescent(proximal="no"), "GradientDescent(proximal='no'): must be True or False"),
+    ("bias correction", lambda: ClosedForm(bias_correction=0), "ClosedForm(bias_correction=0): must be True or False"),
+    ("safeguard", lambda: AndersonAcceleration(safeguard=None), "(safeguard=None): must be True or False"),
+    ("persistent", lambda: InnerOptimizer(SGD, persistent=[]), "InnerOptimizer(persistent=[]): must be True or False"),
+    ("by epoch", lambda: LinearDecay(SGD([X]), by_epoch="no"), "LinearDecay(by_epoch='no'): must be True or False"),
+    ("curves", lambda: LocalLossMonitor(curves=skipping), "LocalLossMonitor(curves=the function skipping): must be T"),
+    ("histograms", lambda: LocalLossMonitor(histograms=Early), "LocalLossMonitor(histograms=Early): must be True or"),
+    ("download", lambda: FashionMNIST(download="False"), "FashionMNIST(download='False'): must be True or False"),
+    ("bias", lambda: MLP(bias=X), "MLP(bias=a Tensor [4, 6] of float32): must be True or False"),
+    ("convolutions", lambda: SplitOptimizer([X], SGD, SGD, convolutions=1), "SplitOptimizer(convolutions=1): must be"),
+    ("nesterov", lambda: FullPrecisionMuon([X], nesterov="yes"), "FullPrecisionMuon(nesterov='yes'): must be True or"),
+]
+OTHERS = [
+    ("depth", lambda: Decoder(depth=None), "Decoder(depth=None): must be a whole number"),
+    ("cap", lambda: Decoder(cap="x"), "Decoder(cap='x'): must be a number"),
+    ("colours", lambda: ResNet18(channels="x"), "ResNet18(channels='x'): must be a whole number"),
+    ("no parameters", lambda: FullPrecisionMuon(None), "FullPrecisionMuon(params=None): must be a list of parameters"),
+    ("a rate of none", lambda: TensorFlowRMSprop([X], lr=None), "TensorFlowRMSprop(lr=None): must be a number"),
+    ("none of two made", lambda: SplitOptimizer([X], list, SGD), "one of its optimizers: makes a list of 1, not a tor"),
+    ("kinds of none", lambda: Rule(kinds=3), "Rule(kinds=3): must be a list of kinds"),
+    ("settings", lambda: HyperparameterLogger("lr"), "HyperparameterLogger(settings='lr'): must be settings by name"),
+]
+SHOWN = [
+    ("a long list", lambda: ClosedForm(average=[0.5] * 99), "ClosedForm(average=a list of 99): must be a number"),
+    ("a long text", lambda: ClosedForm(average="a b " * 99), "a b a b ...'): must be a number"),
+    ("a tensor", lambda: ClosedForm(average=X), "ClosedForm(average=a Tensor [4, 6] of float32): must be a number"),
+    ("tensors", lambda: ClosedForm(average=(X, X)), "ClosedForm(average=a tuple of 2): must be a number"),
+    ("an object", lambda: ClosedForm(average=object()), "ClosedForm(average=a object): must be a number"),
+    ("what is half made", lambda: BackpropModule(Early(), None, SGD), "(network=a Early): must be a network"),
+    ("many layers", lambda: skipping("x"), "skip: 'x' matches no layer; the layers are 0, 1, 2"),
+    ("more layers", lambda: skipping("x"), "18, 19 and 10 more."),
+]
+ROWS = [*FLAGS, *OTHERS, *SHOWN]
+
+
+@pytest.mark.parametrize(("call", "said"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_a_wrong_value_is_refused_by_one_sentence(call, said):
+    with pytest.raises(UserError) as refused:
+        call()
+    assert said in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 300
