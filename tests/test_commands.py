@@ -119,7 +119,15 @@ def check(words, parsed, monkeypatch):
 
 def test_pages_have_commands():
     assert sum(map(len, COMMANDS.values())) > 50
-    assert {"README.md", "choosing.md", "results.md", "inspecting.md", "own_solver.md", "studies.md", "sweeping.md"} <= {*COMMANDS}
+    assert {
+        "README.md",
+        "choosing.md",
+        "results.md",
+        "inspecting.md",
+        "own_solver.md",
+        "studies.md",
+        "sweeping.md",
+    } <= {*COMMANDS}
 
 
 @pytest.mark.slow
