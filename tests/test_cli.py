@@ -89,6 +89,8 @@ def test_fit_validate_test_and_predict(folder, capsys):
     assert f"--ckpt_path {checkpoint}" in output and f"{best} (val/accuracy " in output
     config = checkpoint.parents[1] / "config.yaml"
     assert f"  test                 locoprop test --config {config} --ckpt_path {checkpoint}" in output
+    names = [line[2:22].strip() for line in output.partition("Summary\n")[2].splitlines()]
+    assert names[-6:] == ["logs", "best weights", "checkpoint", "see the curves", "compare", "test"]
     assert list(folder.rglob("events.out.tfevents*"))
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
     for command in ("validate", "test"):

@@ -110,7 +110,8 @@ class FitSummary(Stopwatch):
             lines.append(("never had a gradient", ", ".join(pl_module.untouched)))
         if folder is not None and trainer.loggers:
             lines.append(("logs", folder))
-            lines += next_commands(trainer.loggers, Path(folder))
+            if not any(getattr(one, "ends_summary", False) for one in trainer.checkpoint_callbacks):
+                lines += next_commands(trainer.loggers, Path(folder))
         # Plain lines, not a table: a folder that is cut or wrapped could not be copied.
         print("\nSummary", *(f"  {name:<20} {value}" for name, value in lines), sep="\n")
 

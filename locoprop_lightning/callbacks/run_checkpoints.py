@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from locoprop_lightning import random_state
+from locoprop_lightning.callbacks.fit_summary import next_commands
 from locoprop_lightning.checkpoints import at_next_epoch
 from locoprop_lightning.edited_settings import edited
 from locoprop_lightning.errors import UserError, check_counts, check_positive
@@ -43,6 +44,8 @@ class RunCheckpoints(Checkpoint):
         minutes: Minutes between two checkpoints; null for no clock.
         every_n_steps: Steps between two checkpoints; null for none by steps.
     """
+
+    ends_summary = True  # with the commands that come next, which stand below the files
 
     def __init__(self, minutes: float | None = 5.0, every_n_steps: int | None = None) -> None:
         if minutes is not None:
@@ -241,11 +244,16 @@ class RunCheckpoints(Checkpoint):
             self._signal = signal.Signals(number)
 
     def _tell(self, trainer: Trainer, ended: bool) -> None:
-        """Ends the summary: the checkpoint, and what to do with it."""
-        settings = Path(trainer.log_dir or ".", "config.yaml")  # asks all processes
-        if not trainer.is_global_zero or self.last is None:
+        """Ends the summary: the checkpoint, and the commands that come next."""
+        folder = Path(trainer.log_dir or ".")  # asks all processes
+        settings = folder / "config.yaml"
+        if not trainer.is_global_zero:
             return
-        print(f"  {'checkpoint':<20} {self.last}")
+        lines = [] if self.last is None else [("checkpoint", str(self.last))]
+        for name, value in lines + next_commands(trainer.loggers, folder):
+            print(f"  {name:<20} {value}")
+        if self.last is None:
+            return
         checkpoint = f"--ckpt_path {shlex.quote(str(self.last))}"
         if self._command and ended and settings.is_file():
             print(f"  {'test':<20} locoprop test --config {shlex.quote(str(settings))} {checkpoint}")

@@ -4,10 +4,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from locoprop_lightning import BackpropModule, LocoPropModule, UserError
-from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor
-from locoprop_lightning.data import Digits, FashionMNIST
-from locoprop_lightning.local import LocalProblem, State, resolve_transfer
+from locoprop_lightning import BackpropModule, LocalBackward, LocoPropModule, UserError, load_run
+from locoprop_lightning.callbacks import FitSummary, LocalLossHistory, LocalLossMonitor, LocalSchedule
+from locoprop_lightning.data import Datasets, Digits, FashionMNIST, IdxImages
+from locoprop_lightning.layers import activation
+from locoprop_lightning.local import LocalProblem, State, Transfer, resolve_transfer
 from locoprop_lightning.networks import MLP, DeepAutoencoder
 from locoprop_lightning.optimizers import FullPrecisionMuon, LinearDecay
 from locoprop_lightning.oracles import Oracle, RMSOracle, WhitenedOracle
@@ -118,3 +119,51 @@ class Weighted(Classification):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Half the loss."""
         return super().loss(output, target) / 2
+
+
+def loop(network: nn.Module, x: Tensor, labels: Tensor) -> list[float]:
+    """A loop of one's own."""
+    backward = LocalBackward(network, x, ClosedForm(), lambda_a=0.1, lambda_r=1.0, objective="squared")
+    outer = torch.optim.SGD(backward.local_parameters(), lr=1.0)
+    loss: Tensor = backward(x, lambda output: nn.functional.cross_entropy(output, labels), recording=Recording.CURVE)
+    outer.step()
+    print(backward.layers)
+    return [0.0 if one.losses is None else one.losses[-1].item() for one in backward.solutions.values()] + [loss.item()]
+
+
+def watched(module: LocoPropModule) -> Tensor:
+    """Local losses in memory, lambdas that change, and data of one's own."""
+    history, schedule = LocalLossHistory(every_n_steps=2), LocalSchedule(lambda_a={0: 1, 100: 0.1})
+    rows = torch.utils.data.TensorDataset(torch.randn(8, 64), torch.arange(8))
+    data: Datasets | IdxImages = Datasets(rows, batch_size=4, validation=2)
+    Trainer(callbacks=[history, schedule]).fit(module, data)
+    print(module.layers, history.frame())
+    return history["1"]
+
+
+def loaded(x: Tensor) -> Tensor:
+    """The network of a run."""
+    run = load_run("runs/digits/foof/version_0")
+    output: Tensor = run.network(x)
+    return output
+
+
+class Cube(Transfer):
+    """An activation of one's own."""
+
+    name = "cube"
+    bound = float("inf")
+
+    def f(self, a: Tensor) -> Tensor:
+        """The function."""
+        return a**3
+
+    def F(self, a: Tensor) -> Tensor:
+        """Its integral."""
+        return a**4 / 4
+
+
+@activation(Cube())
+def cube(x: Tensor) -> Tensor:
+    """What computes it."""
+    return x * x * x
