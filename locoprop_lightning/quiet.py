@@ -1,10 +1,12 @@
-"""Lightning's notices and tips, which the command leaves out: they say nothing of the run."""
+"""What the command does not print: notices and tips of Lightning, and anything to a terminal that is closed."""
 
 import logging
+import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _NOTICES = re.compile(
     r"💡|Seed set to|(GPU|TPU|HPU|IPU) available"
@@ -47,3 +49,13 @@ def quiet() -> Iterator[None]:
     finally:
         for one in filtered:
             one.removeFilter(_wanted)
+
+
+def leave_terminal() -> None:
+    """Sends nowhere what would be written to a terminal that is closed, where it would raise an error."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)

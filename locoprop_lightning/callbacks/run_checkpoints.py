@@ -1,10 +1,7 @@
 """Checkpoints from which a run goes on as if nothing had stopped it."""
 
-import contextlib
-import os
 import shlex
 import signal
-import stat
 import sys
 import threading
 import time
@@ -25,6 +22,7 @@ from locoprop_lightning.checkpoints import at_next_epoch
 from locoprop_lightning.edited_settings import edited
 from locoprop_lightning.errors import UserError, check_counts, check_positive
 from locoprop_lightning.files import passing_name, settle, why_unwritten
+from locoprop_lightning.quiet import leave_terminal
 
 SETTINGS = "settings"  # key of a checkpoint: settings of the run by dotted name
 RANDOM = "random_state"  # key of a checkpoint: {generator: states of all processes}
@@ -239,36 +237,26 @@ class RunCheckpoints(Checkpoint):
         if number == signal.SIGINT and self._signal is signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
-            _leave_terminal()
+            leave_terminal()
         if self._signal not in STOPS:
             self._signal = signal.Signals(number)
 
     def _tell(self, trainer: Trainer, ended: bool) -> None:
         """Ends the summary: the checkpoint, and the commands that come next."""
         folder = Path(trainer.log_dir or ".")  # asks all processes
-        settings = folder / "config.yaml"
         if not trainer.is_global_zero:
             return
         lines = [] if self.last is None else [("checkpoint", str(self.last))]
-        for name, value in lines + next_commands(trainer.loggers, folder):
+        lines += next_commands(trainer.loggers, folder)
+        if self.last is not None and self._command:
+            checkpoint = f"--ckpt_path {shlex.quote(str(self.last))}"
+            settings = folder / "config.yaml"
+            if ended and settings.is_file():
+                lines.append(("test", f"locoprop test --config {shlex.quote(str(settings))} {checkpoint}"))
+            elif not self._told_of_objects:
+                lines.append(("go on", f"{self._command} {checkpoint}"))
+        for name, value in lines:
             print(f"  {name:<20} {value}")
-        if self.last is None:
-            return
-        checkpoint = f"--ckpt_path {shlex.quote(str(self.last))}"
-        if self._command and ended and settings.is_file():
-            print(f"  {'test':<20} locoprop test --config {shlex.quote(str(settings))} {checkpoint}")
-        elif self._command and not self._told_of_objects:
-            print(f"  {'go on':<20} {self._command} {checkpoint}")
-
-
-def _leave_terminal() -> None:
-    """Sends nowhere what would be written to a terminal that is closed, where it would raise an error."""
-    for stream in (1, 2):
-        with contextlib.suppress(OSError):
-            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream)
-                os.close(nowhere)
 
 
 def write_whole(trainer: Trainer, path: Path, weights_only: bool) -> str | None:
