@@ -280,6 +280,7 @@ class BackpropModule(SupervisedModule):
         super().__init__(network, task)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
+        self._starting = True
 
     def on_fit_start(self) -> None:
         """Joins the other processes, says what 16-bit weights lose, and has the table of layers printed again."""
@@ -305,8 +306,7 @@ class BackpropModule(SupervisedModule):
         if self.communicator.size > 1:  # which may have different numbers of terms
             loss = self.share(x, output, target, 0).weigh(loss)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        mean = self.log_training(loss, output, target, rate, self.logs_this_step)
-        return {"loss": loss, "mean_loss": mean}
+        return {"loss": loss, "mean_loss": self.log_training(loss, output, target, rate, self.logs_this_step)}
 
     def configure_optimizers(self) -> Any:
         """The optimizer of all trainable parameters, and its schedule."""

@@ -459,7 +459,7 @@ def test_a_layer_that_acts_otherwise_than_its_kind_says_is_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "told"),
-    [("direction", "[2, 4], and must be [n, 3]."), ("weight_direction", "[6, 3], and must be [3, 6].")],
+    [("direction", "[2, 4], and must be [2, 3]."), ("weight_direction", "[6, 3], and must be [3, 6].")],
 )
 def test_an_oracle_that_gives_another_shape_is_named(method, told):
     class Turned(GradientOracle):

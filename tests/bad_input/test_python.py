@@ -243,7 +243,7 @@ PARTS = [
      "each image, got torch.int64 [3]"),
     ("test labels as parts", lambda: Reads(Y, Y.float()).setup("fit"), "Reads.read: test labels must be int64 [4], on"),
     ("images of floats", lambda: Reads(Y, Y, dtype=torch.float32).setup("fit"), "Reads.read: training images must "),
-    ("tensors for a data set", lambda: Datasets((X, Y)), "Dataset, such as TensorDataset(inputs, labels)"),
+    ("tensors for a data set", lambda: Datasets((X, Y)), "such as TensorDataset(inputs, labels), or a list of"),
     ("samples of none", lambda: DatasetLoader([], 2, None), "data: list is empty; give it samples"),
     ("a run of nothing", lambda: load_run(None), "load_run(folder=None): must be a path, as text"),
     ("a run without one", lambda: load_run("."), "no checkpoint of a run; name the folder of one, such as runs/"),

@@ -66,7 +66,7 @@ def test_the_function_does_what_it_did():
 
 
 def test_what_is_no_transfer_is_refused():
-    with pytest.raises(UserError, match="transfer='tanh': must be a"):
+    with pytest.raises(UserError, match="transfer='tanh'.: must be a transfer"):
         activation("tanh")
     with pytest.raises(UserError, match=r"give an object, Tanh\(...\), not the class"):
         activation(Tanh)

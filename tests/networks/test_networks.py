@@ -45,7 +45,7 @@ def test_autoencoder_initialisation():
         (lambda: Transformer(length=0), "length=0"),
         (lambda: Decoder(width=12, heads=2), "width must be a multiple of 4 x heads"),
         (lambda: Decoder(depth=2, vocabulary=0), "vocabulary=0"),
-        (lambda: Transformer(length=4)(torch.zeros(1, 5, dtype=torch.long)), "sequences of 5 tokens"),
+        (lambda: Transformer(length=4)(torch.zeros(1, 5, dtype=torch.long)), "has 5 tokens a sequence"),
     ],
 )
 def test_mistakes(make, message):
