@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from locoprop_lightning.distributed import connect, share_batch
 from locoprop_lightning.engine import LocalEngine
-from locoprop_lightning.errors import UserError, check_counts, check_object
+from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.joined_batches import JoinedBatches
 from locoprop_lightning.layer_table import LayerTable
 from locoprop_lightning.layers.compiled import uncompiled
-from locoprop_lightning.layers.discovery import check_shapes
+from locoprop_lightning.layers.discovery import check_network, check_shapes
 from locoprop_lightning.layers.probe import call
 from locoprop_lightning.local_view import shown
 from locoprop_lightning.oracles import GradientOracle, Oracle
@@ -66,7 +66,7 @@ class LocalBackward:
         oracle: Oracle | None = None,
         **settings: Any,
     ) -> None:
-        check_object("LocalBackward", nn.Module, "a network, a torch.nn.Module such as MLP(64, 32, 1)", network=network)
+        check_network("LocalBackward", network)
         check_shapes(network)
         if connect().size > 1:
             raise UserError("LocalBackward: works in one process, and this is one of several; take LocoPropModule.")

@@ -16,8 +16,8 @@ from locoprop_lightning.checkpoints import stamp, stamped
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.layer_table import print_layers
-from locoprop_lightning.layers import discover
 from locoprop_lightning.layers.compiled import original, tell_uncompiled
+from locoprop_lightning.layers.discovery import check_network, discover
 from locoprop_lightning.layers.probe import call
 from locoprop_lightning.loading import Loadable
 from locoprop_lightning.optimizers import LinearDecay, owned_parameters
@@ -48,7 +48,7 @@ class SupervisedModule(Loadable):
         super().__init__()
         mixed_imports.tell(type(self).__name__)
         own = type(self).__name__
-        check_object(own, nn.Module, "a network, a torch.nn.Module such as MLP(64, 32, 1)", network=network)
+        check_network(own, network)
         check_object(own, Task, "a task, such as Classification(10)", task=task)
         self.network, self.task = network, task
         metrics = task.metrics()

@@ -386,7 +386,7 @@ PADDED = {
 def test_a_padded_batch_trains_as_one_without_padding(name, oracle):
     make, task = PADDED[name]
     # A first token attends to itself alone: its query's gradient is zero but for rounding, and its row counts or not.
-    tolerance = 1e-2 if name == "t5" else 1e-10
+    skip = ["decoder.block.*.SelfAttention.q"] if name == "t5" else []
     of_samples = "sequences" in name
     torch.manual_seed(0)
     network, found = deterministic(make()).double(), []
@@ -396,12 +396,12 @@ def test_a_padded_batch_trains_as_one_without_padding(name, oracle):
         if of_samples:
             samples = [one | dict(labels=one["input_ids"][0] % CLASSES) for one in samples]
         module, losses = train(
-            copy.deepcopy(network), task, samples, steps=2, oracle=oracle, rest_optimizer=rest, lambda_a=0.05
+            copy.deepcopy(network), task, samples, steps=2, oracle=oracle, rest_optimizer=rest, lambda_a=0.05, skip=skip
         )
         found.append((dict(module.network.named_parameters()), torch.tensor(losses)))
-    close(found[1][1], found[0][1], max(tolerance, 1e-6))
+    close(found[1][1], found[0][1], 1e-6)
     for key, value in found[0][0].items():
-        close(found[1][0][key], value, tolerance)
+        close(found[1][0][key], value, 1e-10)
     moved = {n for n, p in start.named_parameters() if not torch.equal(found[0][0][n], p)}
     assert {n for n, p in start.named_parameters() if p.dim() > 1 and ("encoder.layer" in n or ".h." in n)} <= moved
 

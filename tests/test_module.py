@@ -430,10 +430,10 @@ def test_what_is_no_object_of_its_kind_is_refused():
             pass
 
     for arguments, message in [
-        (dict(solver=FixedPointIteration), "solver=FixedPointIteration: give an object, FixedPointIteration"),
+        (dict(solver=FixedPointIteration), r"solver=FixedPointIteration: give an object, FixedPointIteration\(...\)"),
         (dict(oracle=RMSOracle), "oracle=RMSOracle: give an object"),
         (dict(oracle="rms"), "oracle='rms': must be an oracle, such as RMSOracle"),
-        (dict(net=MLP), "network=MLP.: give an object"),
+        (dict(net=MLP), r"network=MLP\): give an object"),
         (dict(solver=Forgetful()), r"solver=Forgetful: its __init__ must call super\(\).__init__\(\)"),
     ]:
         with pytest.raises(UserError, match=message):

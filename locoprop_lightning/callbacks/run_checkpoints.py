@@ -184,7 +184,7 @@ class RunCheckpoints(Checkpoint):
         asked, self._due, self._signal = self._signal, False, None
         if asked is signal.SIGINT:
             raise KeyboardInterrupt
-        stop = asked in (signal.SIGTERM, signal.SIGHUP)
+        stop = asked in STOPS
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:

@@ -29,6 +29,34 @@ def order_seed(seed: int | None) -> int:
     return run_seed() if seed is None else seed
 
 
+def check_batches(
+    owner: str, size: int, samples: str, batch_size: int, validation: int, seed: int | None, eval_batch_size: int | None
+) -> None:
+    """Refuses what does not cut the training samples into batches.
+
+    Args:
+        owner: Name of the data module.
+        size: How many training samples there are.
+        samples: What they are called.
+        batch_size: Samples in a training batch.
+        validation: How many are held out.
+        seed: Seed of their order, None for Lightning's.
+        eval_batch_size: Samples in a batch of an evaluation, None for ``batch_size``.
+
+    Raises:
+        UserError: Names the argument.
+    """
+    check_counts(owner, 1, batch_size=batch_size)
+    if not isinstance(validation, int) or not 0 <= validation < size:
+        raise UserError(
+            f"{owner}(validation={shown(validation)}): must be a whole number, at least 0 and less than the {size} "
+            f"training {samples}."
+        )
+    check_seed(owner, seed)
+    if eval_batch_size is not None:
+        check_counts(owner, 1, eval_batch_size=eval_batch_size)
+
+
 def check_seed(owner: str, seed: int | None) -> None:
     """Refuses a seed of the order of training samples that is none."""
     if seed is not None:
@@ -73,15 +101,8 @@ class ImageData(Shown, LightningDataModule, ABC):
         eval_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        check_counts(type(self).__name__, 1, batch_size=batch_size)
-        if not isinstance(validation, int) or not 0 <= validation < self.train_size:
-            raise UserError(
-                f"{type(self).__name__}(validation={shown(validation)}): must be a whole number, at least 0 and less "
-                f"than the {self.train_size} training images."
-            )
-        check_seed(type(self).__name__, seed)
-        if eval_batch_size is not None:
-            check_counts(type(self).__name__, 1, eval_batch_size=eval_batch_size)
+        own = type(self).__name__
+        check_batches(own, self.train_size, "images", batch_size, validation, seed, eval_batch_size)
         self.batch_size = batch_size
         self.validation = validation
         self.seed = seed

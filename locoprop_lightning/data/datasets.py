@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from locoprop_lightning.data.base import check_seed, fixed_permutation, order_seed, overfits, place
+from locoprop_lightning.data.base import check_batches, fixed_permutation, order_seed, overfits, place
 from locoprop_lightning.data.loader import Loader
-from locoprop_lightning.errors import UserError, check_counts, check_object, shown
+from locoprop_lightning.errors import UserError, check_counts, check_object
 from locoprop_lightning.reprs import Shown
 
 
@@ -91,18 +91,11 @@ class Datasets(Shown, LightningDataModule):
     ) -> None:
         super().__init__()
         way = "a data set with a length, such as TensorDataset(inputs, labels), or a list of samples"
-        check_object(type(self).__name__, Dataset, way, train=train, **({} if test is None else {"test": test}))
-        check_counts(type(self).__name__, 1, batch_size=batch_size)
-        check_counts(type(self).__name__, 0, workers=workers)
-        check_seed(type(self).__name__, seed)
-        if eval_batch_size is not None:
-            check_counts(type(self).__name__, 1, eval_batch_size=eval_batch_size)
+        own = type(self).__name__
+        check_object(own, Dataset, way, train=train, **({} if test is None else {"test": test}))
+        check_counts(own, 0, workers=workers)
         size = _size(train)
-        if not isinstance(validation, int) or not 0 <= validation < size:
-            raise UserError(
-                f"{type(self).__name__}(validation={shown(validation)}): must be a whole number, at least 0 and less "
-                f"than the {size} training samples."
-            )
+        check_batches(own, size, "samples", batch_size, validation, seed, eval_batch_size)
         order = fixed_permutation(size).tolist()
         held = Subset(train, order[:validation]) if validation else None
         self.train: Dataset[Any] = Subset(train, sorted(order[validation:])) if validation else train

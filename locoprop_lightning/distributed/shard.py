@@ -109,6 +109,10 @@ class SummedOperator(LinearOperator):
         return -(-self._n // self._shard.processes)
 
     @property
+    def own_rows(self) -> int:  # noqa: D102
+        return self._own.n
+
+    @property
     def d_in(self) -> int:  # noqa: D102
         return self._own.d_in
 

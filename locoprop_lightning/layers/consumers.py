@@ -8,9 +8,17 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
-from locoprop_lightning.errors import check_object
 from locoprop_lightning.local.activations import CELU, ELU, SELU, Hardsigmoid, Hardtanh, LogSigmoid, ReLU6, Softsign
-from locoprop_lightning.local.transfer import LeakyReLU, ReLU, Sigmoid, Softmax, Softplus, Tanh, Transfer
+from locoprop_lightning.local.transfer import (
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Softplus,
+    Tanh,
+    Transfer,
+    check_transfer,
+)
 
 _PLAIN: dict[str, type[Transfer]] = {  # functions without arguments of their own
     "tanh": Tanh,
@@ -45,7 +53,7 @@ def activation(transfer: Transfer) -> Callable[[F], F]:
         ... def my_tanh(x):
         ...     return 1 - 2 / ((2 * x).exp() + 1)
     """
-    check_object("activation", Transfer, "a transfer, such as resolve_transfer('tanh')", transfer=transfer)
+    check_transfer("activation", transfer)
 
     def register(function: F) -> F:
         @wraps(function)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from locoprop_lightning.errors import UserError, listed
+from locoprop_lightning.errors import UserError, check_object, listed
 from locoprop_lightning.layers.compiled import named_modules
 from locoprop_lightning.layers.kind import LayerKind, kind_of
 from locoprop_lightning.layers.probe import probe
@@ -73,6 +73,15 @@ def candidates(
     check_patterns("include", include, known)
     told = reasons(network, skip, include)
     return {name: layer for name, layer in known.items() if name not in told}
+
+
+def check_network(owner: str, network: nn.Module) -> None:
+    """Refuses what is no network.
+
+    Raises:
+        UserError: Says what it is.
+    """
+    check_object(owner, nn.Module, "a network, a torch.nn.Module such as MLP(64, 32, 1)", network=network)
 
 
 def check_shapes(network: nn.Module) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from locoprop_lightning.errors import UserError, check_object, check_positive
 from locoprop_lightning.local.operator import LinearOperator, MatrixOperator
-from locoprop_lightning.local.transfer import Transfer
+from locoprop_lightning.local.transfer import check_transfer
 
 
 def check_problem(
@@ -29,7 +29,7 @@ def check_problem(
         raise UserError(f"LocalProblem: the rows are {list(operator.rows.shape)}, and must be [n, d_in].")
     if isinstance(operator, MatrixOperator) and not operator.rows.is_floating_point():
         raise UserError(f"LocalProblem: the rows are of {operator.rows.dtype}, and must be floating-point numbers.")
-    check_object("LocalProblem", Transfer, "a transfer, such as resolve_transfer('tanh')", transfer=transfer)
+    check_transfer("LocalProblem", transfer)
     check_object("LocalProblem", Tensor, "a tensor [d_out, d_in]", weight=weight)
     for name, value in (("lambda_a", lambda_a), ("lambda_r", lambda_r)):
         if not isinstance(value, Tensor):

@@ -45,6 +45,11 @@ class LinearOperator(ABC):
         return self.n
 
     @property
+    def own_rows(self) -> int:
+        """Rows that are here, each of which has a direction."""
+        return self.n
+
+    @property
     @abstractmethod
     def d_in(self) -> int:
         """Inputs that a unit sees."""

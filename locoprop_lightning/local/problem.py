@@ -143,8 +143,9 @@ class LocalProblem:
         if callable(self._direction):
             self._check_offer()
             self._direction = self._direction()
-            if not isinstance(self._direction, Tensor) or self._direction.shape != self.pre_activation.shape:
-                self._refuse("direction", self._direction, list(self.pre_activation.shape))
+            shape = [self.operator.own_rows, self.weight.shape[0]]  # A's, which is not made for this
+            if not isinstance(self._direction, Tensor) or list(self._direction.shape) != shape:
+                self._refuse("direction", self._direction, shape)
         return self._direction
 
     @property

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_object
 
 
 class Transfer:
@@ -54,6 +54,15 @@ class Transfer:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def check_transfer(owner: str, transfer: Transfer) -> None:
+    """Refuses what is no transfer, such as a name.
+
+    Raises:
+        UserError: Says what it is.
+    """
+    check_object(owner, Transfer, "a transfer, such as resolve_transfer('tanh')", transfer=transfer)
 
 
 class Identity(Transfer):

@@ -184,8 +184,7 @@ def _draw_lines(axes: Any, curves: dict[str, Curve], focus: Sequence[str], log: 
             axes.plot(curve.x[line], curve.middle[line], color=_GREY, linewidth=0.8)
             continue
         look = style(list(focus).index(name))
-        label = name if np.isfinite(curve.middle[-1]) else f"{name} (non-finite)"
-        axes.plot(curve.x[line], curve.middle[line], label=label, **look)
+        axes.plot(curve.x[line], curve.middle[line], label=_label(name, curve), **look)
         if curve.runs > 1:
             low, high = np.minimum.reduceat(curve.low, starts), np.maximum.reduceat(curve.high, starts)
             axes.fill_between(curve.x[starts], low, high, color=look["color"], alpha=0.15, linewidth=0)
@@ -199,6 +198,10 @@ def _draw_lines(axes: Any, curves: dict[str, Curve], focus: Sequence[str], log: 
     axes.grid(alpha=0.3)
 
 
+def _label(name: str, curve: Curve) -> str:
+    return name if np.isfinite(curve.middle[-1]) else f"{name} (non-finite)"
+
+
 def _name_ends(axes: Any, curves: dict[str, Curve], names: Sequence[str]) -> None:
     """Names of curves on the right, at the height of their ends, as far apart as letters need."""
     axes.margins(x=0)
@@ -209,25 +212,16 @@ def _name_ends(axes: Any, curves: dict[str, Curve], names: Sequence[str]) -> Non
         end = (curves[name].x[finite[-1]], curves[name].middle[finite[-1]]) if len(finite) else (0, axes.get_ylim()[1])
         heights[name] = axes.transAxes.inverted().transform(axes.transData.transform(end))
     ranked = sorted(names, key=lambda name: heights[name][1])
-    gap = (
-        12 / 72 / (0.8 * axes.get_figure().get_figheight() / axes.get_gridspec().nrows)
-    )  # inches of a line, of the axes'
-    places = spread([heights[name][1] for name in ranked], gap)
+    inches = 0.8 * axes.get_figure().get_figheight() / axes.get_gridspec().nrows  # height of the axes
+    places = spread([heights[name][1] for name in ranked], gap=12 / 72 / inches)
     for name, place in zip(ranked, places, strict=True):
         colour = style(list(names).index(name))["color"]
-        note = name if np.isfinite(curves[name].middle[-1]) else f"{name} (non-finite)"
-        leader = {
-            "arrowstyle": "-",
-            "color": colour,
-            "linewidth": 0.6,
-            "alpha": 0.5,
-            "relpos": (0, 0.5),
-            "shrinkA": 2,
-            "shrinkB": 0,
-        }
-        where = {"xycoords": "axes fraction", "textcoords": "axes fraction", "va": "center", "fontsize": "small"}
+        look = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0}
+        leader = look | {"color": colour}
+        where = {"xycoords": "axes fraction", "textcoords": "axes fraction", "annotation_clip": False}
         end = (heights[name][0], min(heights[name][1], 1.0))
-        axes.annotate(note, end, (1.03, place), color=colour, arrowprops=leader, annotation_clip=False, **where)
+        text = {"text": _label(name, curves[name]), "color": colour, "va": "center", "fontsize": "small"}
+        axes.annotate(xy=end, xytext=(1.03, place), arrowprops=leader, **text, **where)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

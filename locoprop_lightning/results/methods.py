@@ -84,8 +84,8 @@ def by_method(runs: list[Run], tag: str) -> dict[str, list[Run]]:
         groups.setdefault((run.label or _base(_home(run)) or run.shown, key), []).append(run)
     methods: dict[str, list[Run]] = {}
     for (base, _), members in groups.items():
-        if members[0].label and len({_method(run) for run in members}) > 1:
-            told = ", ".join(_differing(members[0], members)[:3])
+        if members[0].label and (differ := _differing(members[0], members)):
+            told = ", ".join(differ[:3])
             print(
                 f"{base}: its {len(members)} runs are shown as one method, though they differ in {told}; give each "
                 "method a label of its own",

@@ -28,6 +28,9 @@ pytestmark = pytest.mark.usefixtures("folder")
 PIXELS = "fit --config CONFIGS/fashion_mnist/foof.yaml --trainer.accelerator=cpu --trainer.limit_train_batches=1"
 TEXT = "fit --config CONFIGS/transformer/adam.yaml --trainer.accelerator=cpu --data.root=text"
 BYTES = bytes(range(256))
+# What becomes of a folder in /proc: who may write there is told by the system.
+ROOT_ALONE = "/proc is no folder that can be written to"
+NOWHERE = "/proc/x: No such file or directory" if os.access("/proc", os.W_OK) else ROOT_ALONE
 OF_RUN = {"global_step": 3, "epoch": 0, "pytorch-lightning_version": "2.6", "optimizer_states": [], "lr_schedulers": []}
 OWN = """
 from lightning.pytorch import Callback, LightningDataModule
@@ -286,7 +289,7 @@ COMPARED = [
     ("no such metric", "RUNS --metric acc", "acc"),
     ("a figure where none can be", "RUNS --out /proc/x/a.png", "/proc/x"),
     ("no logs", "EMPTY", "No run has logged 'train/loss'; name folders of runs, such as runs/digits"),
-    ("a table where none can be", "RUNS --table /proc/x/a.md", "/proc/x"),
+    ("a table where none can be", "RUNS --table /proc/x/a.md", f"{NOWHERE}; name another plac"),
     (
         "a figure below a file",
         "RUNS --out file/a.svg",

@@ -177,8 +177,11 @@ def test_what_solve_takes_is_said(make_problem):
             return problem.zeros()
 
     for call, message in [
-        (lambda: FixedPointIteration(2).solve(make_problem(), recording=True), "True.: must be Recording.NOTHING"),
-        (lambda: FixedPointIteration(2).solve(make_problem(), True), "state=True.: must be"),
+        (
+            lambda: FixedPointIteration(2).solve(make_problem(), recording=True),
+            r"solve\(recording=True\): must be Recording.NOTHING",
+        ),
+        (lambda: FixedPointIteration(2).solve(make_problem(), True), r"solve\(state=True\): must be a dictionary"),
         (lambda: Wrong().solve(make_problem()), "Wrong.run: must return an Outcome, not Tensor"),
     ]:
         with pytest.raises(UserError, match=message):
