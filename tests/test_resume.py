@@ -179,6 +179,15 @@ def at(number, step):
     return [f"{name}+=tests.test_resume.SignalAt", f"{name}.number={number}", f"{name}.step={step}"]
 
 
+@pytest.fixture
+def in_a_terminal():
+    """As a fit is that nohup has not started, whatever started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("in_a_terminal")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_batch_and_the_summary_says_how_to_go_on(folder, capsys, number, status):
     main(options("--trainer.logger.class_path=TensorBoardLogger", "--trainer.logger.save_dir=whole"))
@@ -197,6 +206,7 @@ def test_a_signal_ends_the_batch_and_the_summary_says_how_to_go_on(folder, capsy
     assert same(whole, resumed)
 
 
+@pytest.mark.usefixtures("in_a_terminal")
 def test_a_closed_terminal_leaves_a_checkpoint(folder):
     """What a fit says on the way to it can no longer be written there."""
     arguments = options("--trainer.logger=false", "--trainer.max_epochs=100000", "--trainer.enable_progress_bar=true")
