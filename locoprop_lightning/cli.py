@@ -17,7 +17,7 @@ import yaml
 from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from locoprop_lightning import errors
@@ -30,6 +30,7 @@ from locoprop_lightning.callbacks import (
     LocalLossMonitor,
     PredictionWriter,
     RunCheckpoints,
+    SettingsFile,
     StepTimer,
 )
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
@@ -58,7 +59,7 @@ class LocoPropCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SettingsFile,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             args=None if args is None else list(args),
             run=run,
@@ -82,7 +83,7 @@ class LocoPropCLI(LightningCLI):
         changed = [f"--{name}={written(value)}" for name, value in settings.items()]
         arguments = [f"--config={config}", f"--seed_everything={seed}", *changed, "--trainer.enable_progress_bar=false"]
         cli = cls(arguments, run=False)
-        unwanted = (SaveConfigCallback, Checkpoint, *without)
+        unwanted = (SettingsFile, Checkpoint, *without)
         cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, unwanted)]  # type: ignore[attr-defined]
         return cli
 

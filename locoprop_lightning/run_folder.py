@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from locoprop_lightning.checkpoint_files import BEST, last_of, newest_first, resumable
 from locoprop_lightning.errors import UserError
 
+SETTINGS_FILE = "config.yaml"  # in the folder of a run, as `locoprop fit --config` reads it
+
 
 class RunFolder:
     """The folder that a run has to itself: that of its first logger's version, or the trainer's root without loggers.
@@ -187,3 +189,22 @@ class RunFolder:
         for folder in reversed(self._made):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def checkpoint_folder(trainer: Trainer) -> Path:
+    """The folder of a run's checkpoints: beside its logs, or in the trainer's root where there are none."""
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir) / "checkpoints"
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version / "checkpoints"
+
+
+def settings_folder(trainer: Trainer) -> Path:
+    """The folder of a run's configuration: that of its logs, or its own where a logger keeps all runs in one.
+
+    All processes ask for it together.
+    """
+    logs = Path(trainer.log_dir or ".")
+    shared = trainer.loggers and not isinstance(trainer.loggers[0], TensorBoardLogger | CSVLogger)
+    return checkpoint_folder(trainer).parent if shared else logs

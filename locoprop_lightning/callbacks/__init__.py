@@ -9,6 +9,7 @@ from locoprop_lightning.callbacks.local_loss_monitor import LocalLossMonitor
 from locoprop_lightning.callbacks.local_schedule import LocalSchedule
 from locoprop_lightning.callbacks.prediction_writer import PredictionWriter
 from locoprop_lightning.callbacks.run_checkpoints import RunCheckpoints
+from locoprop_lightning.callbacks.settings_file import SettingsFile
 from locoprop_lightning.callbacks.stopwatch import StepTimer
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "LocalSchedule",
     "PredictionWriter",
     "RunCheckpoints",
+    "SettingsFile",
     "StepTimer",
 ]

@@ -23,6 +23,7 @@ from locoprop_lightning.edited_settings import edited
 from locoprop_lightning.errors import UserError, check_counts, check_positive
 from locoprop_lightning.files import passing_name, settle, why_unwritten
 from locoprop_lightning.quiet import leave_terminal
+from locoprop_lightning.run_folder import SETTINGS_FILE, checkpoint_folder, settings_folder
 
 SETTINGS = "settings"  # key of a checkpoint: settings of the run by dotted name
 RANDOM = "random_state"  # key of a checkpoint: {generator: states of all processes}
@@ -244,13 +245,13 @@ class RunCheckpoints(Checkpoint):
     def _tell(self, trainer: Trainer, ended: bool) -> None:
         """Ends the summary: the checkpoint, and the commands that come next."""
         folder = Path(trainer.log_dir or ".")  # asks all processes
+        settings = settings_folder(trainer) / SETTINGS_FILE
         if not trainer.is_global_zero:
             return
         lines = [] if self.last is None else [("checkpoint", str(self.last))]
         lines += next_commands(trainer.loggers, folder)
         if self.last is not None and self._command:
             checkpoint = f"--ckpt_path {shlex.quote(str(self.last))}"
-            settings = folder / "config.yaml"
             if ended and settings.is_file():
                 lines.append(("test", f"locoprop test --config {shlex.quote(str(settings))} {checkpoint}"))
             elif not self._told_of_objects:
@@ -290,15 +291,6 @@ def write_whole(trainer: Trainer, path: Path, weights_only: bool) -> str | None:
         return None
     passing.unlink(missing_ok=True)
     return why_unwritten(failure)
-
-
-def checkpoint_folder(trainer: Trainer) -> Path:
-    """The folder of a run's checkpoints: beside its logs, or in the trainer's root where there are none."""
-    if not trainer.loggers:
-        return Path(trainer.default_root_dir) / "checkpoints"
-    logger = trainer.loggers[0]
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version / "checkpoints"
 
 
 def _is_plain(state: Any) -> bool:
