@@ -157,13 +157,15 @@ def table(options: argparse.Namespace) -> None:
 
 
 def figure(options: argparse.Namespace) -> None:
+    if not options.until > 1:
+        raise SystemExit(f"--until {options.until:g}: no curve is left; take a step or second after the first.")
     curves = {}
     for method, members in load(options.out, options.ms).items():
         curve = fold_whole(members, "step" if options.x == "step" else "time")
         if curve is None:
             print(f"{method}: left out, its pace is not in --ms", file=sys.stderr)
         else:
-            curves[method] = curve
+            curves[method] = curve.until(options.until)
     across, up = AXES["step" if options.x == "step" else "time"][0], f"train loss, smoothed by {DECAY:g}"
     if options.family:
         draw_families(curves, {title: names.split(",") for title, names in options.family}, options.file, across, up)
@@ -238,6 +240,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = command(figure, "figure", "draw the smoothed train losses, a line a method", more, folder, pace)
     add("file", type=Path, metavar="FILE.svg", help="file to write")
     add("--x", choices=("step", "seconds"), default="step", help="horizontal axis (default: step)")
+    text = "where the horizontal axis ends (default: with the longest run)"
+    add("--until", type=float, default=float("inf"), metavar="X", help=text)
     text = "methods that have a colour and their names at their curves' ends, while the others are grey"
     add("--focus", nargs="+", default=[], metavar="METHOD", help=text)
     text = "one of several panels, in which these methods are in focus: TITLE METHOD,METHOD"

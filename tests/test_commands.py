@@ -121,7 +121,7 @@ def test_pages_have_commands():
     assert sum(map(len, COMMANDS.values())) > 50
     assert {
         "README.md",
-        "choosing.md",
+        "tried.md",
         "results.md",
         "inspecting.md",
         "own_solver.md",

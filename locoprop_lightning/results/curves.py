@@ -33,6 +33,15 @@ class Curve(NamedTuple):
     high: np.ndarray
     runs: int
 
+    def until(self, end: float) -> "Curve":
+        """The curve as far as a horizontal position.
+
+        Args:
+            end: The position.
+        """
+        kept = self.x <= end
+        return Curve(self.x[kept], self.middle[kept], self.low[kept], self.high[kept], self.runs)
+
 
 def fold(x: np.ndarray, values: np.ndarray) -> Curve:
     """Median and range of some runs of a method.

@@ -165,7 +165,7 @@ def draw_families(
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, (title, names) in zip(panels, families.items(), strict=False):
-        _draw_lines(axes, curves, names, log=True)
+        _draw_lines(axes, curves, names, log=True, parts=_PARTS // 2)
         axes.set_title(title, fontsize="medium", loc="left")
     for axes, names in zip(panels, families.values(), strict=False):  # when all of them have made the common scale
         _name_ends(axes, curves, names)
@@ -176,10 +176,10 @@ def draw_families(
     save(figure, path)
 
 
-def _draw_lines(axes: Any, curves: dict[str, Curve], focus: Sequence[str], log: bool) -> None:
+def _draw_lines(axes: Any, curves: dict[str, Curve], focus: Sequence[str], log: bool, parts: int = _PARTS) -> None:
     """The lines, those in focus above the others, and the scale."""
     for name, curve in sorted(curves.items(), key=lambda item: item[0] in focus):
-        line, starts = thinned(curve, _PARTS if name in focus else _PARTS // 4)
+        line, starts = thinned(curve, parts if name in focus else parts // 4)
         if name not in focus:
             axes.plot(curve.x[line], curve.middle[line], color=_GREY, linewidth=0.8)
             continue

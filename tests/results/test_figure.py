@@ -44,6 +44,12 @@ def test_a_figure_of_many_long_curves_is_small_and_keeps_their_spikes(tmp_path):
     assert len(thinned(short)[0]) == len(thinned(short)[1]) == 200
 
 
+def test_a_curve_is_drawn_as_far_as_one_asks():
+    part = fold(np.arange(5.0), np.arange(10.0).reshape(2, 5)).until(2)
+    assert part.x.tolist() == [0, 1, 2] and part.runs == 2
+    assert (part.low.tolist(), part.middle.tolist(), part.high.tolist()) == ([0, 1, 2], [2.5, 3.5, 4.5], [5, 6, 7])
+
+
 def ends(**values):
     """Two points a method, the last at a height."""
     return {name: fold(np.array([0.0, 1.0]), np.array([[1.0, end]])) for name, end in values.items()}
