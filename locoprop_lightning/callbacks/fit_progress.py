@@ -42,7 +42,7 @@ class FitProgress(Stopwatch, ProgressBar):
         self._pace: float | None = None  # seconds a step of late
         self._counted = (0, 0.0)  # steps and seconds that are in it
         self._losses: tuple[Tensor, Tensor] | None = None
-        self._shown = (math.nan, math.nan)
+        self._shown: tuple[float, float] | None = None  # of the last look
 
     def disable(self) -> None:
         """Shows nothing from here on."""
@@ -57,7 +57,7 @@ class FitProgress(Stopwatch, ProgressBar):
         """Begins a row."""
         self._close()
         self._what, self._part, self._first, self._lines = what, 0.0, 0.0, 0
-        self._losses, self._shown, self._pace, self._counted = None, (math.nan, math.nan), None, (0, 0.0)
+        self._losses, self._shown, self._pace, self._counted = None, None, None, (0, 0.0)
         self._began = self._looked = self._told = time.monotonic()
         self._console = Console()
         if self._enabled and self._console.is_terminal:
@@ -88,13 +88,11 @@ class FitProgress(Stopwatch, ProgressBar):
     def _texts(self) -> list[str]:
         """What stands behind the bar."""
         texts = []
-        fast, slow = self._shown
-        if math.isfinite(fast):
+        if self._shown is not None:
+            fast, slow = self._shown
             arrows = "\\/=" if self._console.options.ascii_only else "↓↑→"
             trend = 2 if abs(fast - slow) <= _LEVEL * abs(slow) else int(fast > slow)
-            texts.append(f"loss {fast:.4g} {arrows[trend]}")
-        elif self._losses is not None:
-            texts.append("loss not finite")
+            texts.append(f"loss {fast:.4g} {arrows[trend]}" if math.isfinite(fast) else "loss not finite")
         metrics = self._trainer.callback_metrics if self._trainer is not None and self._losses is not None else {}
         name = next((str(n) for n in metrics if n.startswith("val/") and n != "val/loss"), None)
         if name is not None:

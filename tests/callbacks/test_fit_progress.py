@@ -86,6 +86,16 @@ def test_a_loss_that_is_not_finite_is_told():
     assert "loss not finite" in bar.line()
 
 
+def test_no_loss_is_shown_before_one_was_looked_at():
+    bar = FitProgress()
+    fit(bar, max_steps=1)
+    bar._open("Epoch")
+    bar._losses = torch.tensor(1.0), torch.tensor(1.0)
+    told = bar.line()
+    bar._close()
+    assert "loss" not in told
+
+
 def test_nothing_is_shown_where_it_is_disabled(capsys):
     bar = FitProgress()
     bar.disable()
