@@ -1,5 +1,6 @@
 """The table of layers that a fit prints before its first step, and that ``module.layers`` shows."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from textwrap import fill
@@ -89,24 +90,30 @@ def table_text(rows: Sequence[tuple[str, ...]], width: int) -> str:
     """The table as text; names of classes are never cut.
 
     Notes are a column where there is room for one, and stand below the table otherwise. A table that is still too wide
-    folds the names of layers, and is wider than the terminal in the end.
+    has who trains a layer on several lines, then the names of layers, at their dots, and is wider than the terminal in the end.
 
     Args:
         rows: Layer, kind, shape, transfer, who trains it, note.
         width: Columns of the terminal.
     """
     needed = [max(len(head), *(len(row[i]) for row in rows), 0) for i, head in enumerate(COLUMNS)]
-    room = width - sum(needed[:5]) - 3 * 5 - 1  # a border and two spaces a column
+    borders = 3 * 5 + 1  # with two spaces a column
+    if sum(needed[:5]) + borders > width:
+        words = [len(word) for row in rows for word in row[4].split()]
+        others = sum(needed[:4]) + borders
+        needed[4] = max(len(COLUMNS[4]), *words, min(needed[4], width - others))
+    room = width - sum(needed[:5]) - borders
     notes = any(row[5] for row in rows)
     beside = notes and room >= min(needed[5], _NOTE) + 3
+    names = [_folded(row[0], max(needed[0] + min(room, 0), _NAME)) for row in rows]
+    needed[0] = max(len(COLUMNS[0]), *(len(line) for name in names for line in name.splitlines()), 0)
     table = Table(title="Layers", title_justify="left")
     for index, head in enumerate(COLUMNS[: 6 if beside else 5]):
-        folds = index == 5 or (index == 0 and room < 0)
-        table.add_column(head, overflow="fold", no_wrap=not folds, min_width=None if folds else needed[index])
-    for row in rows:
-        table.add_row(*row[: 6 if beside else 5])
-    least = sum(needed[1:5]) + 3 * 5 + 1 + min(needed[0], _NAME)
-    console = Console(width=max(width, least))
+        least = None if index == 5 else needed[index]
+        table.add_column(head, overflow="fold", no_wrap=index < 4, min_width=least)
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(name, *row[1 : 6 if beside else 5])
+    console = Console(width=max(width, sum(needed[:5]) + borders))
     with console.capture() as captured:
         console.print(table)
     below: dict[str, list[str]] = {}
@@ -115,3 +122,13 @@ def table_text(rows: Sequence[tuple[str, ...]], width: int) -> str:
             below.setdefault(row[5], []).append(row[0])
     told = [fill(f"{note}: {', '.join(names)}", width, subsequent_indent="  ") for note, names in below.items()]
     return "\n".join([captured.get().rstrip("\n"), *told])
+
+
+def _folded(name: str, width: int) -> str:
+    """The name of a layer on lines that end before its dots, as far as a width allows."""
+    lines = [""]
+    for part in re.split(r"(?=\.)", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

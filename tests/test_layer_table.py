@@ -28,6 +28,18 @@ def test_notes_stand_beside_where_there_is_room_and_below_otherwise():
     assert "Note" not in table_text(ROWS[:1], 300)
 
 
+def test_a_narrow_table_breaks_at_words_and_dots():
+    rows = [
+        ("blocks.0.attention.q", "Linear", "128x128 + 128", "identity", "FullPrecisionMuon (lr 0.02) + AdamW (lr 0.001)", ""),
+        ("tokens", "Embedding", "128x128", "-", "AdamW (lr 0.001)", ""),
+    ]  # fmt: skip
+    lines = table_text(rows, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert [row[0] for row in cells] == ["blocks.0", ".attention.q", "", "tokens"]
+    assert [row[4] for row in cells[:3]] == ["FullPrecisionMuon (lr", "0.02) + AdamW (lr", "0.001)"]
+
+
 def test_a_table_that_fits_is_no_wider_than_the_terminal():
     short = [("1", "Linear", "512x784 + 512", "identity", "AndersonAcceleration", "")]
     assert max(map(len, table_text(short, 80).splitlines())) <= 80
