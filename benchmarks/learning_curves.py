@@ -138,16 +138,16 @@ def table(options: argparse.Namespace) -> None:
     columns = {}
     for step in options.steps:
         if step <= last:
-            columns[f"step {step}"] = ".3f", lambda c, step=step: c.smoothed.at(step)
+            columns[f"step {step}"] = ".4g", lambda c, step=step: c.smoothed.at(step)
         else:
             print(f"no run has a step {step}; the last one is {last}", file=sys.stderr)
     if not ends <= set(options.steps) or not ends:
-        columns["last step"] = ".3f", lambda c: c.smoothed.last
+        columns["last step"] = ".4g", lambda c: c.smoothed.last
     for seconds in options.seconds:
-        columns[f"{seconds:g} s"] = ".3f", lambda c, seconds=seconds: c.smoothed.after(seconds)
-    columns[f"highest raw loss after step {SETTLED}"] = ".3f", highest
+        columns[f"{seconds:g} s"] = ".4g", lambda c, seconds=seconds: c.smoothed.after(seconds)
+    columns[f"highest raw loss after step {SETTLED}"] = ".4g", highest
     accuracy = any(run.epoch_metrics.get("test_accuracy") for run in runs)
-    metric, form = ("test_accuracy", ".4f") if accuracy else ("test_loss", ".3f")
+    metric, form = ("test_accuracy", ".4f") if accuracy else ("test_loss", ".4g")
     name = metric.replace("_", " ")
     for epoch in options.epochs:
         columns[f"{name}, epoch {epoch}"] = form, lambda c, index=epoch - 1: c.run.epoch_metric(metric, index)

@@ -90,7 +90,8 @@ def table_text(rows: Sequence[tuple[str, ...]], width: int) -> str:
     """The table as text; names of classes are never cut.
 
     Notes are a column where there is room for one, and stand below the table otherwise. A table that is still too wide
-    has who trains a layer on several lines, then the names of layers, at their dots, and is wider than the terminal in the end.
+    has who trains a layer on several lines, then the names of layers, at their dots, and is in the end wider than the
+    terminal.
 
     Args:
         rows: Layer, kind, shape, transfer, who trains it, note.

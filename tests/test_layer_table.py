@@ -30,7 +30,8 @@ def test_notes_stand_beside_where_there_is_room_and_below_otherwise():
 
 def test_a_narrow_table_breaks_at_words_and_dots():
     rows = [
-        ("blocks.0.attention.q", "Linear", "128x128 + 128", "identity", "FullPrecisionMuon (lr 0.02) + AdamW (lr 0.001)", ""),
+        ("blocks.0.attention.q", "Linear", "128x128 + 128", "identity",
+         "FullPrecisionMuon (lr 0.02) + AdamW (lr 0.001)", ""),
         ("tokens", "Embedding", "128x128", "-", "AdamW (lr 0.001)", ""),
     ]  # fmt: skip
     lines = table_text(rows, 80).splitlines()

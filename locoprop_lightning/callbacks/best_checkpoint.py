@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from locoprop_lightning.callbacks.run_checkpoints import write_whole
 from locoprop_lightning.checkpoint_files import BEST
@@ -104,6 +105,11 @@ class BestCheckpoint(Checkpoint):
         """Ends the summary with the best weights."""
         if trainer.is_global_zero and self.path is not None:
             print(f"  {'best weights':<20} {self.path} ({self._judged} {self.value:.4f} at step {self.step})")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Does so where a signal ends the fit."""
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+            self.on_fit_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"judged": self._judged, "value": self.value, "step": self.step}

@@ -216,8 +216,8 @@ def _name_ends(axes: Any, curves: dict[str, Curve], names: Sequence[str]) -> Non
     places = spread([heights[name][1] for name in ranked], gap=12 / 72 / inches)
     for name, place in zip(ranked, places, strict=True):
         colour = style(list(names).index(name))["color"]
-        look = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0}
-        leader = look | {"color": colour}
+        leader = {"arrowstyle": "-", "linewidth": 0.8, "linestyle": ":", "color": "#666666"}
+        leader |= {"relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0}
         where = {"xycoords": "axes fraction", "textcoords": "axes fraction", "annotation_clip": False}
         end = (heights[name][0], min(heights[name][1], 1.0))
         text = {"text": _label(name, curves[name]), "color": colour, "va": "center", "fontsize": "small"}

@@ -50,16 +50,16 @@ def test_table_folds_seeds_and_sorts_by_the_last_loss(folder, capsys):
     assert list(rows) == ["fast", "slow", "broken"]
     slow, fast, broken = rows["slow"], rows["fast"], rows["broken"]
     for column in ("step 118", "step 236", "30 s", "highest raw loss after step 100"):
-        assert slow[column] == "0.500 (0.400..0.900)"
+        assert slow[column] == "0.5 (0.4..0.9)"
     assert slow["test accuracy"] == "0.5000 (0.4000..0.9000)" and slow["seeds"] == "3" and slow["ms a step"] == "500.0"
     assert "step 472" not in slow  # no run got that far
-    assert fast["30 s"] == "0.300" and fast["60 s"] == "-"  # over after 47.4 s
-    assert fast["highest raw loss after step 100"] == "0.700" and fast["step 118"] == "0.307"
+    assert fast["30 s"] == "0.3" and fast["60 s"] == "-"  # over after 47.4 s
+    assert fast["highest raw loss after step 100"] == "0.7" and fast["step 118"] == "0.307"
     assert broken["step 118"] == broken["30 s"] == broken["highest raw loss after step 100"] == "non-finite"
     options = ["--steps", "5", "--seconds", "10", "--epochs", "1", "3"]
     curves.main(["table", "--out", str(folder), *options])
     chosen = rows_of(capsys.readouterr().out)["fast"]
-    assert chosen["step 5"] == chosen["10 s"] == "0.300" and chosen["test accuracy, epoch 1"] == "0.1000"
+    assert chosen["step 5"] == chosen["10 s"] == "0.3" and chosen["test accuracy, epoch 1"] == "0.1000"
     assert "step 118" not in chosen and "test accuracy, epoch 3" not in chosen  # no run had a third epoch
     with pytest.raises(SystemExit, match="--ms none.json: no such file"):
         curves.main(["table", "--out", str(folder), "--ms", "none.json"])

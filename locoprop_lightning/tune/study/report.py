@@ -36,7 +36,7 @@ def write(study: Study, store: Store) -> str:
     known = paces.load(store.folder)
     methods = best_first(load_runs(finals, store, known), LOSS, DECAY)
     lines = {name: finals[name] for name in methods}
-    parts = [f"# {study.title}", setting(study, trials, finals, known), *_unfinished(standing, store)]
+    parts = [f"# {study.title}", *_unfinished(standing, store), setting(study, trials, finals, known)]
     if methods:
         reference = study.reference if study.reference in methods else next(iter(methods))
         local = {name for name, own in lines.items() if own[0]["local"]}
@@ -136,7 +136,12 @@ def setting(
 def _unfinished(standing: Mapping[str, Standing], store: Store) -> list[str]:
     """What is still to run, and what is stored but is not the study's as it stands."""
     missing = [name for name, one in standing.items() if not one.finished]
-    told = [f"Not finished yet: {', '.join(missing)}."] if missing else []
+    runs = sum(len(one.finals) for one in standing.values())
+    told = []
+    if missing:
+        which = f"any of the {len(standing)} methods" if len(missing) == len(standing) else ", ".join(missing)
+        told = [f"**Not finished** for {which}."]
+        told += [] if runs else ["There is no final run yet: all that follows is of single trials."]
     other = {line["method"] for name in (TRIALS, FINALS) for line in store.lines(name) if _strange(line, standing)}
     if other:
         told.append(

@@ -103,7 +103,7 @@ def test_a_study_under_way_says_what_is_missing(study):
     loaded, store = study
     budget = loaded.budget._replace(seeds=4)
     report.write(loaded._replace(budget=budget), store)
-    assert "Not finished yet: adam, broken, fast." in (store.folder / "report.md").read_text()
+    assert "**Not finished** for any of the 3 methods." in (store.folder / "report.md").read_text()
     (store.folder / FINALS).unlink()
     assert "as shipped" in report.write(loaded, store)
 
@@ -116,7 +116,7 @@ def test_lines_of_other_settings_are_not_shown(study):
     methods["broken"] = methods["broken"]._replace(settings={"data.batch_size": 7})
     report.write(loaded._replace(methods=methods), store)
     page = (store.folder / "report.md").read_text()
-    assert "with other settings: broken, fast." in page and "Not finished yet: broken." in page
+    assert "with other settings: broken, fast." in page and "**Not finished** for broken." in page
     with pytest.raises(IndexError):
         row(page, "fast")
 
