@@ -67,8 +67,11 @@ class LocalSettings:
             check_positive("", max_displacement=self.max_displacement)
         if self.accumulate > 1 and self.shared_rows == "reduce":
             raise UserError(f"accumulate={self.accumulate}: joins rows as they are; take shared_rows='expand'.")
+        for setting in ("transfers", "overrides"):
+            for key in getattr(self, setting):
+                if not isinstance(key, str):
+                    raise UserError(f"{setting}={{{key!r}: ...}}: names of layers are texts; write {str(key)!r}.")
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
-        check_lists(overrides=list(self.overrides))
         for pattern, values in self.overrides.items():
             setting = f"overrides[{pattern!r}]"
             if not isinstance(values, Mapping):
