@@ -85,7 +85,20 @@ def _construction(chain: Sequence[BaseException]) -> str:
     for text, told in _MACHINE.items():
         if re.search(text, str(cause)):
             return told
-    name = f"{owner[1]}: " if owner else "a class of the settings cannot be made: "
+    made = [
+        type(frame.f_locals["self"])
+        for frame, _ in traceback.walk_tb(cause.__traceback__)
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
+    ]
+    known = [
+        one
+        for one in made
+        if not re.match(r"jsonargparse|lightning\.pytorch\.cli|locoprop_lightning\.cli", one.__module__)
+    ]
+    named = (
+        f"{known[-1].__module__}.{known[-1].__qualname__}: " if known else "a class of the settings cannot be made: "
+    )
+    name = f"{owner[1]}: " if owner else named
     return f"{name}{' '.join(str(cause).split())} ({type(cause).__name__}{where})."
 
 

@@ -227,9 +227,11 @@ def check_trainer(trainer: Trainer) -> None:
         )
     names = {type(callback).__name__ for callback in trainer.callbacks}  # type: ignore[attr-defined]
     if trainer.accumulate_grad_batches > 1 or "GradientAccumulationScheduler" in names:
+        number = trainer.accumulate_grad_batches
+        given = f"accumulate_grad_batches={number}" if number > 1 else "callbacks=GradientAccumulationScheduler"
         raise UserError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: would add up displacements; set "
-            "model.accumulate, which joins the rows of so many batches."
+            f"trainer.{given}: would add up displacements; set model.accumulate, which joins the rows of so many "
+            "batches."
         )
     if "StochasticWeightAveraging" in names:
         raise UserError(

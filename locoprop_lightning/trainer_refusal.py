@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from locoprop_lightning.errors import UserError, check_counts
@@ -103,11 +103,18 @@ def check_monitors(trainer: Trainer, module: SupervisedModule) -> None:
         UserError: Names the callback, the metric, and those there are.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(one, BackboneFinetuning) for one in callbacks) and not hasattr(module, "backbone"):
+        raise UserError(
+            f"trainer.callbacks=BackboneFinetuning: {type(module).__name__} has no `backbone`; take one of "
+            "your own, a BaseFinetuning that says what it freezes."
+        )
     if type(module) not in (LocoPropModule, BackpropModule):
         return
     if not all(type(one).__module__.startswith(_OURS) for one in callbacks):
         return
-    known = ["train/loss", *module.train_metrics, "val/loss", *module.val_metrics, "lr", "time/step_ms"]
+    logged = [*module.train_metrics, "lr", "time/step_ms"] if trainer.log_every_n_steps else []  # type: ignore[attr-defined]
+    judged = ["val/loss", *module.val_metrics] if trainer.limit_val_batches else []
+    known = ["train/loss", *logged, *judged]
     for callback in callbacks:
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor not in (None, *known):
             raise UserError(

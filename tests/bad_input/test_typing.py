@@ -50,6 +50,18 @@ TYPED = [
     ("no time", "--trainer.max_time 00:00:00:00", "--trainer.max_time=00:00:00:00: trains nothing; give a time above"),
     ("time by a misspelt unit", "--trainer.max_time '{minutos: 3}'", "'minutos' is an invalid keyword argument for __"),
     ("time below 0", "--trainer.max_time=-1:0:0:0", "--trainer.max_time=-1:0:0:0: `Timer(duration='-1:0:0:0')` is"),
+    ("no validation to stop by", "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/loss "
+     "--trainer.limit_val_batches 0", "EarlyStopping(monitor='val/loss'): is not logged; take one of train/loss, "),
+    ("no validation to keep by", "--trainer.callbacks ModelCheckpoint --trainer.callbacks.monitor val/loss "
+     "--trainer.limit_val_batches 0", "ModelCheckpoint(monitor='val/loss'): is not logged; take one of train/loss, "),
+    ("no logs to stop by", "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor lr "
+     "--trainer.log_every_n_steps 0", "EarlyStopping(monitor='lr'): is not logged; take one of train/loss, val/loss"),
+    ("no logger", "--trainer.callbacks LearningRateMonitor --trainer.logger false", "trainer.logger=False: Cannot us"),
+    ("no backbone", "--trainer.callbacks BackboneFinetuning", "LocoPropModule has no `backbone`; take one of your"),
+    ("accumulation by a callback", "--trainer.callbacks GradientAccumulationScheduler --trainer.callbacks.scheduling "
+     "'{0: 2}'", "--trainer.callbacks=GradientAccumulationScheduler: would add up displacements; set model.accumulate"),
+    ("what a callback refuses", "--trainer.callbacks Timer --trainer.callbacks.duration x",
+     "lightning.pytorch.callbacks.timer.Timer: `Timer(duration='x')` is not a valid duration"),
     ("steps that cross", "--trainer.min_steps 9", "--trainer.min_steps=9: is above trainer.max_steps=1; change one of"),
     ("a schedule of no steps", "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 0",
      "--model.lr_scheduler.step_size: StepLR(step_size=0): must be at least 1"),
