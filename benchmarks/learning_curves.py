@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len({config.stem for config in options.configs}) < len(options.configs):
             parser.error("two configurations have the same stem")
     warnings.filterwarnings("ignore")
-    with one_sentence("learning_curves"):
+    with one_sentence("learning_curves", sys.argv[1:]):
         options.function(options)
 
 

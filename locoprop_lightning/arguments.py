@@ -1,20 +1,25 @@
 """The arguments of a command as they are typed."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from locoprop_lightning import shipped
-from locoprop_lightning.errors import UserError, near_names
+from locoprop_lightning.errors import UserError, near_names, shown
 from locoprop_lightning.files import load_yaml
 
 CONFIG = ("--config", "-c")
 OF_CLASS = ("class_path", "init_args", "dict_kwargs")  # what a class of a file is given by
 
 
-def with_files(args: Sequence[str]) -> list[str]:
+def with_files(args: Sequence[str], groups: Collection[str]) -> list[str]:
     """The arguments with the file of settings that they name, which may be a shipped one.
 
     A second one is refused, which the parser would take instead of the first.
+
+    Args:
+        args: Arguments of the command.
+        groups: Settings that are mappings of settings.
 
     Raises:
         UserError: Names the file.
@@ -25,12 +30,17 @@ def with_files(args: Sequence[str]) -> list[str]:
         file = one if before in CONFIG else value if equals and name in CONFIG else None
         if file is not None:
             files.append(file)
-        if file is not None and "{" not in file:
+            if not file:
+                raise UserError("config='': names no file; give one, such as digits/foof, or leave it out.")
             path = shipped.find(file, shipped.CONFIGS, "config=")
             content = load_yaml(path, f"config={file}")
             if not isinstance(content, dict):
                 raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
             _check_classes(content, f"config={file}")
+            for group in {*groups} & {*content}:
+                if not isinstance(content[group], dict | None):
+                    told = f"must hold settings by name, not {shown(content[group])}"
+                    raise UserError(f"config={file}: {group}: {told}; locoprop fit --help all lists them.")
             one = f"{one.removesuffix(file)}{path}"
         found.append(one)
         before = name if not equals else ""
@@ -47,11 +57,30 @@ def _check_classes(part: Any, name: str) -> None:
     settings: dict[Any, Any] = (
         part if isinstance(part, dict) else dict(enumerate(part)) if isinstance(part, list) else {}
     )
+    if "init_args" in settings and "class_path" not in settings:
+        raise UserError(f"{name}: has init_args without a class_path; name the class by one.")
     for key, value in settings.items():
+        if key == "class_path" and not isinstance(value, str):
+            raise UserError(f"{name}: class_path: must be the path of a class, as text, not {shown(value)}.")
+        if key == "init_args" and not isinstance(value, dict | None):
+            raise UserError(f"{name}: init_args: must hold settings of the class by name, not {shown(value)}.")
         if "class_path" in settings and key not in OF_CLASS:
             near = near_names(str(key), OF_CLASS)
             raise UserError(f"{name}: {key} stands beside class_path; put settings of the class below init_args{near}.")
         _check_classes(value, name if key in OF_CLASS else f"{name}: {key}")
+
+
+def check_typed(args: Sequence[str]) -> None:
+    """Refuses an option with one hyphen or a dash, or without a value: the parser would tell of something else.
+
+    Raises:
+        UserError: Names the option.
+    """
+    for one, after in zip(args, [*args[1:], "--"], strict=True):
+        if dash := re.match(r"(-|[\u2010-\u2015\u2212]+-?)(?!inf\b|nan\b)([A-Za-z]\w[\w.]*)", one):
+            raise UserError(f"{one}: an option begins with two hyphens; give --{dash[2]}.")
+        if re.fullmatch(r"--[\w-]+\.[\w.-]+", one) and after.startswith("--") and not one.endswith(".help"):
+            raise UserError(f"{one}: has no value; give it one, or leave it out.")
 
 
 def without_checkpoint(args: Sequence[str]) -> list[str]:

@@ -76,11 +76,10 @@ def checked(path: Path, resume: bool) -> Path:
     Raises:
         UserError: Why it is none, and which other one in its folder is whole.
     """
-    if not path.exists():
-        raise UserError(f"ckpt_path={path}: Checkpoint file not found: {path}")
-    if (reason := flaw(path, resume)) is None:
+    reason = flaw(path, resume) if path.exists() else "there is no such file"
+    if reason is None:
         return path
-    others = newest_first(other for other in path.parent.glob("*.ckpt") if other != path) if path.is_file() else []
+    others = [] if path.is_dir() else newest_first(other for other in path.parent.glob("*.ckpt") if other != path)
     whole = next((other for other in others if flaw(other, resume) is None), None)
     way = "" if path.is_dir() else "; name one that a fit has written"
     way = f"; the last whole one beside it is {whole}" if whole else way

@@ -6,7 +6,7 @@ import shlex
 import sys
 import threading
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from locoprop_lightning import errors
-from locoprop_lightning.arguments import with_files, without_checkpoint
+from locoprop_lightning.arguments import check_typed, with_files, without_checkpoint
 from locoprop_lightning.callbacks import (
     BestCheckpoint,
     FitProgress,
@@ -39,7 +39,7 @@ from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, 
 from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.loading import PARTS
 from locoprop_lightning.quiet import quiet
-from locoprop_lightning.refusal import sentence, with_paths
+from locoprop_lightning.refusal import sentence, settings_of_classes, with_paths
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
@@ -99,7 +99,9 @@ class LocoPropCLI(LightningCLI):
             print(main_page(), file=sys.stderr)
             raise UserError("no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE.")
         try:
-            self.config = parser.parse_args(with_paths(with_files(given)))
+            check_typed(given)
+            groups = {name for one in self._parsers for name in one.groups or ()} - {*PARTS}
+            self.config = parser.parse_args(with_paths(with_files(given, groups)))
         except ArgumentError as error:
             raise UserError(f"{sentence(error)}{self._near(str(error))}") from error
         command = self.config.get("subcommand")
@@ -121,6 +123,8 @@ class LocoPropCLI(LightningCLI):
         if path == "hpc" or (path == "best" and command == "fit"):
             why = "holds weights alone" if path == "best" else "is known to the process of a fit alone"
             raise UserError(f"ckpt_path={path}: {why}; name a file, or take last.")
+        if path == "":
+            raise UserError("ckpt_path='': names no file; give one, take last, or leave it out.")
         if path not in (None, "best", "last"):
             checked(Path(path), resume=command == "fit")
         if command in ("validate", "test", "predict") and path is None:
@@ -148,6 +152,8 @@ class LocoPropCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; of a run that ends in an error before its first step nothing stays."""
         self._folder = RunFolder(self.trainer)
+        settings = Path(self.trainer.default_root_dir, "config.yaml")  # without a logger
+        fresh = not settings.exists()
         try:
             super()._run_subcommand(subcommand)
         except SIGTERMException:
@@ -159,6 +165,8 @@ class LocoPropCLI(LightningCLI):
         except Exception as error:
             if self.trainer.global_step == 0:
                 self._folder.give_up()
+                if fresh:
+                    settings.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename is None and error.errno in DISK:  # of a logger's writer
                 error.filename = self.trainer.log_dir
             if (message := refused(error, self._get(self.config_init, "trainer", default={}))) is not None:
@@ -167,14 +175,27 @@ class LocoPropCLI(LightningCLI):
         finally:
             self._folder.release()
 
+    @property
+    def _parsers(self) -> Collection[LightningArgumentParser]:
+        """The parsers of all commands."""
+        found: Mapping[str, LightningArgumentParser] = getattr(self, "_subcommand_parsers", {"": self.parser})
+        return found.values()
+
     def _near(self, text: str) -> str:
-        """What may have been meant by what a refusal says is none, empty where that cannot be told."""
+        """What may have been meant by what a refusal says is none, empty where a setting is known."""
         if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
-            return f"; settings have a name, such as --config {found[1]}"
+            file = "/" in found[1] or found[1].endswith(".yaml")
+            return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
         found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
-        parsers = getattr(self, "_subcommand_parsers", {"": self.parser}).values()
-        known = {name.removeprefix("--"): None for parser in parsers for name in parser._option_string_actions}
-        return near_names((found[1] or found[2]).partition("=")[0], known) if found else ""
+        if not found or text.startswith("Parser key"):
+            return ""
+        name = re.sub(r"\.(class_path|init_args)\b", "", (found[1] or found[2]).partition("=")[0])
+        known = {name.removeprefix("--") for parser in self._parsers for name in parser._option_string_actions}
+        first, *below = name.split(".")
+        if within := [part for part in below if part in known and "." not in part]:
+            return f"; {within[0]} stands at the left margin, not below {first}"
+        alike = sorted(one for one in known | settings_of_classes() if one.endswith(f".{(below or [first])[-1]}"))
+        return near_names(name, known, sure=alike[:4]) or "; locoprop fit --help all lists what there is"
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """The arguments of the trainer's method, with the checkpoint that ``last`` stands for."""
@@ -264,12 +285,12 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments of the command; those of the process if not given.
     """
+    given = sys.argv[1:] if args is None else list(args)
     told = threading.excepthook
     # What the system refuses a logger's thread is told by who waits for it.
     threading.excepthook = lambda of: None if isinstance(of.exc_value, OSError) else told(of)
     try:
-        with one_sentence("locoprop"), quiet():
-            given = sys.argv[1:] if args is None else list(args)
+        with one_sentence("locoprop", given), quiet():
             if (shown := page(given)) is not None:
                 print(shown, end="")
                 return
@@ -280,13 +301,14 @@ def main(args: Sequence[str] | None = None) -> None:
         threading.excepthook = told
 
 
-def one_sentence(program: str) -> AbstractContextManager[None]:
+def one_sentence(program: str, arguments: Sequence[str]) -> AbstractContextManager[None]:
     """Ends the process with one sentence and status 2 where the user made a mistake, the parser's refusals included.
 
     Args:
         program: Name that the sentence begins with.
+        arguments: Arguments of the command.
     """
-    return errors.one_sentence(program, sentence)
+    return errors.one_sentence(program, arguments, sentence)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 In the checks ``owner`` is the name of the class whose settings these are, empty for a setting that stands alone.
 """
 
+import argparse
 import difflib
 import errno
 import math
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
 from textwrap import shorten
-from typing import Any
+from typing import Any, NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT  # the status of a command that Ctrl-C has ended
 TERMINATED = 128 + signal.SIGTERM  # the status of a command that the signal has ended
@@ -67,11 +68,14 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what
 
 
 @contextmanager
-def one_sentence(program: str, sentence: Callable[[Exception], str | None] = message_of) -> Iterator[None]:
+def one_sentence(
+    program: str, arguments: Sequence[str], sentence: Callable[[Exception], str | None] = message_of
+) -> Iterator[None]:
     """Ends the process with one sentence and status 2 where the user made a mistake.
 
     Args:
         program: Name that the sentence begins with.
+        arguments: Arguments of the command, as whose options settings are named.
         sentence: What to tell of an error, None where it is not the user's mistake.
     """
     try:
@@ -80,8 +84,55 @@ def one_sentence(program: str, sentence: Callable[[Exception], str | None] = mes
         message = sentence(error)
         if message is None:
             raise
-        print(f"{program}: error: {message}", file=sys.stderr)
+        print(f"{program}: error: {as_typed(message, arguments)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def as_typed(message: str, arguments: Sequence[str]) -> str:
+    """A refusal with the setting that it begins with as the option by which it was given.
+
+    Args:
+        message: The refusal.
+        arguments: Arguments of the command.
+
+    Example:
+        >>> as_typed("lambda_a=0.0: must be above 0.", ["fit", "--model.lambda_a", "0"])
+        '--model.lambda_a=0.0: must be above 0.'
+        >>> as_typed("ClosedForm(average=1.0): must be in [0, 1).", ["fit", "--model.solver.average=1"])
+        '--model.solver.average: ClosedForm(average=1.0): must be in [0, 1).'
+    """
+    begins = re.match(r"([\w.]+)(?=[=:\[])|\w+\((\w+)(?=[=)])", message)
+    if begins is None:
+        return message
+    names = [begins[1] or begins[2]]
+    if unknown := re.search(r"has no setting '([^']+)'", message):
+        names.append(f"{names[0]}.{unknown[1]}")
+    options = dict.fromkeys(one.partition("=")[0] for one in arguments if one.startswith("--") or "=" in one)
+    plain = {option: option.removeprefix("--").replace("-", "_") for option in options}
+    meant = [option for option, one in plain.items() if any(f".{one}".endswith(f".{name}") for name in names)]
+    if len(meant) != 1:
+        return message
+    return meant[0] + (message[begins.end() :] if begins[1] else f": {message}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's options that refuses in one sentence, without the page of its usage."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses what was typed.
+
+        Raises:
+            UserError: Names the option, its value and the way out.
+        """
+        kinds = {"int": "a whole number", "float": "a number"}
+        if found := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
+            raise UserError(f"{found[1]} {found[3]}: must be {kinds[found[2]]}.")
+        name = re.match(r"unrecognized arguments: (\S+)", message)
+        near = near_names(name[1], self._option_string_actions) if name else ""
+        raise UserError(f"{message}{near}; {self.prog} --help lists all.")
 
 
 def check_counts(owner: str, least: int, **values: int) -> None:

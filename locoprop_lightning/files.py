@@ -11,7 +11,11 @@ from locoprop_lightning.errors import UserError
 
 
 class _Once(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would keep the last."""
+    """Refuses a key that stands twice, of which YAML would keep the last, and an anchor that holds itself."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        self.deep_construct = True  # from the leaves on, which a ring has not
+        return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -38,7 +42,8 @@ def load_yaml(path: Path, name: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: is no YAML: {error}; save it as UTF-8.") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).split()).replace("found unconstructable recursive node", "an anchor holds itself")
+        raise UserError(f"{name}: is no YAML: {told}; mend it there.") from error
 
 
 def parse_json(text: str, place: str, way: str) -> Any:

@@ -223,6 +223,7 @@ class Loadable(LightningModule):
         """
         if not weights_only:
             raise UserError(RUNS_CODE)
+        check_path(f"{cls.__name__}.load_from_checkpoint", checkpoint_path=checkpoint_path)
         path = checked(Path(checkpoint_path), resume=False)
         state = torch.load(path, map_location=map_location, weights_only=True)
         if not arguments:

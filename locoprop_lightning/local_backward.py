@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from locoprop_lightning.batches import explained
 from locoprop_lightning.distributed import connect, share_batch
 from locoprop_lightning.engine import LocalEngine
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, check_object, listed
 from locoprop_lightning.joined_batches import JoinedBatches
 from locoprop_lightning.layer_table import LayerTable
 from locoprop_lightning.layers.compiled import uncompiled
@@ -115,10 +116,13 @@ class LocalBackward:
                 f"LocalBackward: loss_of is a {kind}: give a function of the network's output that makes the loss, "
                 "such as lambda output: cross_entropy(output, labels)."
             )
+        check_object("LocalBackward", Recording, "a Recording, such as Recording.CURVE", recording=recording)
+        if terms is not None:
+            check_counts("LocalBackward", 1, terms=terms)
         self._check_modules()
         self.network.zero_grad(set_to_none=True)
         joined = JoinedBatches(engine.tape(self.network, processes), False, False)
-        with uncompiled(), joined.tape.of(True):
+        with uncompiled(), joined.tape.of(True), explained(self.network, inputs):
             output = call(self.network, inputs)
         loss = loss_of(output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -192,7 +196,16 @@ class LocalBackward:
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes on from what they had learnt."""
+        """Goes on from what they had learnt.
+
+        Raises:
+            UserError: For what is none of ``state_dict()``.
+        """
+        check_object("LocalBackward", Mapping, "what state_dict() has returned", state_dict=state_dict)
+        if not {*state_dict} & {*self.state_dict()}:
+            raise UserError(
+                f"LocalBackward(state_dict of {listed(state_dict)}): must be what state_dict() has returned."
+            )
         self.engine.load(dict(state_dict))
 
     def __repr__(self) -> str:

@@ -7,12 +7,13 @@ import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, loggers
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn, optim
 
 # Imported so that their short names work on the command line.
-from locoprop_lightning import data, module, networks, optimizers, oracles, solvers, supervised, tasks
+from locoprop_lightning import callbacks, data, module, networks, optimizers, oracles, solvers, supervised, tasks
 from locoprop_lightning.errors import UserError, message_of, near_names
 from locoprop_lightning.supervised import SupervisedModule
 
@@ -27,7 +28,7 @@ def sentence(error: Exception) -> str | None:
     for cause in chain:
         if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):
             return str(cause)
-    if (message := message_of(error) or _half_made(chain)) is not None:
+    if (message := message_of(error) or _half_made(chain) or _other_arguments(error)) is not None:
         return message
     if isinstance(error, ArgumentError):
         return _refusal(chain)
@@ -47,6 +48,18 @@ def _half_made(chain: Sequence[BaseException]) -> str | None:
             place = f"{code.co_filename} line {code.co_firstlineno}"
             return f"{kind.__module__}.{kind.__qualname__}: its __init__ must call super().__init__() ({place})."
     return None
+
+
+def _other_arguments(error: Exception) -> str | None:
+    """What to tell where a method of the user's takes other arguments than those with which it is called here."""
+    text = str(error)
+    if not isinstance(error, TypeError) or not re.search(r"\(\) (takes \d|takes from|missing \d|got an unexp)", text):
+        return None
+    last = traceback.extract_tb(error.__traceback__)[-1]  # the caller: a call that does not bind has no frame
+    called = text.partition("(")[0]
+    if not re.search(r"[/\\](locoprop_lightning|lightning)[/\\]", last.filename) or called.startswith("Trainer."):
+        return None
+    return f"{text}; give {called} the arguments of the method that it overrides."
 
 
 _MACHINE = {
@@ -72,7 +85,20 @@ def _construction(chain: Sequence[BaseException]) -> str:
     for text, told in _MACHINE.items():
         if re.search(text, str(cause)):
             return told
-    name = f"{owner[1]}: " if owner else "a class of the settings cannot be made: "
+    made = [
+        type(frame.f_locals["self"])
+        for frame, _ in traceback.walk_tb(cause.__traceback__)
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
+    ]
+    known = [
+        one
+        for one in made
+        if not re.match(r"jsonargparse|lightning\.pytorch\.cli|locoprop_lightning\.cli", one.__module__)
+    ]
+    named = (
+        f"{known[-1].__module__}.{known[-1].__qualname__}: " if known else "a class of the settings cannot be made: "
+    )
+    name = f"{owner[1]}: " if owner else named
     return f"{name}{' '.join(str(cause).split())} ({type(cause).__name__}{where})."
 
 
@@ -98,10 +124,19 @@ def _refusal(chain: Sequence[BaseException]) -> str:
     one = re.search(r"<class 'list'>\s+- Problem with given class_path '([^']+)':\s*(?!Parser)(.+)", _text(chain))
     if one and reason.startswith("Expected a <class 'list'>"):  # a setting that takes a list or one class
         owner, reason = one.groups()
-    if name := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
-        reason = f"there is no class {name[1]}; {_known(keys[-1])}"
+    if name := re.search(rf"(?:{_NO_CLASS})\s*(.*)", reason):
+        reason = f"there is no class {name[1] or repr('')}; {_known(keys[-1])}"
     elif name := re.fullmatch(r"Expected an instantiatable class, but (?:.*\.)?(\w+) is abstract", reason):
-        reason = f"{name[1]} is abstract; {_known(keys[-1])}"
+        reason = f"needs a class of its own (class_path), as {name[1]} is abstract; {_known(keys[-1])}"
+    elif made := _as_key(reason, keys[-1]):
+        reason = f"{made} stands there as a key; give the class by its class_path, and its settings by init_args"
+    elif re.match("Unable to load config", reason):
+        reason = f"is a group of settings; give one of them, such as --{setting}.NAME VALUE"
+    elif re.match("Spaces not allowed in keys", reason):
+        reason = "must be a function by its path, such as your_package.your_function"
+    elif "too large to convert" in reason:
+        given = re.search(r"NestedArg\(key='([^']+)'", _text(chain))
+        setting, reason = f"{setting}.{given[1]}" if given else setting, "must be a finite number"
     elif re.match(r"No module named|module '.*' has no attribute", reason):
         where = " (PYTHONPATH=. finds modules in this folder)" if reason.startswith("No module") else ""
         reason = f"{reason}{where}; {_importer(chain) or _known(keys[-1])}"
@@ -117,11 +152,13 @@ def _refusal(chain: Sequence[BaseException]) -> str:
             reason = f"{name[1].partition('.')[0]} stands beside class_path; put settings of the class below init_args"
         reason += near_names(name[1], _names(owner) or [])
         typed = any("NestedArg(" in str(cause) for cause in chain)  # on the command line, not in a file
-        if typed and owner.endswith(".SupervisedModule"):  # any module: the file that names one comes later
+        if typed and owner.endswith(
+            (".SupervisedModule", ".LightningDataModule")
+        ):  # the file that names it comes later
             reason = f"its class is not chosen yet; put --config FILE or --{setting} CLASS before --{setting}.{name[1]}"
         if owner == "typing.Union":
             reason = f"its class is not chosen yet; put --{setting} CLASS before --{setting}.{name[1]}"
-    elif value := re.search(r"\. Got value: (.*)", reason, re.S):
+    elif value := re.search(r"\. Got value:\s*(.*)", reason, re.S):
         # Where a setting may have several types, the last report is of the first one alone; the last but one names all.
         types = _TYPE.findall(f"{chain[-2]} {reason}")
         kinds = dict.fromkeys(f"one of {choices}" if choices else kind for choices, kind in types)
@@ -129,12 +166,19 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         if allowed == "float" and value[1] in ("nan", "inf", "-inf"):
             allowed = "a finite number"
         form = _FORMS.get(setting.rpartition(".")[2])
-        shown = value[1].partition("\n")[0]
-        reason = f"must be {form or allowed or 'a class with its init_args'}, not {shown}"
+        several = re.match("Expected a (tuple with .* elements)", reason)
+        allowed = allowed.replace("collections.abc.Iterable", "a list").replace("collections.abc.Sequence", "a list")
+        allowed = form or allowed or (several and several[1]) or "a class with its init_args"
+        reason = f"must be {allowed}, not {value[1].partition(chr(10))[0] or repr('')}"
     return f"{setting}: {reason}"
 
 
+_NO_CLASS = (
+    "Expected a dot import path string:|Unexpected import path format:|"
+    "Expected an import path or a subclass spec, but got"
+)
 _WAYS = {
+    "expected one argument": "; give it one, or leave it out",
     "^the following arguments are required": "; name a file by --config, such as digits/foof, or give these by --name",
     "not accepted before subcommand": "; put --config after the command",
     "argument subcommand": "; such as locoprop fit --config FILE",
@@ -151,6 +195,8 @@ _FORMS = {
 }
 
 CLASSES = {
+    "logger": ((loggers,), loggers.Logger),
+    "callbacks": ((lightning_callbacks, callbacks), Callback),
     "model": ((module, supervised), SupervisedModule),
     "solver": ((solvers,), solvers.LocalSolver),
     "oracle": ((oracles,), oracles.Oracle),
@@ -213,9 +259,25 @@ def _text(chain: Sequence[BaseException]) -> str:
 
 def _known(key: str) -> str:
     """What could stand for a setting."""
-    names = classes_of(key)
+    names = classes_of(key.rpartition(".")[2])
     choice = f"{', '.join(names)}, or " if names else ""
     return f"take {choice}a class by its path, such as your_package.YourClass"
+
+
+def _as_key(reason: str, key: str) -> str | None:
+    """The class that stands as a key where a class is to be given, None where the key is another."""
+    found = re.match(r"(?:Option|Group) '(\w+)", reason)
+    return found[1] if found and found[1] in classes_of(key.rpartition(".")[2]) else None
+
+
+def settings_of_classes() -> set[str]:
+    """The settings of the classes of this package, and of torch's optimizers, by their dotted names."""
+    found = set()
+    for part in ("model", "data", "network", "solver", "oracle", "task", "optimizer", "rest_optimizer", "lr_scheduler"):
+        prefix = part if part in ("model", "data") else f"model.{part}"
+        for made in classes_of(part, ours=part in ("network", "data")).values():
+            found |= {f"{prefix}.{name}" for name in _names(f"{made.__module__}.{made.__name__}") or ()}
+    return found
 
 
 def _settings(path: str) -> str:

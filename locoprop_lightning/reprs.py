@@ -39,6 +39,8 @@ class Shown:
     _given: dict[str, tuple[Any, Any]]  # arguments and their defaults by name
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
+        if cls.__init__ is object.__init__ and (args or kwargs):  # which takes them where there is a __new__
+            raise TypeError(f"{cls.__name__}() takes no arguments")
         made = super().__new__(cls)
         signature = inspect.signature(cls.__init__)
         try:

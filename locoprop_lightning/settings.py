@@ -67,8 +67,11 @@ class LocalSettings:
             check_positive("", max_displacement=self.max_displacement)
         if self.accumulate > 1 and self.shared_rows == "reduce":
             raise UserError(f"accumulate={self.accumulate}: joins rows as they are; take shared_rows='expand'.")
+        for setting in ("transfers", "overrides"):
+            for key in getattr(self, setting):
+                if not isinstance(key, str):
+                    raise UserError(f"{setting}={{{key!r}: ...}}: names of layers are texts; write {str(key)!r}.")
         self.transfers = {name: _transfer(name, transfer) for name, transfer in self.transfers.items()}
-        check_lists(overrides=list(self.overrides))
         for pattern, values in self.overrides.items():
             setting = f"overrides[{pattern!r}]"
             if not isinstance(values, Mapping):
@@ -224,9 +227,11 @@ def check_trainer(trainer: Trainer) -> None:
         )
     names = {type(callback).__name__ for callback in trainer.callbacks}  # type: ignore[attr-defined]
     if trainer.accumulate_grad_batches > 1 or "GradientAccumulationScheduler" in names:
+        number = trainer.accumulate_grad_batches
+        given = f"accumulate_grad_batches={number}" if number > 1 else "callbacks=GradientAccumulationScheduler"
         raise UserError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: would add up displacements; set "
-            "model.accumulate, which joins the rows of so many batches."
+            f"trainer.{given}: would add up displacements; set model.accumulate, which joins the rows of so many "
+            "batches."
         )
     if "StochasticWeightAveraging" in names:
         raise UserError(

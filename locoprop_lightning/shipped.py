@@ -108,7 +108,7 @@ def answer(arguments: Sequence[str]) -> bool:
     elif len(arguments) == 1:
         print(listing())
     else:
-        with one_sentence("locoprop configs"):
+        with one_sentence("locoprop configs", arguments):
             if len(arguments) > 2:
                 raise UserError(f"{arguments[2]}: is one too many; give one name.")
             print(find(arguments[1], CONFIGS, "").read_text(), end="")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from locoprop_lightning.errors import UserError, check_counts
@@ -36,12 +36,17 @@ def refused(error: Exception, settings: Mapping[str, Any]) -> str | None:
     places = {name: re.search(rf"\b{name}\b", text) for name in given}
     named = {name: found.start() for name, found in places.items() if found is not None}
     valued = [
-        name for name, value in given.items() if isinstance(value, str) and re.search(rf"\b{re.escape(value)}\b", text)
+        name
+        for name, value in given.items()
+        for part in ([*value] if isinstance(value, dict) else [value])
+        if part and isinstance(part, str) and re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text)
     ]
     name = min(named, key=named.__getitem__) if named else next(iter(valued), None)
     if name is None:
         return f"trainer: {text}."
     way = "; take auto, or one that this machine has" if name == "accelerator" and "vailable" not in text else ""
+    if name == "max_time" and "DD:HH" not in text:
+        way = "; give DD:HH:MM:SS, such as 00:01:30:00"
     if name == "devices" and str(given[name]) == "0":
         way = "; take 1 or more, or auto"
     return f"trainer.{name}={given[name]}: {text}{way}."
@@ -63,6 +68,17 @@ def check_settings(trainer: Trainer, settings: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps"):
         if settings.get(name) == 0:
             raise UserError(f"trainer.{name}=0: trains nothing; give a number above 0, or take validate.")
+    if any(isinstance(one, Timer) and not one._duration for one in trainer.callbacks):  # type: ignore[attr-defined]
+        raise UserError(f"trainer.max_time={settings['max_time']}: trains nothing; give a time above 0.")
+    if settings.get("val_check_interval") == 0:
+        raise UserError(
+            "trainer.val_check_interval=0: is never; give a number of batches above 0, a part of an epoch such as 0.5, "
+            "or trainer.limit_val_batches=0 for no validation."
+        )
+    for unit in ("epochs", "steps"):
+        least, most = settings.get(f"min_{unit}") or 0, settings.get(f"max_{unit}")
+        if most is not None and 0 < most < least:
+            raise UserError(f"trainer.min_{unit}={least}: is above trainer.max_{unit}={most}; change one of the two.")
     many = PROCESSES_A_CORE * (os.cpu_count() or 1)
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > many:
         raise UserError(f"trainer.devices={trainer.num_devices}: this machine has processors for {many} at most.")
@@ -87,11 +103,18 @@ def check_monitors(trainer: Trainer, module: SupervisedModule) -> None:
         UserError: Names the callback, the metric, and those there are.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(one, BackboneFinetuning) for one in callbacks) and not hasattr(module, "backbone"):
+        raise UserError(
+            f"trainer.callbacks=BackboneFinetuning: {type(module).__name__} has no `backbone`; take one of "
+            "your own, a BaseFinetuning that says what it freezes."
+        )
     if type(module) not in (LocoPropModule, BackpropModule):
         return
     if not all(type(one).__module__.startswith(_OURS) for one in callbacks):
         return
-    known = ["train/loss", *module.train_metrics, "val/loss", *module.val_metrics, "lr", "time/step_ms"]
+    logged = [*module.train_metrics, "lr", "time/step_ms"] if trainer.log_every_n_steps else []  # type: ignore[attr-defined]
+    judged = ["val/loss", *module.val_metrics] if trainer.limit_val_batches else []
+    known = ["train/loss", *logged, *judged]
     for callback in callbacks:
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor not in (None, *known):
             raise UserError(

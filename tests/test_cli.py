@@ -143,14 +143,17 @@ def test_fit_validate_test_and_predict(folder, capsys):
             "model.oracle: there is no class Nonsense; take GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle, "
             "or a class by its path, such as your_package.YourClass",
         ),
-        (["--trainer.logger", "X"], "no class X; take a class by its path, such as your_package.YourClass"),
+        (["--trainer.logger", "X"], "or a class by its path, such as your_package.YourClass"),
         (
             ["--model.oracle", "locoprop_lightning.oracles.RmsOracle"],
             "model.oracle: module 'locoprop_lightning.oracles' has no attribute 'RmsOracle'; take GradientOracle, "
             "RMSOracle, SpectralOracle, WhitenedOracle, or a class by its path, such as your_package.YourClass",
         ),
         (["--model.task.num_classes", "5"], "num_classes=5): the network has 10 outputs; make them agree."),
-        (["--ckpt_path", "no.ckpt"], "Checkpoint file not found: no.ckpt"),
+        (
+            ["--ckpt_path", "no.ckpt"],
+            "no.ckpt: there is no such file; name one that a fit has written.",
+        ),
         (
             ["--ckpt_path", __file__],
             "test_cli.py: is not a checkpoint that torch has saved; name one that a fit has written.",
@@ -171,9 +174,9 @@ def test_fit_validate_test_and_predict(folder, capsys):
         ),
         (
             ["--model.solver", "LocalSolver"],
-            "model.solver: LocalSolver is abstract; take AndersonAcceleration, ClosedForm, ConjugateGradient, "
-            "FixedPointIteration, GradientDescent, InnerOptimizer, Majorization, or a class by its path, such as "
-            "your_package.YourClass",
+            "model.solver: needs a class of its own (class_path), as LocalSolver is abstract; take "
+            "AndersonAcceleration, ClosedForm, ConjugateGradient, FixedPointIteration, GradientDescent, "
+            "InnerOptimizer, Majorization, or a class by its path, such as your_package.YourClass",
         ),
         (
             ["--model.lr_scheduler.warmup", "0.1"],
@@ -206,7 +209,7 @@ def test_a_broken_file_of_settings_is_named(folder, capsys, text, message, flag)
     (folder / "broken.yaml").write_text(text)
     with pytest.raises(SystemExit):
         main(["fit", *flag.format("broken.yaml").split()])
-    assert f"locoprop: error: config=broken.yaml: {message}" in capsys.readouterr().err
+    assert f"locoprop: error: --config=broken.yaml: {message}" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_the_weights_are_said_to_be_initial(capsys):

@@ -74,7 +74,7 @@ def test_what_may_not_change_is_refused(case, resume, capsys):
     with pytest.raises(SystemExit) as stopped:
         resume(flag)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("locoprop: error: ")]
-    assert stopped.value.code == 2 and line.startswith(f"locoprop: error: {flag[2:]}: the checkpoint's run had ")
+    assert stopped.value.code == 2 and line.startswith(f"locoprop: error: {flag}: the checkpoint's run had ")
     assert reason in line and line.endswith("; resume with that, or start a run of its own.")
 
 

@@ -47,7 +47,7 @@ def check_batches(
         UserError: Names the argument.
     """
     check_counts(owner, 1, batch_size=batch_size)
-    if not isinstance(validation, int) or not 0 <= validation < size:
+    if not isinstance(validation, int) or isinstance(validation, bool) or not 0 <= validation < size:
         raise UserError(
             f"{owner}(validation={shown(validation)}): must be a whole number, at least 0 and less than the {size} "
             f"training {samples}."

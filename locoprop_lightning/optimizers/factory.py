@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter, check_maker
 from locoprop_lightning.optimizers.objects import save_objects_plainly
 
@@ -82,6 +82,8 @@ def schedule_from(make: Callable[..., Any], optimizer: Optimizer) -> Any:
         raise UserError("lr_scheduler=ReduceLROnPlateau needs a metric; take a schedule that counts steps.")
     if not isinstance(schedule, LRScheduler):
         raise UserError(f"lr_scheduler: makes a {type(schedule).__name__}, not a schedule of torch; return one.")
+    counts = {name: value for name in ("step_size", "T_max") if (value := getattr(schedule, name, None)) is not None}
+    check_counts(type(schedule).__name__, 1, **counts)
     return schedule
 
 

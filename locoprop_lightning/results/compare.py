@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from locoprop_lightning.errors import check_fraction, one_sentence
+from locoprop_lightning.errors import Parser, check_fraction, one_sentence
 from locoprop_lightning.files import check_folder
 from locoprop_lightning.results.curves import AXES, fold_runs
 from locoprop_lightning.results.figure import check_focus, check_format, draw
@@ -78,7 +78,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="locoprop-compare",
         description="Compares logged runs: a table on the terminal, and figures. Runs that differ in their seed alone "
         "are folded into median and range; a resumed run goes on where the one before was left.",
@@ -107,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments of the command; those of the process if not given.
     """
-    with one_sentence("locoprop-compare"):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with one_sentence("locoprop-compare", arguments):
         compare(make_parser().parse_args(arguments))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from locoprop_lightning.errors import UserError, check_flags, shown
 from locoprop_lightning.local import LocalProblem, State
@@ -67,6 +67,8 @@ class InnerOptimizer(IterativeSolver):
             raise UserError(f"InnerOptimizer(optimizer): lr={made.param_groups[0]['lr']}: must be a finite number.")
         if isinstance(made, LBFGS):
             raise UserError("InnerOptimizer(optimizer=LBFGS) needs a closure; take one that steps by gradients.")
+        if isinstance(made, SparseAdam):
+            raise UserError("InnerOptimizer(optimizer=SparseAdam): takes no dense gradients; take Adam.")
         rates = [group["lr"] * problem.rate for group in made.param_groups]
         if self.persistent and state.get("kind") == _kind(made, parameter):
             # A copy, so that the state stays what it was. Rates and the like are those of the configuration.

@@ -127,9 +127,11 @@ class IterativeSolver(LocalSolver):
             made = self.step(problem, v, gradient, k, carry)
             if not isinstance(made, Step):
                 raise UserError(f"{type(self).__name__}.step: must return a Step, not {type(made).__name__}.")
-            if made.point.shape != v.shape:
+            if made.point.shape != v.shape or made.point.dtype != v.dtype:
+                found, wanted = ([*one.shape] for one in (made.point, v))
                 raise UserError(
-                    f"{type(self).__name__}.step: its point is {list(made.point.shape)}, and must be {list(v.shape)}."
+                    f"{type(self).__name__}.step: its point is {found} of {made.point.dtype}, and must be {wanted} of "
+                    f"{v.dtype}."
                 )
             v, carry, residual, early = made
             solution = v if early is None else early

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
-from locoprop_lightning.errors import INTERRUPTED, UserError, check_counts, check_positive
+from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_counts, check_positive
 from locoprop_lightning.files import check_folder, parse_json
 from locoprop_lightning.results.settings import pairs
 from locoprop_lightning.tune import stay_on_loopback
@@ -21,7 +21,7 @@ NEEDED = ("cmaes", "optuna", "ray", "scipy")  # what the extra of this name inst
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="locoprop-tune",
         description="Searches settings of a configuration with Ray Tune. Logs, checkpoints and results are in "
         "STORAGE/NAME; a sweep that was stopped goes on with --resume. `locoprop-tune study --help` is about studies, "
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("lightning").setLevel(logging.WARNING)  # each configuration that is tried says what it sees
     for name in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
-    with one_sentence("locoprop-tune"):
+    with one_sentence("locoprop-tune", arguments):
         try:
             if arguments[:1] == ["study"]:
                 from locoprop_lightning.tune.study.command import study
@@ -203,6 +203,8 @@ def kept(options: argparse.Namespace) -> argparse.Namespace:
     files = [path, *sorted(folder.glob("experiment_state-*.json"))[-1:]]  # with what Tune would go on from
     way = "put back a copy of it, or start another sweep"
     stored, *_ = [parse_json(file.read_text(), f"--resume: {file}", way) for file in files]
+    if not isinstance(stored, dict):
+        raise UserError(f"--resume: {path}: holds no options; {way}.")
     if (name := stored.get("name", options.name)) != options.name:
         raise UserError(
             f"--name {options.name}: the sweep in {folder} began as {name}, and would go on there; give its "

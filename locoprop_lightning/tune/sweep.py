@@ -55,6 +55,8 @@ def check(
     """
     for key in fixed.keys() & space.dimensions.keys():
         raise UserError(f"--set {key}={fixed[key]}: is searched by the space; take it out of one of the two.")
+    for key in {"seed_everything", "trainer.max_epochs", "trainer.max_steps"} & space.dimensions.keys():
+        raise UserError(f"space: {key}: is the same for all trials; take --seeds, or --set trainer.max_epochs=E.")
     cli = build(str(config), 0, 1, fixed)
     settings = cli.settings()
     if workers > 1:
@@ -70,6 +72,11 @@ def check(
             raise UserError(f"space: {key}={values[key]!r}: {reason}{hint}") from error
     if cli.trainer.max_epochs is None or cli.trainer.max_epochs < 1:
         raise UserError("trainer.max_epochs: a sweep counts epochs; set how many a trial has.")
+    if cli.trainer.max_steps > 0:
+        raise UserError(
+            f"trainer.max_steps={cli.trainer.max_steps}: a sweep counts epochs, and judges after the last; set "
+            "trainer.max_epochs, and trainer.limit_train_batches for short ones."
+        )
     if metric.startswith("val/") and cli.trainer.check_val_every_n_epoch != 1:
         raise UserError(
             f"trainer.check_val_every_n_epoch={cli.trainer.check_val_every_n_epoch}: {metric} is judged after every "

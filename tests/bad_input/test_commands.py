@@ -152,7 +152,7 @@ TRAINER = [
      "EarlyStopping(monitor='acc'): is not logged; take one of train/loss, train/accuracy, val/loss, val/accuracy, lr"),
     ("best by nothing", "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=acc",
      "ModelCheckpoint(monitor='acc'): is not logged; take one of"),
-    ("no such callback", "--trainer.callbacks+=Nonsense", "there is no class Nonsense; take a class by its path"),
+    ("no such callback", "--trainer.callbacks+=Nonsense", "there is no class Nonsense; take BackboneFinetuning, "),
     ("a callback misspelt", "--trainer.callbacks EarlyStoping", "such as EarlyStopping, not EarlyStoping"),
     ("a callback of nothing", "--trainer.callbacks EarlyStopping",
      "the following arguments are required: monitor (of EarlyStopping); give --trainer.callbacks.monitor"),

@@ -169,7 +169,11 @@ MODULES = [
     ("overrides a list", lambda: locoprop(overrides=[1]), "overrides=[1]: must be lambdas and unit_groups by patt"),
     ("overrides a number", lambda: locoprop(overrides={"0": 3}), "overrides['0']=3: must be a mapping, such as"),
     ("overrides as text", lambda: locoprop(overrides={"0": {"lambda_a": "3"}}), "overrides['0'].lambda_a='3': must be"),
-    ("overrides by number", lambda: locoprop(overrides={0: {"lambda_a": 3}}), "overrides=[0]: must be a list of patte"),
+    (
+        "overrides by number",
+        lambda: locoprop(overrides={0: {"lambda_a": 3}}),
+        "overrides={0: ...}: names of layers are texts; write '0'",
+    ),
     ("unit_groups infinite", lambda: locoprop(overrides={"0": {"unit_groups": float("inf")}}), "unit_groups=inf: must"),
     ("transfers a list", lambda: locoprop(transfers=["tanh"]), "transfers=['tanh']: must be functions by layer, such"),
     ("lambda_a set in a fit", lambda: fit(locoprop(), (X, Y), callbacks=[Sets()]), "engine.local[LAYER].lambda_a with"),

@@ -19,14 +19,14 @@ OF_SPACE = "--config CONFIGS/digits/foof.yaml --space space.yaml --name x --samp
 SWEEPS = [
     ("GPUs that are not there", "--gpus-per-trial 99", "--gpus-per-trial 99: there are"),
     ("processors that are not there", "--cpus-per-trial 6400", "--cpus-per-trial 6400: there are"),
-    ("processors below 0", "--cpus-per-trial=-1", "cpus_per_trial=-1.0: must be above 0"),
-    ("no processors", "--cpus-per-trial 0", "cpus_per_trial=0.0: must be above 0"),
-    ("GPUs below 0", "--gpus-per-trial=-1", "gpus_per_trial=-1.0: must be above 0"),
-    ("time below 0", "--time-budget=-5", "time_budget=-5.0: must be above 0"),
-    ("time nan", "--time-budget nan", "time_budget=nan: must be a finite number"),
+    ("processors below 0", "--cpus-per-trial=-1", "--cpus-per-trial=-1.0: must be above 0"),
+    ("no processors", "--cpus-per-trial 0", "--cpus-per-trial=0.0: must be above 0"),
+    ("GPUs below 0", "--gpus-per-trial=-1", "--gpus-per-trial=-1.0: must be above 0"),
+    ("time below 0", "--time-budget=-5", "--time-budget=-5.0: must be above 0"),
+    ("time nan", "--time-budget nan", "--time-budget=nan: must be a finite number"),
     ("no trials", "--samples 0", "samples=0: must be at least 1"),
     ("no grace", "--grace 0", "grace=0: must be at least 1"),
-    ("no workers", "--workers-per-trial 0", "workers_per_trial=0: must be at least 1"),
+    ("no workers", "--workers-per-trial 0", "--workers-per-trial=0: must be at least 1"),
     ("seed below 0", "--seed=-1", "seed=-1: must be at least 0"),
     ("no such mode", "--mode up", "argument --mode: invalid choice: 'up'"),
     ("a name of two", "--name a/b", "--name a/b: is no name of a folder; --storage says where that lies"),
@@ -43,7 +43,11 @@ SWEEPS = [
 ]
 STUDIES = [
     ("an optimizer of nobody", f"methods: {{{ADAM}, set: {{model.optimizer: nonsense}}}}}}", "there is no class nonse"),
-    ("a list of optimizers", f"methods: {{{ADAM}, set: {{model.optimizer: [1]}}}}}}", "a: model.optimizer: Expected a"),
+    (
+        "a list of optimizers",
+        f"methods: {{{ADAM}, set: {{model.optimizer: [1]}}}}}}",
+        "a: model.optimizer: there is no class [1]; take",
+    ),
     ("a setting of nobody", f"methods: {{{ADAM}, set: {{model.x: 3}}}}}}", "a: model: BackpropModule has no setting '"),
     ("settings as a list", f"methods: {{{ADAM}, set: [1]}}}}", "study.yaml: a: set: must be a mapping of settings to"),
     ("trials below 0", f"budget: {{trials: -1}}\nmethods: {{{ADAM}}}}}", "budget(trials=-1): must be at least 1"),
@@ -82,12 +86,14 @@ SPACE = [
     ("infinite", "model.lambda_a: {uniform: [1, .inf]}", "space: model.lambda_a: uniform must be two numbers, the low"),
     ("too large", "model.lambda_a: {loguniform: [1, 1.0e+300]}", "lambda_a=1e+300: must be from 1e-18 to 1e18"),
     ("misspelt", "model.lamda_a: {uniform: [1, 2]}", "near names are model.lambda_a"),
+    ("seeds", "seed_everything: {integers: [0, 3]}", "space: seed_everything: is the same for all trials; take --seed"),
     ("step as text", "model.solver.refresh_every: {integers: [1, 4], step: x}", "integers must be whole numbers, and"),
 ]
 
 
 # id, what is in the folder of a sweep, what the sentence must contain
 LEFT = [
+    ("options as a list", {"options.json": "[1]"}, "options.json: holds no options; put back a copy of it, or"),
     ("options cut", {"options.json": '{"na'}, "runs/tune/x/options.json: is damaged (Unterminated string"),
     (
         "a state cut",
@@ -105,6 +111,9 @@ ONE = '{"method": "a", "mark": "m", "trial": 0}'
 # id, file of a study's results, what it holds, what the sentence must contain
 STORED = [
     ("a trial cut", "trials.jsonl", f"{ONE}\n{ONE[:9]}", "trials.jsonl: line 2: is damaged (Expecting "),
+    ("a trial of bytes", "trials.jsonl", "\ufffd", "line 1: is damaged (Expecting value"),
+    ("a trial's status", "trials.jsonl", ONE[:-1] + ', "status": 3}', "line 1: status=3: is not what a run has writte"),
+    ("a trial's loss", "trials.jsonl", ONE[:-1] + ', "value": "x"}', "line 1: value='x': is not what a run has writte"),
     ("a trial of nobody", "trials.jsonl", "{}", "line 1: is of no run; mend it, or take it out, and its run is made"),
 ]
 

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning import BackpropModule, LocalBackward, LocoPropModule
 from locoprop_lightning.callbacks import HyperparameterLogger, LocalLossMonitor
-from locoprop_lightning.data import FashionMNIST
+from locoprop_lightning.data import Digits, FashionMNIST
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP, Decoder, ResNet18
 from locoprop_lightning.optimizers import FullPrecisionMuon, LinearDecay, Rule, SplitOptimizer, TensorFlowRMSprop
+from locoprop_lightning.oracles import GradientOracle
 from locoprop_lightning.solvers import AndersonAcceleration, ClosedForm, GradientDescent, InnerOptimizer
 from locoprop_lightning.tasks import Classification
 
@@ -24,11 +25,41 @@ class Early:
         raise AttributeError("not made")
 
 
-def skipping(*patterns):
+def skipping(*patterns, **settings):
     network = nn.Sequential(*(nn.Linear(6, 6) for _ in range(30)))
-    return LocoPropModule(network, Classification(6), ClosedForm(), 1.0, 1.0, objective="squared", skip=patterns)
+    return LocoPropModule(
+        network, Classification(6), ClosedForm(), 1.0, 1.0, objective="squared", skip=patterns, **settings
+    )
 
 
+def backward(x=X, **arguments):
+    network = nn.Sequential(nn.Linear(6, 3))
+    local = LocalBackward(network, X, ClosedForm(), lambda_a=1.0, lambda_r=1.0, objective="squared")
+    return local(x, lambda output: output.mean(), **arguments) if isinstance(x, Tensor) else local.load_state_dict(x)
+
+
+LOCAL = [
+    (
+        "inputs too wide",
+        lambda: backward(torch.zeros(4, 7)),
+        "network=Sequential: cannot take inputs [4, 7] of float32",
+    ),
+    ("terms as text", lambda: backward(terms="x"), "LocalBackward(terms='x'): must be a whole number"),
+    (
+        "a recording's name",
+        lambda: backward(recording="curve"),
+        "(recording='curve'): must be a Recording, such as Rec",
+    ),
+    ("a state of none", lambda: backward(3), "LocalBackward(state_dict=3): must be what state_dict() has returned"),
+    (
+        "a state of another",
+        lambda: backward({"a": 1}),
+        "LocalBackward(state_dict of a): must be what state_dict() has ",
+    ),
+    ("layers by number", lambda: skipping(transfers={0: "tanh"}), "transfers={0: ...}: names of layers are texts; wr"),
+    ("held out or not", lambda: Digits(validation=True), "Digits(validation=True): must be a whole number, at least 0"),
+    ("a checkpoint by number", lambda: LocoPropModule.load_from_checkpoint(3), "(checkpoint_path=3): must be a path"),
+]
 FLAGS = [
     ("proximal", lambda: GradientDescent(proximal="no"), "GradientDescent(proximal='no'): must be True or False"),
     ("bias correction", lambda: ClosedForm(bias_correction=0), "ClosedForm(bias_correction=0): must be True or False"),
@@ -62,7 +93,7 @@ SHOWN = [
     ("many layers", lambda: skipping("x"), "skip: 'x' matches no layer; the layers are 0, 1, 2"),
     ("more layers", lambda: skipping("x"), "18, 19 and 10 more."),
 ]
-ROWS = [*FLAGS, *OTHERS, *SHOWN]
+ROWS = [*LOCAL, *FLAGS, *OTHERS, *SHOWN]
 
 
 @pytest.mark.parametrize(("call", "said"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
@@ -70,3 +101,8 @@ def test_a_wrong_value_is_refused_by_one_sentence(call, said):
     with pytest.raises(UserError) as refused:
         call()
     assert said in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_a_class_without_settings_takes_none():
+    with pytest.raises(TypeError, match="GradientOracle.* takes no arguments"):
+        GradientOracle(3)

@@ -94,9 +94,9 @@ def test_unfair_comparisons_are_told(tmp_path, capsys):
     [
         (["nowhere"], "nowhere: there is no such folder; name folders of runs, such as runs/digits."),
         (["run", "--metric", "train/los"], "No run has logged 'train/los'; the metrics are epoch, train/loss."),
-        (["run", "--smooth", "1"], "smooth=1.0: must be in [0, 1)."),
+        (["run", "--smooth", "1"], "--smooth=1.0: must be in [0, 1)."),
         (["run", "--out", "a.txt"], "a.txt: no format of a figure; take .svg, .png or .pdf."),
-        (["run", "--focus", "rum"], "focus=rum: there is no such method; near names are run."),
+        (["run", "--focus", "rum"], "--focus=rum: there is no such method; near names are run."),
         (["bare"], "No run has logged 'train/loss'; name folders of runs, such as runs/digits."),
     ],
 )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from locoprop_lightning.errors import INTERRUPTED, UserError, check_counts
+from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_counts
 from locoprop_lightning.shipped import STUDIES, find
 from locoprop_lightning.tune import stay_on_loopback
 from locoprop_lightning.tune.study import report, spec
@@ -14,7 +14,7 @@ from locoprop_lightning.tune.study.store import Store
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="locoprop-tune study",
         description="Compares methods with equal budgets: each has the same number of trials, then the best settings "
         "of each are trained with several new seeds. All that is found lies in OUT; what is there is never run again "

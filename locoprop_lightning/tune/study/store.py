@@ -5,9 +5,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, shown
 from locoprop_lightning.files import parse_json, replace
 
 TRIALS, FINALS = "trials.jsonl", "finals.jsonl"
@@ -76,7 +77,7 @@ class Store:
             return []
         now = path.stat().st_ino, path.stat().st_mtime_ns
         if name not in self._read or self._read[name][0] != now:
-            lines = enumerate(path.read_text().splitlines(), start=1)
+            lines = enumerate(path.read_text(errors="replace").splitlines(), start=1)
             self._read[name] = now, [_line(f"{path}: line {n}", line, name) for n, line in lines if line.strip()]
         return self._read[name][1]
 
@@ -114,7 +115,18 @@ def _line(place: str, text: str, name: str) -> Line:
     line = parse_json(text, place, way)
     if not isinstance(line, dict) or not {"method", "mark", "trial" if name == TRIALS else "seed"} <= line.keys():
         raise UserError(f"{place}: is of no run; {way}.")
+    for key, kinds in _KINDS.items():
+        if key in line and (not isinstance(line[key], kinds) or isinstance(line[key], bool)):
+            raise UserError(f"{place}: {key}={shown(line[key])}: is not what a run has written; {way}.")
     return line
+
+
+_KINDS: dict[str, type | UnionType] = {  # of what is read of a line
+    **dict.fromkeys(("method", "mark", "status"), str),
+    **dict.fromkeys(("trial", "seed", "steps"), int),
+    **dict.fromkeys(("value", "first", "highest", "ms", "seconds"), float | int | None),
+    "values": dict,
+}
 
 
 def write_curve(path: Path, losses: Sequence[float]) -> None:
