@@ -13,6 +13,7 @@ from torch import nn
 
 from locoprop_lightning.checkpoint_files import BEST, RUNS_CODE, checked, resumable
 from locoprop_lightning.checkpoints import CONFIGURATION
+from locoprop_lightning.copies import Copied
 from locoprop_lightning.errors import UserError, check_path
 from locoprop_lightning.files import load_yaml
 
@@ -188,7 +189,7 @@ def _beside(path: Path) -> dict[str, Any]:
     return {part: found[part] for part in PARTS if part in found} if isinstance(found, dict) else {}
 
 
-class Loadable(LightningModule):
+class Loadable(Copied):
     """A Lightning module that a checkpoint alone is enough to load.
 
     Attributes:

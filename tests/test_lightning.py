@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from locoprop_lightning import BackpropModule, LocoPropModule
+from locoprop_lightning.cli import main
 from locoprop_lightning.data import Digits
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP
@@ -145,6 +146,15 @@ def test_weights_that_were_averaged_are_those_of_the_module(tmp_path):
     for own, other, value in zip(*(m.network.parameters() for m in [*averages, plain]), strict=True):
         torch.testing.assert_close(own, value)
         assert not torch.allclose(other, value)
+
+
+@pytest.mark.parametrize("name", ["foof", "locoprop_s_inner_rmsprop", "muon"])
+def test_a_command_averages_weights(name, folder):
+    """A copy of the module shares what the command's parser has made for it."""
+    short = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    main(["fit", "--config", f"digits/{name}", "--trainer.callbacks=EMAWeightAveraging", *short])
+    (path,) = folder.glob("runs/digits/*/version_0/checkpoints/step=2.ckpt")
+    assert torch.load(path, weights_only=True)["averaging_state"]
 
 
 REFUSED = {

@@ -107,14 +107,14 @@ LEFT = [
         " began as y, and would go on there; give its folder that n",
     ),
 ]
-ONE = '{"method": "a", "mark": "m", "trial": 0}'
+ONE = '{"method": "a", "mark": "m", "trial": 0, "status": "done", "value": 1.0}'
 # id, file of a study's results, what it holds, what the sentence must contain
 STORED = [
     ("a trial cut", "trials.jsonl", f"{ONE}\n{ONE[:9]}", "trials.jsonl: line 2: is damaged (Expecting "),
     ("a trial of bytes", "trials.jsonl", "\ufffd", "line 1: is damaged (Expecting value"),
-    ("a trial's status", "trials.jsonl", ONE[:-1] + ', "status": 3}', "line 1: status=3: is not what a run has writte"),
-    ("a trial's loss", "trials.jsonl", ONE[:-1] + ', "value": "x"}', "line 1: value='x': is not what a run has writte"),
-    ("a trial of nobody", "trials.jsonl", "{}", "line 1: is of no run; mend it, or take it out, and its run is made"),
+    ("a trial's status", "trials.jsonl", ONE.replace('"done"', "3"), "line 1: status=3: is not what a run has writte"),
+    ("a trial's loss", "trials.jsonl", ONE.replace("1.0", '"x"'), "line 1: value='x': is not what a run has writte"),
+    ("a trial of nobody", "trials.jsonl", "{}", "line 1: is of no whole run, and lacks mark, method, status, trial, v"),
 ]
 
 

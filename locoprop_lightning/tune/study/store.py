@@ -8,7 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from locoprop_lightning.errors import UserError, shown
+from locoprop_lightning.errors import UserError, listed, shown
 from locoprop_lightning.files import parse_json, replace
 
 TRIALS, FINALS = "trials.jsonl", "finals.jsonl"
@@ -113,11 +113,14 @@ def _line(place: str, text: str, name: str) -> Line:
     """A line of a file, which may have been edited."""
     way = "mend it, or take it out, and its run is made again"
     line = parse_json(text, place, way)
-    if not isinstance(line, dict) or not {"method", "mark", "trial" if name == TRIALS else "seed"} <= line.keys():
+    if not isinstance(line, dict):
         raise UserError(f"{place}: is of no run; {way}.")
     for key, kinds in _KINDS.items():
         if key in line and (not isinstance(line[key], kinds) or isinstance(line[key], bool)):
             raise UserError(f"{place}: {key}={shown(line[key])}: is not what a run has written; {way}.")
+    needed = {"method", "mark", "status", "value", "trial" if name == TRIALS else "seed"}
+    if lacking := sorted(needed - line.keys()):
+        raise UserError(f"{place}: is of no whole run, and lacks {listed(lacking)}; {way}.")
     return line
 
 

@@ -7,7 +7,7 @@ from locoprop_lightning.tune.study.store import FINALS, TRIALS, Store, fingerpri
 
 
 def line(method, index, mark="m", part="trial"):
-    return {"method": method, "mark": mark, part: index, "value": index / 2}
+    return {"method": method, "mark": mark, part: index, "value": index / 2, "status": "done"}
 
 
 def test_lines_stand_in_order_whenever_they_came(tmp_path):
@@ -40,7 +40,8 @@ def test_blank_lines_are_passed_and_damaged_ones_are_named(tmp_path):
     path = tmp_path / FINALS
     path.write_text(f"\n{path.read_text()}\n")
     assert store.lines(FINALS) == [line("a", 1, part="seed")]
-    for text, said in (("{", "line 3: is damaged"), ('{"method": "a", "mark": "m"}', "line 3: is of no run; mend it")):
+    no_run = '{"method": "a", "mark": "m"}', "line 3: is of no whole run, and lacks seed, status, value; mend it"
+    for text, said in (("{", "line 3: is damaged"), no_run):
         path.write_text(f"\n{json.dumps(line('a', 1, part='seed'))}\n{text}\n")
         with pytest.raises(UserError, match=said):
             store.lines(FINALS)
