@@ -98,7 +98,7 @@ class FitProgress(Stopwatch, ProgressBar):
         if name is not None:
             texts.append(f"{name} {float(metrics[name]):.3f}")
         if self._pace is not None:
-            texts.append(f"{1000 * self._pace:.{0 if self._pace >= 0.1 else 1}f} ms")
+            texts.append(f"{1000 * self._pace:.{0 if self._pace >= 0.1 else 1}f} ms/step")
         done, passed = self._part - self._first, time.monotonic() - self._began
         if done > 0:
             left = passed * (1 - self._part) / done
@@ -156,6 +156,8 @@ class FitProgress(Stopwatch, ProgressBar):
     ) -> None:
         """Takes in the loss; the device is waited for a few times a second at most."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.steps == 1:
+            self._counted = 1, self.seconds  # the first step also sets up, and would weigh on the pace for long
         loss = outputs["loss"].detach() if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             fast, slow = self._losses or (loss, loss)

@@ -149,7 +149,7 @@ TRAINER = [
     ("accumulation", "--trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches=2: would add up"),
     ("profiler", "--trainer.profiler x", "`profiler` parameter of `Trainer`, it can only be one of ['simple'"),
     ("stopping early by nothing", "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=acc",
-     "EarlyStopping(monitor='acc'): is not logged; take one of train/loss, train/accuracy, val/loss, val/accuracy, lr"),
+     "EarlyStopping(monitor='acc'): is not logged; take one of train/loss, train/accuracy, lr, time/step_ms, val/loss"),
     ("best by nothing", "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=acc",
      "ModelCheckpoint(monitor='acc'): is not logged; take one of"),
     ("no such callback", "--trainer.callbacks+=Nonsense", "there is no class Nonsense; take BackboneFinetuning, "),

@@ -17,7 +17,7 @@ from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Classification
 from tests.support import quiet_trainer
 
-SHOWN = re.compile(r"Epoch (\d+)/4 +\d+%  loss [\d.e-]+ [↓↑→](  val/accuracy [\d.]+)?  [\d.]+ ms  \d:\d\d:\d\d left")
+SHOWN = re.compile(r"Epoch (\d+)/4 +\d+%  loss [\d.e-]+ [↓↑→](  val/accuracy [\d.]+)?  [\d.]+ ms/step  \d:\d\d:\d\d left")
 
 
 class Look(Callback):
@@ -46,7 +46,7 @@ def test_a_terminal_shows_all_that_matters_in_one_row(width):
     fit(bar, look)
     (last,) = look.rows[-1].splitlines()
     assert len(last) == width
-    for text in ("Epoch 4/4 ", "━", "loss ", "val/accuracy 0.", " ms ", "0:00:00 left"):
+    for text in ("Epoch 4/4 ", "━", "loss ", "val/accuracy 0.", " ms/step ", "0:00:00 left"):
         assert text in last
     assert all(len(row.splitlines()) == 1 for row in look.rows)
 
