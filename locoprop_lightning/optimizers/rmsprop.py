@@ -12,7 +12,7 @@ from locoprop_lightning.optimizers.closure import loss_of
 
 
 class TensorFlowRMSprop(Optimizer):
-    """TensorFlow 1's RMSPropOptimizer.
+    """TensorFlow 1's RMSPropOptimizer (Tieleman and Hinton, 2012), the inner one of Amid, Anil and Warmuth (2022).
 
     Unlike in torch's RMSprop, the mean square s starts at ones, eps is inside the root, and the rate enters the
     momentum m, so that a change of rate leaves the steps already in it as they are:

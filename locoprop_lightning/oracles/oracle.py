@@ -14,6 +14,8 @@ ALL_HERE = Rows()
 class Oracle(Shown, ABC):
     """Estimates the direction D of the target T = f(A) - lambda_a D from the gradient G of the loss.
 
+    In the review (section 3.1) D = G; ``docs/mathematics.md``, section 9, derives the others.
+
     An oracle of one's own gives ``direction``. Where D = G R, with R acting on the units of a row, it also gives
     ``weight_direction``: then D^T Y = R^T (G^T Y) comes from the back-propagated weight gradient without a product over
     the rows.

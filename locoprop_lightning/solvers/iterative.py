@@ -34,7 +34,7 @@ class Step(NamedTuple):
 class IterativeSolver(LocalSolver):
     """T inner steps from V = 0; the first gradient is the back-propagated one, so T steps cost T - 1 gradients.
 
-    A solve whose residual grew from the first step to the last diverged.
+    A solve whose residual grew from the first step to the last diverged (``docs/mathematics.md``, section 8).
 
     Args:
         iterations: T, at least 1.

@@ -38,6 +38,9 @@ class Inverse(NamedTuple):
 class RightPreconditioner:
     """(L C + lambda_r I)^-1 of the current batch, or with C as n times a moving average of C/n.
 
+    With L = 1 it is the inverse of the review's eq. 5, as FOOF keeps it (Benzing, 2022); with L above, that of a
+    majorisation step (``docs/mathematics.md``, sections 8 and 10).
+
     The average is gathered and inverted at refreshes, or gathered at every step. A step from such a C is checked: where
     J rises, its divergence estimated on at most 32 rows, or where the kept inverse is not finite, the inverse is made
     anew from the current batch alone, which the average restarts from, and the layer is solved again in the same step.

@@ -17,7 +17,9 @@ from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Classification
 from tests.support import quiet_trainer
 
-SHOWN = re.compile(r"Epoch (\d+)/4 +\d+%  loss [\d.e-]+ [↓↑→](  val/accuracy [\d.]+)?  [\d.]+ ms/step  \d:\d\d:\d\d left")
+SHOWN = re.compile(
+    r"Epoch (\d+)/4 +\d+%  loss [\d.e-]+ [↓↑→](  val/accuracy [\d.]+)?  [\d.]+ ms/step  \d:\d\d:\d\d left"
+)
 
 
 class Look(Callback):
