@@ -46,12 +46,12 @@ class ClosedForm(LocalSolver):
             kernel, _ = self.preconditioner.through_kernel(problem, state)
             factor, problem = kernel()
             scaled = torch.cholesky_solve(problem.direction, factor)
-            v, exact = problem.operator.adjoint(scaled).mul_(-problem.lambda_a), True
+            v, judged = problem.operator.adjoint(scaled).mul_(-problem.lambda_a), 0.0
         else:
-            inverse, exact, problem = self.preconditioner.inverse(problem, state)
+            inverse, judged, problem = self.preconditioner.inverse(problem, state)
             v = inverse(problem.first_gradient()).neg_()
         losses = None if recording is Recording.NOTHING else torch.stack([problem.first_loss(), problem.loss(v)])
-        return Outcome(v, self.preconditioner.rise(problem, v, exact), losses).to(dtype)
+        return Outcome(v, self.preconditioner.rise(problem, v, judged), losses).to(dtype)
 
     def retry(self, problem: LocalProblem, state: State, status: Status, recording: Recording) -> Outcome | None:
         """Solves with an inverse made anew."""

@@ -108,8 +108,8 @@ class Majorization(IterativeSolver):
 
     def growth(self, problem: LocalProblem, v: Tensor, first: Tensor, last: Tensor, carry: "_Momentum") -> Tensor:
         """The growth of the residual where nothing lets J rise, the change of J else."""
-        if not carry.inverse.exact:
-            return self.preconditioner.rise(problem, v, exact=False)
+        if carry.inverse.judged:
+            return self.preconditioner.rise(problem, v, carry.inverse.judged)
         return last - first if self.acceleration is None else problem.value(v)
 
 

@@ -18,6 +18,7 @@ from locoprop_lightning.solvers.solution import Status
 Gather = Literal["refreshes", "steps"]
 Kernel = Callable[[], tuple[Tensor, LocalProblem]]
 _STALE_ROWS = 32  # rows on which a step from a kept inverse is checked
+_YOUNG = 10  # steps in which C moves so fast that an average is far behind
 _KEY = "preconditioner"  # of what is kept, in the state of a layer
 
 
@@ -26,12 +27,12 @@ class Inverse(NamedTuple):
 
     Attributes:
         apply: X -> X (L C + lambda_r I)^-1 [d_out, width].
-        exact: Whether C is the current batch's own.
+        judged: Part of a step at which J may not have risen; 0 where C is the current batch's own.
         problem: The problem whose gradients it is for: in float64 where the inverse is.
     """
 
     apply: Callable[[Tensor], Tensor]
-    exact: bool
+    judged: float
     problem: LocalProblem
 
 
@@ -44,6 +45,9 @@ class RightPreconditioner:
     The average is gathered and inverted at refreshes, or gathered at every step. A step from such a C is checked: where
     J rises, its divergence estimated on at most 32 rows, or where the kept inverse is not finite, the inverse is made
     anew from the current batch alone, which the average restarts from, and the layer is solved again in the same step.
+    Where a step's length is measured (``length``), J may rise in whole steps: a step from the batch's own gradient finds
+    more curvature there than elsewhere, by 1 + width/n if the rows are independent. So it is judged at that part of it,
+    but in the first 10 steps.
 
     Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
     Y Y^T [n, n] of the current batch. A grouped convolution has one C for each group. Where C is a diagonal, as of an
@@ -102,7 +106,7 @@ class RightPreconditioner:
         wide = cache(partial(in_float64, problem))
         if self.kept.current or problem.operator.diagonal:
             inverse = invert(bound * problem.gram(), problem.lambda_r, lambda: bound * wide().gram())
-            return _offered(problem, inverse, lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), True)
+            return _offered(problem, inverse, lambda x: times(x.to(inverse.dtype), inverse).to(x.dtype), 0.0)
         damping = problem.lambda_r if isinstance(problem.lambda_r, float | int) else 0.0
         settings = [float(damping), float(bound)]
         refreshes = self.kept.due(kept) or kept.get("settings", settings) != settings
@@ -116,7 +120,12 @@ class RightPreconditioner:
             else:
                 self.kept.gather(kept, moment)
         self.kept.tick(kept)
-        return _offered(problem, kept["inverse"], lambda x: self.kept.solve(kept, x, problem.n), refreshes and alone)
+        judged = 1.0
+        if refreshes and alone:
+            judged = 0.0
+        elif problem.length is not None and kept["steps"] > _YOUNG:
+            judged = problem.n / (problem.n + problem.operator.width)
+        return _offered(problem, kept["inverse"], lambda x: self.kept.solve(kept, x, problem.n), judged)
 
     def through_kernel(self, problem: LocalProblem, state: State) -> tuple[Kernel, LocalProblem]:
         """Solves through Y Y^T; once a step.
@@ -147,9 +156,9 @@ class RightPreconditioner:
         problem.offer(inverse)
         return kernel, problem
 
-    def rise(self, problem: LocalProblem, v: Tensor, exact: bool) -> Tensor:
-        """The change of J, scalar, where the inverse is not of the batch's own C; zero else."""
-        return v.new_zeros(()) if exact else problem.value(v, at_most=_STALE_ROWS)
+    def rise(self, problem: LocalProblem, v: Tensor, judged: float) -> Tensor:
+        """The change of J, scalar, at a part of a step; zero where the inverse is of the batch's own C."""
+        return problem.value(judged * v, at_most=_STALE_ROWS) if judged else v.new_zeros(())
 
     def renew(self, problem: LocalProblem, state: State, status: Status) -> State | None:
         """What to try a failed solve again with, where it may be the fault of a kept inverse; else None.
@@ -174,9 +183,9 @@ class RightPreconditioner:
         return state
 
 
-def _offered(problem: LocalProblem, inverse: Tensor, apply: Callable[[Tensor], Tensor], exact: bool) -> Inverse:
+def _offered(problem: LocalProblem, inverse: Tensor, apply: Callable[[Tensor], Tensor], judged: float) -> Inverse:
     problem.offer(apply)
-    return Inverse(apply, exact, _matching(problem, inverse))
+    return Inverse(apply, judged, _matching(problem, inverse))
 
 
 def _matching(problem: LocalProblem, factor: Tensor) -> LocalProblem:

@@ -165,7 +165,7 @@ def test_what_a_step_must_return_is_said(make_problem):
     for result, message in [
         (problem.zeros(), r"Wrong.step: must return a Step, not Tensor"),
         (None, r"Wrong.step: must return a Step, not NoneType"),
-        (Step(problem.zeros().t()), r"Wrong.step: its point is \[6, 4\], and must be \[4, 6\]"),
+        (Step(problem.zeros().t()), r"Wrong.step: its point is \[6, 4\] of torch.float64, and must be \[4, 6\] of"),
     ]:
         with pytest.raises(UserError, match=message):
             Wrong(result).solve(problem)

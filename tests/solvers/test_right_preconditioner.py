@@ -114,20 +114,20 @@ def test_inverse(make_problem, settings, bound):
     x = torch.randn_like(problem.zeros())
     inverse = right(settings).inverse(problem, state, bound)
     close(inverse.apply(x), x @ damped_inverse(problem, bound), 1e-10)
-    assert inverse.exact
+    assert inverse.judged == 0
     assert bool(state["preconditioner"].keys() & {"inverse", "average"}) == (settings is KEEPING)
 
 
 def test_an_inverse_of_earlier_batches_is_not_exact(make_problem):
-    preconditioner, state, exact = right(KEEPING), {}, []
+    preconditioner, state, judged = right(KEEPING), {}, []
     for seed in range(5):
-        exact.append(preconditioner.inverse(make_problem(seed=seed), state).exact)
+        judged.append(preconditioner.inverse(make_problem(seed=seed), state).judged)
         assert state["preconditioner"]["steps"] == seed + 1
-    assert exact == [True, False, False, False, False]
-    state, exact, anew = {}, [], right(KEEPING | {"average": 0.0})
+    assert judged == [0, 1, 1, 1, 1]
+    state, judged, anew = {}, [], right(KEEPING | {"average": 0.0})
     for seed in range(5):
-        exact.append(anew.inverse(make_problem(seed=seed), state).exact)
-    assert exact == [True, False, False, True, False]
+        judged.append(anew.inverse(make_problem(seed=seed), state).judged)
+    assert judged == [0, 1, 1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,30 @@ def test_a_step_through_the_kernel_is_counted(make_problem):
 def test_rise_is_the_change_of_j(make_problem):
     problem = make_problem("tanh")
     v = torch.randn_like(problem.zeros())
-    assert right(KEEPING).rise(problem, v, True) == 0
-    close(right(KEEPING).rise(problem, v, False), problem.value(v), 1e-12)
+    assert right(KEEPING).rise(problem, v, 0.0) == 0
+    for part in (1.0, 0.25):
+        close(right(KEEPING).rise(problem, v, part), problem.value(part * v), 1e-12)
     many = make_problem("tanh", n=100)
-    close(right(KEEPING).rise(many, v, False), many.value(v, at_most=32), 1e-12)
+    close(right(KEEPING).rise(many, v, 1.0), many.value(v, at_most=32), 1e-12)
+
+
+def test_a_step_whose_length_is_measured_is_judged_at_a_part_of_it(make_problem):
+    """From the eleventh step on, and no other one."""
+    for length in (None, 0.1):
+        preconditioner, state = right(KEEPING), {}
+        judged = [preconditioner.inverse(make_problem(seed=s, length=length), state).judged for s in range(13)]
+        problem = make_problem()
+        part = 1.0 if length is None else problem.n / (problem.n + problem.shape[1])
+        assert judged == [0] + 9 * [1.0] + 3 * [part]
+
+
+def test_a_batch_has_more_curvature_along_steps_from_its_own_gradient():
+    """By 1 + (d + 1)/n over that of the mean C, where rows and gradients are independent: a stale C says no more."""
+    generator, (draws, n, d) = torch.Generator().manual_seed(0), (400, 48, 24)
+    y, g = (torch.randn(draws, n, k, generator=generator, dtype=torch.float64) for k in (d, 3))
+    v = g.mT @ y / n  # C is n times the identity
+    seen = (y @ v.mT).square().sum() / (n * v.square().sum())
+    assert abs(seen / (1 + (d + 1) / n) - 1) < 0.02
 
 
 @pytest.mark.parametrize("status", [Status.DIVERGED, Status.NONFINITE])
@@ -179,7 +199,7 @@ def test_renew(make_problem, status):
     x = torch.randn_like(problem.zeros())
     again = preconditioner.inverse(problem, state)
     close(again.apply(x), x @ damped_inverse(problem, 1.0), 1e-10)
-    assert again.exact and kept["steps"] == 2
+    assert again.judged == 0 and kept["steps"] == 2
 
 
 def test_a_stale_inverse_that_overflows_is_made_anew(make_problem):
