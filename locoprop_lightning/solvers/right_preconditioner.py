@@ -45,9 +45,9 @@ class RightPreconditioner:
     The average is gathered and inverted at refreshes, or gathered at every step. A step from such a C is checked: where
     J rises, its divergence estimated on at most 32 rows, or where the kept inverse is not finite, the inverse is made
     anew from the current batch alone, which the average restarts from, and the layer is solved again in the same step.
-    Where a step's length is measured (``length``), J may rise in whole steps: a step from the batch's own gradient finds
-    more curvature there than elsewhere, by 1 + width/n if the rows are independent. So it is judged at that part of it,
-    but in the first 10 steps.
+    Where a step's length is measured (``length``), J may rise in whole steps: a batch has more curvature along a step
+    from its own gradient than others have, by 1 + width/n if its rows are independent. So J is judged at that part of
+    the step, but in the first 10 steps.
 
     Layers with more than twice as many inputs as rows, or more inputs than rows where nothing is kept, go through
     Y Y^T [n, n] of the current batch. A grouped convolution has one C for each group. Where C is a diagonal, as of an
