@@ -211,6 +211,8 @@ class LocoPropCLI(LightningCLI):
             for reason in passed:
                 print(f"locoprop {subcommand}: {reason}; goes on from {path}.", file=sys.stderr)
             arguments["ckpt_path"] = path
+        if path is not None:  # so that the run's own file names what it went on from
+            self.config[subcommand].ckpt_path = str(arguments["ckpt_path"])
         if subcommand != "fit" and self.trainer.is_global_zero:
             self._folder.open()
         real = subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]

@@ -1,10 +1,14 @@
 """Which runs belong together."""
 
 import pytest
+import yaml
 
+from locoprop_lightning.cli import main
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
 from tests.results.support import LOSSES, settings, write
+
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
 def test_settings_tell_methods_apart(tmp_path):
@@ -62,6 +66,22 @@ def test_a_resumed_run_goes_on_where_the_first_was_left(tmp_path):
     ((_, (run,)),) = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss").items()
     assert run.values("train/loss").tolist() == pytest.approx([4.0, 2.0, 1.0, 0.5, 0.2])
     assert run.seconds("train/loss").tolist() == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.7])
+
+
+def test_a_run_that_went_on_from_the_last_checkpoint_names_it_and_is_joined_to_the_first(folder):
+    def fit(epochs, *more):
+        main(["fit", "--config", "digits/foof", f"--trainer.max_epochs={epochs}", *QUIET, *more])
+
+    fit(1)
+    fit(2, "--ckpt_path=last")
+    (run,) = read_runs(["runs"], "train/loss")
+    assert run.steps("train/loss").tolist() == list(range(24))
+    assert run.settings["ckpt_path"] == "runs/digits/foof/version_0/checkpoints/step=12.ckpt"
+    for command in ("validate", "test"):
+        main([command, "--config", "digits/foof", *QUIET, "--ckpt_path=best"])
+        (settings,) = folder.glob("runs/digits/foof/version_[2-9]/config.yaml")
+        assert yaml.safe_load(settings.read_text())["ckpt_path"] == "runs/digits/foof/version_1/checkpoints/best.ckpt"
+        settings.unlink()
 
 
 def test_a_resumed_run_is_joined_to_its_own_only(tmp_path):
