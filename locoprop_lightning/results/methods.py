@@ -1,19 +1,13 @@
 """Which runs belong together: a run and its continuation, runs of a method."""
 
 import math
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from locoprop_lightning.results.names import differing, home, method_name
 from locoprop_lightning.results.runs import Run
 from locoprop_lightning.results.settings import NEUTRAL
-
-_VERSION = re.compile(r"version_\d+|seed_?\d+")  # a folder that holds one of several runs of a method
-
-_CLASS = re.compile(r"(\w+\.)+[A-Z]\w*")  # a class by its path
-
-_TRIAL = re.compile(r"[0-9a-f]{5,}_(\d{5})")  # as Ray Tune names a trial
 
 
 def join_resumed(runs: list[Run], tag: str) -> list[Run]:
@@ -77,81 +71,39 @@ def by_method(runs: list[Run], tag: str) -> dict[str, list[Run]]:
         runs: The runs.
         tag: The scalar whose last step tells the longest.
     """
-    groups: dict[tuple[str, Any], list[Run]] = {}
+    groups: dict[Any, list[Run]] = {}
     for run in runs:
         own = _method(run)
-        key: Any = () if run.label else (_home(run), own) if own else run.folder.resolve()
-        groups.setdefault((run.label or _base(_home(run)) or run.shown, key), []).append(run)
+        groups.setdefault(run.label or ((home(run), own) if own else run.folder.resolve()), []).append(run)
+    by_seed = [_by_seed(members, tag) for members in groups.values()]
+    firsts = [same[-1] for same, *_ in by_seed if not same[-1].label]
     methods: dict[str, list[Run]] = {}
-    for (base, _), members in groups.items():
-        if members[0].label and (differ := _differing(members[0], members)):
+    for members, seeds in zip(groups.values(), by_seed, strict=True):
+        shown = [same[-1] for same in seeds]
+        name = shown[0].label or method_name(shown, firsts)
+        name = name if name not in methods else f"{name} {shown[0].shown}"
+        methods[name] = shown
+        if shown[0].label and (differ := differing(members[0], members)):
             told = ", ".join(differ[:3])
             print(
-                f"{base}: its {len(members)} runs are shown as one method, though they differ in {told}; give each "
+                f"{name}: its {len(members)} runs are shown as one method, though they differ in {told}; give each "
                 "method a label of its own",
                 file=sys.stderr,
             )
-        rivals = [others[0] for (name, _), others in groups.items() if name == base]
-        name = _name(base, members[0], rivals)
-        methods[name if name not in methods else f"{name} {members[0].shown}"] = _one_a_seed(base, members, tag)
+        for same in seeds:
+            if len(same) > 1:
+                told = f"of {len(same)} runs with seed {same[-1].seed} the longest, {same[-1].shown}, is shown"
+                print(f"{name}: {told}", file=sys.stderr)
     return methods
 
 
-def _home(run: Run) -> Path:
-    """The folder of a run's method: its own without the parts that tell versions and seeds apart."""
-    folder = run.folder.resolve()
-    while _VERSION.fullmatch(folder.name):
-        folder = folder.parent
-    return folder
-
-
-def _base(home: Path) -> str:
-    """The name of a folder of runs; that of a sweep's trial is the sweep's and the trial's number."""
-    trial = _TRIAL.fullmatch(home.name)
-    return f"{home.parent.name}, trial {int(trial[1])}" if trial else home.name
-
-
-def _name(base: str, run: Run, rivals: list[Run]) -> str:
-    """The method's name, with what tells it from others of that name."""
-    if len(rivals) == 1 or run.label:
-        return base
-    differ = _differing(run, rivals)
-    if not run.settings or not 0 < len(differ) <= 3:
-        return run.shown
-    told = [f"{name.rpartition('.')[2]}={_shown(run.settings.get(name))}" for name in differ]
-    return f"{base} ({', '.join(told)})"
-
-
-def _differing(run: Run, rivals: list[Run]) -> list[str]:
-    """The settings that tell a run from its rivals; those of a class, from rivals that have the same class there."""
-    names = {name for rival in rivals for name in rival.settings if not NEUTRAL.match(name)}
-    return [name for name in sorted(names) if _tells(name, run, rivals)]
-
-
-def _tells(name: str, run: Run, rivals: list[Run]) -> bool:
-    """Whether a setting is another in a rival; one of a class, in those that have the same class there."""
-    parts = name.split(".")
-    above = [".".join(parts[:end]) for end in range(1, len(parts))]
-    alike = [rival for rival in rivals if all(rival.settings.get(n) == run.settings.get(n) for n in above)]
-    return len({repr(rival.settings.get(name)) for rival in alike}) > 1
-
-
-def _shown(value: Any) -> Any:
-    """A value, of a class by its path the class alone."""
-    return value.rpartition(".")[2] if isinstance(value, str) and _CLASS.fullmatch(value) else value
-
-
-def _one_a_seed(base: str, runs: list[Run], tag: str) -> list[Run]:
-    """The longest run of each seed, the newest of several; all where settings do not tell."""
+def _by_seed(runs: list[Run], tag: str) -> list[list[Run]]:
+    """Runs with the same seed, the longest last, the newest of several; each alone where settings do not tell."""
     if runs[0].label or not runs[0].settings:
-        return runs
+        return [[run] for run in runs]
     seeds: dict[Any, list[Run]] = {}
     for run in runs:
         seeds.setdefault(run.seed, []).append(run)
-    for seed, same in seeds.items():
+    for same in seeds.values():
         same.sort(key=lambda run: (max(run.scalars[tag]), run.folder.stat().st_mtime))
-        if len(same) > 1:
-            print(
-                f"{base}: of {len(same)} runs with seed {seed} the longest, {same[-1].shown}, is shown", file=sys.stderr
-            )
-    return [same[-1] for same in seeds.values()]
+    return list(seeds.values())

@@ -39,6 +39,35 @@ def test_another_class_is_told_without_the_settings_that_come_with_it(tmp_path):
     ]
 
 
+def test_methods_that_differ_in_much_are_named_by_their_runs(tmp_path, capsys):
+    lengths = {0: 2, 1: 3, 2: 4, 3: 4}
+    for version, (seed, value) in enumerate([(0, 1), (0, 1), (1, 1), (0, 2)]):
+        made = settings(seed, **{name: value for name in "abcd"})
+        write(tmp_path / f"foof/version_{version}", LOSSES[: lengths[version]], settings=made)
+    methods = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss")
+    assert {name: [run.folder.name for run in runs] for name, runs in methods.items()} == {
+        "foof (version_1, version_2)": ["version_1", "version_2"],  # the data are those of the runs that are named
+        "foof (version_3)": ["version_3"],
+    }
+    told = f"of 2 runs with seed 0 the longest, {tmp_path}/foof/version_1, is shown"
+    assert capsys.readouterr().err == f"foof (version_1, version_2): {told}\n"
+
+
+def test_settings_of_one_name_are_told_with_what_they_belong_to(tmp_path):
+    for version, rates in enumerate([(1, 1), (1, 2), (2, 1)]):
+        made = settings(first={"lr": rates[0]}, second={"lr": rates[1]})
+        write(tmp_path / f"foof/version_{version}", settings=made)
+    methods = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss")
+    assert "foof (first.lr=1, second.lr=2)" in methods
+
+
+def test_folders_of_one_name_are_told_by_those_above(tmp_path):
+    for folder, lambda_a in (("a/foof/version_0", 1.0), ("a/foof/version_1", 2.0), ("b/foof/version_0", 1.0)):
+        write(tmp_path / folder, settings=settings(lambda_a=lambda_a))
+    methods = by_method(read_runs([str(tmp_path)], "train/loss"), "train/loss")
+    assert sorted(methods) == ["a/foof (lambda_a=1.0)", "a/foof (lambda_a=2.0)", "b/foof"]
+
+
 def test_runs_without_settings_and_runs_with_a_label(tmp_path):
     for name in ("a/version_0", "a/version_1", "b"):
         write(tmp_path / name)
@@ -46,7 +75,7 @@ def test_runs_without_settings_and_runs_with_a_label(tmp_path):
     methods = by_method(runs, "train/loss")
     assert {name: len(members) for name, members in methods.items()} == {"mine": 2, "b": 1}
     alone = by_method(read_runs([str(tmp_path / "a")], "train/loss"), "train/loss")
-    assert sorted(alone) == [str(tmp_path / "a/version_0"), str(tmp_path / "a/version_1")]
+    assert sorted(alone) == ["a (version_0)", "a (version_1)"]
 
 
 def test_one_label_for_two_methods_is_said(tmp_path, capsys):
@@ -132,7 +161,7 @@ def test_folders_that_make_methods(tmp_path, monkeypatch):
             write(tmp_path / folder / f"seed{seed}", settings=quiet)
     monkeypatch.chdir(tmp_path)
     assert names("before") == {"foof": 2}
-    assert names("before", "after") == {"before/foof/seed0": 2, "after/foof/seed0": 2}
+    assert names("before", "after") == {"before/foof": 2, "after/foof": 2}
     assert names("x=before", "y=after") == {"x": 2, "y": 2}
     monkeypatch.chdir(tmp_path / "before/foof")
     assert names(".") == {"foof": 2}
