@@ -17,7 +17,7 @@ from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import Run
 from locoprop_lightning.results.table import comparison, markdown, rank
-from locoprop_lightning.results.terminal import draw_text, for_terminal
+from locoprop_lightning.results.terminal import as_shown, draw_text
 
 
 def _warn(methods: dict[str, list[Run]], metric: str, decay: float) -> None:
@@ -58,7 +58,7 @@ def compare(options: argparse.Namespace) -> None:
     rising = "accuracy" in metric if options.mode is None else options.mode == "max"
     rows = comparison(methods, metric, decay, rising)
     label = f"{metric}, smoothed by {decay:g}" if decay else metric
-    print(label, for_terminal(rows) if sys.stdout.isatty() else markdown(rows), sep="\n\n")
+    print(label, as_shown(rows), sep="\n\n")
     if options.table:
         options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(markdown(rows) + "\n")

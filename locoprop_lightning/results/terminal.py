@@ -1,41 +1,87 @@
 """A comparison in a terminal: its table, and curves of characters."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from locoprop_lightning.results.curves import Curve
+from locoprop_lightning.results.table import markdown
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_GAP = 2  # columns between two of a table
 _MARKS = 6  # characters that tell curves apart without colours
 
 
-def for_terminal(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+def as_shown(rows: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
+    """A table for the output: in aligned columns where that is a terminal, else as Markdown.
+
+    Args:
+        rows: Cells of the head and of each row.
+        words: Titles of columns beside the first that are set flush left.
+    """
+    return for_terminal(rows, words=words) if sys.stdout.isatty() else markdown(rows, words)
+
+
+def for_terminal(rows: Sequence[Sequence[str]], width: int | None = None, words: Collection[str] = ()) -> str:
     """A table in aligned columns; where it is too wide, its ranges go on in further lines.
+
+    Names, the first column, are broken between words alone: columns that find no room beside them go on below.
 
     Args:
         rows: Cells of the head and of each row.
         width: Columns of the terminal; asked of it if not given.
+        words: Titles of columns beside the first that are set flush left.
     """
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(width=width, highlight=False)
-    for broken in (" (", ".."):  # a range below its median, then its two ends below each other
-        columns = zip(*rows, strict=True)
-        if sum(max(len(part) for cell in c for part in cell.splitlines()) + 2 for c in columns) - 2 <= console.width:
-            break
-        before, after = ("\n", "(") if broken == " (" else ("..\n", "")
-        rows = [[first, *(cell.replace(broken, before + after) for cell in rest)] for first, *rest in rows]
-        rows[0] = [title.replace(" ", "\n", 1) for title in rows[0]]
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
-    for index, title in enumerate(rows[0]):
-        shown.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
-    for row in rows[1:]:
-        shown.add_row(*row)
+    left = [index for index, title in enumerate(rows[0]) if index == 0 or title in words]
+    if sum(_widths(rows)) - _GAP > console.width:
+        titles = [title.replace(" ", "\n", 1) for title in rows[0]]
+        for broken in (" (", ".."):  # a range below its median, then its two ends below each other
+            before, after = ("\n", "(") if broken == " (" else ("..\n", "")
+            rows = [[first, *(cell.replace(broken, before + after) for cell in rest)] for first, *rest in rows]
+            rows[0] = titles
+            if sum(_widths(rows)) - _GAP <= console.width:
+                break
+    longest = max(len(word) for first, *_ in rows for word in first.split()) + _GAP
+    parts: list[list[int]] = [[]]
+    room = console.width + _GAP - longest
+    for index, needed in enumerate(_widths(rows)[1:], 1):
+        if parts[-1] and needed > room:
+            parts.append([])
+            room = console.width + _GAP - longest
+        parts[-1].append(index)
+        room -= needed
     with console.capture() as captured:
-        console.print(shown)
+        for part in parts:
+            console.print(_columns(rows, [0, *part], left))
+            console.print()
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """How wide each column is, with the gap after it."""
+    return [max(len(part) for cell in c for part in cell.splitlines()) + _GAP for c in zip(*rows, strict=True)]
+
+
+def _columns(rows: Sequence[Sequence[str]], shown: Sequence[int], left: Sequence[int]) -> "Table":
+    """Some columns of a table."""
+    from rich import box
+    from rich.table import Table
+
+    # The box has a column of its own between two.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for index in shown:
+        justify: Literal["left", "right"] = "left" if index in left else "right"
+        table.add_column(rows[0][index], justify=justify, overflow="fold", no_wrap=index > 0)
+    for row in rows[1:]:
+        table.add_row(*(row[index] for index in shown))
+    return table
 
 
 def draw_text(curves: dict[str, Curve], xlabel: str, ylabel: str, log: bool = True, colour: bool = False) -> str:

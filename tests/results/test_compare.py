@@ -60,6 +60,21 @@ def test_a_terminal_of_80_columns_shows_all_of_a_table():
     assert "0.0009 (0.0004..0.0012)" in wide and len(wide.splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    "name", ["locoprop_m_anderson (iterations=4)", "runs/fashion_mnist/before/locoprop_m_anderson"]
+)
+@pytest.mark.parametrize("width", [60, 70, 80])
+def test_names_are_broken_between_words_and_columns_go_on_below(name, width):
+    head = ["method", "runs", "last step", "last", "best", "ms a step"]
+    ranges = ["0.0009 (0.0004..0.0012)", "0.0008 (0.0004..0.0011)", "148.1 (147.0..149.9)"]
+    text = for_terminal([head, [name, "3", "884", *ranges], ["adam", "3", "884", *ranges]], width)
+    assert max(map(len, text.splitlines())) <= width
+    for part in (*name.split(), "runs", "last", "best", "0.0009", "0.0008", "148.1"):
+        assert part in text
+    parts = text.split("\n\n")
+    assert all("method" in part and "adam" in part for part in parts) and (len(parts) > 1 or width > 60)
+
+
 def test_more_is_better_for_an_accuracy(tmp_path, capsys):
     write(tmp_path / "good", [0.5, 0.9, 0.8], tag="val/accuracy")
     write(tmp_path / "bad", [0.7, 0.6, 0.6], tag="val/accuracy")
