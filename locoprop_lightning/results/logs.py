@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, listed, near_names
 from locoprop_lightning.results.events import folders, read_scalars
 from locoprop_lightning.results.methods import join_resumed
 from locoprop_lightning.results.runs import EPOCH, PACE, Run, with_training_seconds
 from locoprop_lightning.results.settings import read_settings
+
+_OF_EVALUATION = {"verbose", "return_predictions"}  # settings that validate, test and predict have, and a fit has not
 
 
 def read_runs(names: list[str], tag: str) -> list[Run]:
@@ -23,7 +25,7 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
         UserError: For a folder that is missing, and where no run is left.
     """
     runs: dict[Path, Run] = {}
-    tags: set[str] = set()
+    tags: dict[Path, set[str]] = {}
     for name in names:
         label, _, path = name.partition("=") if "=" in name and not Path(name).exists() else ("", "", name)
         if not path or (name.startswith("=") and not label):
@@ -38,17 +40,27 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
             found = True
             if folder.resolve() in runs:
                 continue
-            scalars = read_scalars(folder, {tag, PACE, EPOCH}, tags)
+            scalars = read_scalars(folder, {tag, PACE, EPOCH}, tags.setdefault(folder, set()))
             runs[folder.resolve()] = Run(scalars, folder, read_settings(folder), label, str(folder))
         if not found:
             print(f"{path}: left out, it holds no event files of TensorBoard", file=sys.stderr)
     joined = join_resumed(list(runs.values()), tag)
-    for run in joined:
-        if tag not in run.scalars:
-            print(f"{run.shown}: left out, it has logged no {tag}", file=sys.stderr)
     having = [run for run in joined if tag in run.scalars]
+    if not tag.startswith("test/"):  # a validation of a checkpoint is no curve, where fits have some
+        having = [run for run in having if not _OF_EVALUATION & run.settings.keys()] or having
+    without = [run.shown for run in joined if tag not in run.scalars and not _evaluates(run, tags[run.folder], tag)]
+    if without and having:
+        print(f"no {tag} in {len(without)} of {len(joined)} runs ({listed(without, 3)}), left out", file=sys.stderr)
     if not having:
-        known = ", ".join(sorted(t for t in tags if not t.startswith("local_loss/")))
-        way = f"the metrics are {known}." if known else "name folders of runs, such as runs/digits."
-        raise UserError(f"No run has logged {tag!r}; {way}")
+        known = sorted({t for own in tags.values() for t in own if not t.startswith("local_loss/")})
+        way = f"the metrics are {', '.join(known)}" if known else "name folders of runs, such as runs/digits"
+        raise UserError(f"No run has logged {tag!r}; {way}{near_names(tag, known)}.")
     return [with_training_seconds(run) for run in having]
+
+
+def _evaluates(run: Run, tags: set[str], wanted: str) -> bool:
+    """Whether a run without the wanted metric was made to have others: a test, or a fit where tests are compared."""
+    if wanted.startswith("test/") or _OF_EVALUATION & run.settings.keys():
+        return True
+    metrics = tags - {EPOCH}
+    return bool(metrics) and all(metric.startswith(("test/", "val/")) for metric in metrics)

@@ -85,6 +85,23 @@ def test_more_is_better_for_an_accuracy(tmp_path, capsys):
     assert rows(capsys.readouterr().out)["bad"]["best"] == "0.6"
 
 
+def test_evaluations_are_no_runs_of_training_and_are_not_told(tmp_path, capsys):
+    write(tmp_path / "foof/version_0", settings=settings())
+    write(tmp_path / "foof/version_0", [0.5, 0.6], tag="val/accuracy")
+    evaluated = settings(ckpt_path="foof/version_0/checkpoints/x.ckpt", verbose=True)
+    write(tmp_path / "foof/version_1", [0.9], tag="val/accuracy", settings=evaluated)
+    write(tmp_path / "foof/version_2", [0.8], tag="test/accuracy", settings=evaluated)
+    write(tmp_path / "foof/version_3", [], settings=settings(return_predictions=True))
+    write(tmp_path / "python", [0.8], tag="test/accuracy")
+    for metric, value in (("train/loss", "0.5"), ("val/accuracy", "0.6"), ("test/accuracy", "0.8")):
+        main([str(tmp_path), "--metric", metric, "--smooth=0"])
+        captured = capsys.readouterr()
+        assert rows(captured.out)["foof"]["last"] == value and "left out" not in captured.err
+    write(tmp_path / "without", [0.5])
+    main([str(tmp_path), "--metric", "val/accuracy"])
+    assert f"no val/accuracy in 1 of 6 runs ({tmp_path}/without), left out\n" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_finite_comes_last(tmp_path, capsys):
     write(tmp_path / "wild", [1.0, math.nan, math.inf])
     write(tmp_path / "tame", [2.0, 1.9, 1.8])
@@ -108,7 +125,10 @@ def test_unfair_comparisons_are_told(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: there is no such folder; name folders of runs, such as runs/digits."),
-        (["run", "--metric", "train/los"], "No run has logged 'train/los'; the metrics are epoch, train/loss."),
+        (
+            ["run", "--metric", "train/los"],
+            "No run has logged 'train/los'; the metrics are epoch, train/loss; near names are train/loss.",
+        ),
         (["run", "--smooth", "1"], "--smooth=1.0: must be in [0, 1)."),
         (["run", "--out", "a.txt"], "a.txt: no format of a figure; take .svg, .png or .pdf."),
         (["run", "--focus", "rum"], "--focus=rum: there is no such method; near names are run."),

@@ -39,7 +39,8 @@ def test_damaged_files_are_named_and_skipped(tmp_path, capsys):
     assert sorted(table) == ["good", "half", "source"] and table["half"]["last"] == table["good"]["last"] == "2.026"
     for name in ("half", "flipped", "text"):
         assert f"{name}/events.out.tfevents" in captured.err and "damaged or half-written" in captured.err
-    assert "empty: left out, it has logged no train/loss" in captured.err
+    none = ", ".join(str(tmp_path / name) for name in ("empty", "flipped", "text"))
+    assert f"no train/loss in 3 of 6 runs ({none}), left out" in captured.err
     assert "good/config.yaml: cannot be read as YAML" in captured.err
 
 
