@@ -24,14 +24,19 @@ _DECAY = 0.7
 def next_commands(loggers: Sequence[Logger], folder: Path) -> list[tuple[str, str]]:
     """What to type to see the curves of a run and to compare it, as fits its loggers, by what it is for.
 
-    TensorBoard is given the folder above the run's, in which the run has a name.
+    TensorBoard is given the folder above the run's, in which the run has a name, and a comparison the one above that,
+    where methods lie beside each other; not that of Lightning's own name, below which all runs are, and not the working
+    directory, in which there is more than runs.
 
     Args:
         loggers: The loggers of the run.
         folder: The folder of its logs.
     """
+    here = Path.cwd()
+    folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
     above = folder.parent
-    methods = above.parent if above.parent.name and re.fullmatch(r"version_\d+", folder.name) else above
+    beside = above.parent.name and above.name != "lightning_logs" and re.fullmatch(r"version_\d+", folder.name)
+    methods = above.parent if beside else above
     lines = []
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):

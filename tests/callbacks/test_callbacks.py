@@ -86,6 +86,23 @@ def test_the_summary_names_what_fits_the_loggers():
     assert next_commands([board], Path("my runs/a"))[0][1] == "tensorboard --logdir 'my runs'"
 
 
+@pytest.mark.parametrize(
+    ("logs", "above", "methods"),
+    [
+        ("lightning_logs/version_0", "lightning_logs", "lightning_logs"),
+        ("{here}/lightning_logs/version_0", "lightning_logs", "lightning_logs"),
+        ("{here}/foof/version_0", "foof", "foof"),
+        ("{here}/runs/foof/version_0", "runs/foof", "runs"),
+        ("/logs/lightning_logs/version_0", "/logs/lightning_logs", "/logs/lightning_logs"),
+        ("/logs/foof/version_0", "/logs/foof", "/logs"),
+    ],
+)
+def test_runs_are_compared_below_a_folder_of_logs_alone(folder, logs, above, methods):
+    board = TensorBoardLogger("runs", default_hp_metric=False)
+    told = dict(next_commands([board], Path(logs.format(here=folder))))
+    assert told == {"see the curves": f"tensorboard --logdir {above}", "compare": f"locoprop-compare {methods}"}
+
+
 def test_summary_goes_on_over_a_resume():
     first, second = FitSummary(), FitSummary()
     for step, loss in enumerate((1.0, 2.0)):
