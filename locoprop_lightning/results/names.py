@@ -14,7 +14,7 @@ _VERSION = re.compile(r"version_\d+|seed_?\d+")  # a folder that holds one of se
 
 _CLASS = re.compile(r"(\w+\.)+[A-Z]\w*")  # a class by its path
 
-_TRIAL = re.compile(r"[0-9a-f]{5,}_(\d{5})")  # as Ray Tune names a trial
+_TRIAL = re.compile(r"[0-9a-f]{5,}_(\d{5})")  # the folder of a sweep's trial
 
 
 def tails(names: Iterable[str], separator: str = ".") -> dict[str, str]:
@@ -53,8 +53,23 @@ def place(run: Run) -> Path:
         run: The run.
     """
     folder = home(run)
-    trial = _TRIAL.fullmatch(folder.name)
-    return folder.parent.with_name(f"{folder.parent.name}, trial {int(trial[1])}") if trial else folder
+    if (number := trial_number(folder.name)) == folder.name:
+        return folder
+    return folder.parent.with_name(f"{folder.parent.name}, trial {number}")
+
+
+def trial_number(folder: str) -> str:
+    """The number of a trial in its sweep, or what its folder is called where that has none.
+
+    Args:
+        folder: Name of its folder.
+
+    Example:
+        >>> trial_number("3f9a1c07_00012")
+        '12'
+    """
+    found = _TRIAL.fullmatch(folder)
+    return str(int(found[1])) if found else folder
 
 
 def method_name(runs: Sequence[Run], others: Sequence[Run]) -> str:

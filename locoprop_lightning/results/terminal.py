@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Collection, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -41,13 +42,11 @@ def for_terminal(rows: Sequence[Sequence[str]], width: int | None = None, words:
     console = Console(width=width, highlight=False)
     left = [index for index, title in enumerate(rows[0]) if index == 0 or title in words]
     if sum(_widths(rows)) - _GAP > console.width:
-        titles = [title.replace(" ", "\n", 1) for title in rows[0]]
-        for broken in (" (", ".."):  # a range below its median, then its two ends below each other
-            before, after = ("\n", "(") if broken == " (" else ("..\n", "")
-            rows = [[first, *(cell.replace(broken, before + after) for cell in rest)] for first, *rest in rows]
-            rows[0] = titles
-            if sum(_widths(rows)) - _GAP <= console.width:
-                break
+        rows = [[rows[0][0], *map(_broken, rows[0][1:])], *rows[1:]]
+    for before, after in ((" (", "\n("), ("..", "..\n")):  # a range below its median, then its ends below each other
+        if sum(_widths(rows)) - _GAP > console.width:
+            body = ([first, *(cell.replace(before, after) for cell in rest)] for first, *rest in rows[1:])
+            rows = [rows[0], *body]
     longest = max(len(word) for first, *_ in rows for word in first.split()) + _GAP
     parts: list[list[int]] = [[]]
     room = console.width + _GAP - longest
@@ -62,6 +61,13 @@ def for_terminal(rows: Sequence[Sequence[str]], width: int | None = None, words:
             console.print(_columns(rows, [0, *part], left))
             console.print()
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
+
+
+def _broken(title: str) -> str:
+    """A title in lines, as many words as they hold in the last ones."""
+    words = title.split()[::-1]
+    lines = wrap(" ".join(words), max(max(map(len, words)) + 2, len(title) // 2))
+    return "\n".join(" ".join(line.split()[::-1]) for line in lines[::-1])
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:

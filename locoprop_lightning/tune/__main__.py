@@ -12,7 +12,9 @@ from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_counts, check_positive
 from locoprop_lightning.files import check_folder, parse_json
+from locoprop_lightning.results.names import trial_number
 from locoprop_lightning.results.settings import pairs
+from locoprop_lightning.results.terminal import as_shown
 from locoprop_lightning.tune import stay_on_loopback
 
 BEGUN = "tuner.pkl"  # what Tune writes when a sweep begins
@@ -159,11 +161,11 @@ def sweep(options: argparse.Namespace) -> int:
         config = folder / "base.yaml" if options.resume else sweeps.remember(options, fixed)
         grid = sweeps.tuner(options, space, config, start, epochs).fit()
         found = results.outcomes(grid, options, epochs)
-    print(results.table(found, space, options.metric))
+    print(as_shown(results.table(found, space, options.metric), words=["status"]))
     print(*results.write(found, space, options), sep="\n", flush=True)
     failed = [outcome for outcome in found if outcome.status == "failed"]
     for outcome in failed:
-        print(f"trial {outcome.name} failed for good: {outcome.error}", file=sys.stderr)
+        print(f"trial {trial_number(outcome.name)} failed for good: {outcome.error}", file=sys.stderr)
     if failed or not found:
         return 1
     if unfinished([outcome.status for outcome in found], options):

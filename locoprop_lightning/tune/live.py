@@ -6,11 +6,13 @@ from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from locoprop_lightning.results.names import tails, trial_number
 from locoprop_lightning.results.table import rank
 from locoprop_lightning.tune.space import shown
 
@@ -74,19 +76,26 @@ class LiveTable(tune.Callback):
             trials: All trials.
             rows: How many there is room for.
         """
-        table = Table(*self._columns())
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for title in self._columns():
+            table.add_column(Text(title, overflow="fold"))
         ordered = sorted(trials, key=lambda trial: (trial.status != Trial.RUNNING, self._rank(trial)))
         for trial in ordered[: max(rows, 1)]:
             table.add_row(*self._row(trial))
         return Group(table, Text(self._summary(trials)))
 
     def _columns(self) -> list[str]:
-        return ["trial", "status", self.epoch, self.metric, *self.keys]
+        return ["trial", "status", self.epoch, self.metric, *tails(self.keys).values()]
 
     def _row(self, trial: Trial) -> list[str]:
         result = trial.last_result or {}
         values = [result.get(self.metric, "-"), *(trial.config.get(key, "-") for key in self.keys)]
-        return [trial.trial_id, trial.status.lower(), str(result.get(self.epoch, 0)), *map(shown, values)]
+        return [
+            trial_number(trial.custom_dirname),
+            trial.status.lower(),
+            str(result.get(self.epoch, 0)),
+            *map(shown, values),
+        ]
 
     def _rank(self, trial: Trial) -> float:
         return rank((trial.last_result or {}).get(self.metric), self.rising)
@@ -95,5 +104,9 @@ class LiveTable(tune.Callback):
         done = sum(trial.status in _DONE for trial in trials)
         best = min(trials, key=self._rank, default=None)
         value = None if best is None else (best.last_result or {}).get(self.metric)
-        told = "" if best is None or value is None else f"; best {self.metric} {value:.4g}, trial {best.trial_id}"
+        told = (
+            ""
+            if best is None or value is None
+            else f"; best {self.metric} {value:.4g}, trial {trial_number(best.custom_dirname)}"
+        )
         return f"{done} of {self.samples} trials ended{told}"

@@ -12,7 +12,8 @@ import yaml
 from ray.tune import Result, ResultGrid
 
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.results.table import markdown, rank
+from locoprop_lightning.results.names import tails, trial_number
+from locoprop_lightning.results.table import rank
 from locoprop_lightning.tune.space import Space, shown
 from locoprop_lightning.tune.sweep import TIME, folder_of
 from locoprop_lightning.tune.trial import reached
@@ -84,9 +85,9 @@ def write(found: list[Outcome], space: Space, options: argparse.Namespace) -> li
     if best is None or best.value is None or best.config is None:
         return [f"no trial has a result; all trials: {folder / 'results.csv'}"]
     settings = yaml.safe_load(best.config.read_text())
+    told = f"{options.metric} = {best.value!r} (trial {trial_number(best.name)}, {best.status})"
     (folder / "best.yaml").write_text(
-        f"# Best of {len(found)} trials: {options.metric} = {best.value!r} (trial {best.name}, {best.status}).\n"
-        + yaml.safe_dump(settings, sort_keys=False)
+        f"# Best of {len(found)} trials: {told}.\n" + yaml.safe_dump(settings, sort_keys=False)
     )
     lines = [f"best: {options.metric} {best.value:.6g} with {_told(best.values)} ({best.status})"]
     lines += plot(found, space, options, folder)
@@ -103,19 +104,21 @@ def _told(values: dict[str, Any]) -> str:
     return ", ".join(f"{key}={shown(value)}" for key, value in values.items())
 
 
-def table(found: list[Outcome], space: Space, metric: str) -> str:
-    """The table of trials.
+def table(found: list[Outcome], space: Space, metric: str) -> list[list[str]]:
+    """The rows of the table of trials, the head first.
 
     Args:
         found: The trials, in the order of the rows.
         space: The space.
         metric: Name of the metric.
     """
-    rows = [["trial", "status", TIME, metric, *space.dimensions]]
+    rows = [["trial", "status", TIME, metric, *tails(space.dimensions).values()]]
     for o in found:
         values = [shown(o.values.get(key, "-")) for key in space.dimensions]
-        rows.append([o.name, o.status, str(o.epoch), "-" if o.value is None else f"{o.value:.6g}", *values])
-    return markdown(rows)
+        rows.append(
+            [trial_number(o.name), o.status, str(o.epoch), "-" if o.value is None else f"{o.value:.6g}", *values]
+        )
+    return rows
 
 
 def study(found: list[Outcome], space: Space, options: argparse.Namespace) -> optuna.Study:

@@ -248,10 +248,10 @@ class Release(tune.Callback):
         self.folder = folder
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: D102
-        release(self.folder / trial.trial_id)
+        release(self.folder / trial.custom_dirname)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: D102
-        release(self.folder / trial.trial_id)
+        release(self.folder / trial.custom_dirname)
 
 
 class KeepBest(tune.Callback):
@@ -271,7 +271,7 @@ class KeepBest(tune.Callback):
         self.epochs = epochs
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: D102
-        over = {one.trial_id for one in trials if one.is_finished()} | {trial.trial_id}
+        over = {one.custom_dirname for one in trials if one.is_finished()} | {trial.custom_dirname}
         weights = {name: list((self.folder / name).glob("seed_*/checkpoints/*.ckpt")) for name in sorted(over)}
         for name in sorted((name for name in over if weights[name]), key=self._place)[1:]:
             for path in weights[name]:
@@ -292,7 +292,9 @@ def fitting(options: argparse.Namespace) -> int:
 
 
 def _dirname(trial: Any) -> str:
-    return str(trial.trial_id)
+    """The folder of a trial, with its number, which the names that Tune makes up for searched trials have not."""
+    name, count = str(trial.trial_id), trial.experiment_tag.partition("_")[0]  # of searched trials counted from 1
+    return name if "_" in name else f"{name}_{int(count) - 1:05d}"
 
 
 def folder_of(options: argparse.Namespace) -> Path:

@@ -228,7 +228,7 @@ def run_trial(values: dict[str, Any], work: Work) -> None:
         values: Values of the searched settings by name.
         work: What all trials have.
     """
-    trial = Path(work.folder) / tune.get_context().get_trial_id()
+    trial = Path(work.folder) / Path(tune.get_context().get_trial_dir()).name
     if work.workers > 1:
         run_workers(values, work, trial)
         return

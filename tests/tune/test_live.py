@@ -15,11 +15,11 @@ from locoprop_lightning.tune.sweep import sampler
 
 def trial(name, status, epoch, value, **config):
     result = {} if epoch is None else {"epoch": epoch, "val/loss": value}
-    return SimpleNamespace(trial_id=name, status=status, last_result=result, config=config)
+    return SimpleNamespace(custom_dirname=name, status=status, last_result=result, config=config)
 
 
 TRIALS = [
-    trial("a", "TERMINATED", 9, 0.25, rate=0.1),
+    trial("3f9a1c07_00000", "TERMINATED", 9, 0.25, rate=0.1),
     trial("b", "ERROR", None, None, rate=0.2),
     trial("c", "RUNNING", 3, 0.5, rate=0.3),
     trial("d", "TERMINATED", 9, float("nan"), rate=0.4),
@@ -36,16 +36,26 @@ def drawn(rows, **arguments):
     console = Console(width=100, file=io.StringIO())
     console.print(live(**arguments).draw(TRIALS, rows))
     text = console.file.getvalue()
-    order = [line.split()[1] for line in text.splitlines() if line.startswith("│")]
-    return order, text
+    _, _, *lines, _ = text.splitlines()
+    return [line.split()[0] for line in lines], text
 
 
 def test_those_in_training_come_first_then_the_best():
     order, text = drawn(10)
-    assert order[:4] == ["c", "f", "e", "a"] and set(order[4:]) == {"b", "d"}
+    assert order[:4] == ["c", "f", "e", "0"] and set(order[4:]) == {"b", "d"}
     assert "4 of 8 trials ended; best val/loss 0.125, trial e" in text
     assert drawn(3)[0] == ["c", "f", "e"]  # as many as there is room for
-    assert drawn(10, mode="max")[0][:4] == ["c", "f", "a", "e"]
+    assert drawn(10, mode="max")[0][:4] == ["c", "f", "0", "e"]
+
+
+def test_80_columns_tell_all_settings_apart():
+    names = ["model.lambda_a", "model.lambda_r", "model.solver.init_args.average", "model.optimizer.init_args.lr"]
+    table = LiveTable("val/accuracy", "max", "epoch", names, samples=8)
+    console = Console(width=80, file=io.StringIO())
+    console.print(table.draw([trial("3f9a1c07_00004", "TERMINATED", 9, 0.25, **dict.fromkeys(names, 0.1234))], 5))
+    head, _, row, _ = console.file.getvalue().splitlines()
+    assert head.split() == ["trial", "status", "epoch", "val/accuracy", "lambda_a", "lambda_r", "average", "lr"]
+    assert row.split() == ["4", "terminated", "9", "-", *["0.1234"] * 4]
 
 
 def test_without_a_terminal_each_trial_that_ends_is_a_line(capsys):

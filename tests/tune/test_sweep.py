@@ -22,6 +22,7 @@ from ray.cluster_utils import Cluster
 from locoprop_lightning import load_run
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.logs import read_runs
+from locoprop_lightning.results.methods import by_method
 from tests.support import ROOT, close, quiet_trainer
 
 DIGITS = ROOT / "configs" / "digits"
@@ -190,8 +191,11 @@ def test_bayesian_search_with_early_stopping(sweep, tmp_path):
     stopped = next(trial for trial in trials if trial["status"] == "stopped early")
     replayed = fit(stopped["replay"].rpartition(" ")[2], tmp_path)
     assert replayed[int(stopped["epoch"]) - 1] == pytest.approx(float(stopped["val/accuracy"]), abs=0)
-    # every trial is one run with its local losses
+    # every trial is one run with its local losses, named by its number in the sweep
     runs = read_runs([str(folder)], "local_loss/1/last")
+    assert {*by_method(runs, "local_loss/1/last")} == {f"s, trial {number}" for number in range(8)}
+    first = next(run for run in runs if run.folder.parent.name.endswith("_00000"))
+    assert first.settings["model.lambda_a"] == shipped["lambda_a"]  # the configuration's own values
     assert len(runs) == 8 and all(run.seed == 0 and run.settings["threads"] == 1 for run in runs)
 
 
@@ -307,7 +311,7 @@ def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tm
     assert status == 1 and len(by_status["failed"]) >= 1
     for trial in by_status["failed"]:
         assert trial["model.network.in_features"] == "65" and trial["error"].startswith("MLP(in_features=65)")
-        assert f"trial {trial['trial']} failed for good: " in errors
+        assert f"trial {int(trial['trial'].rpartition('_')[2])} failed for good: " in errors
     rates = {float(trial["model.optimizer.lr"]): trial for trial in by_status["done"]}
     assert float(rates[1e36]["val/loss"]) == math.inf and rates[0.001]["epoch"] == "6"
     folder = tmp_path / "sweeps/s" / rates[0.001]["trial"]

@@ -17,7 +17,7 @@ from torch.linalg import LinAlgError
 
 from locoprop_lightning.callbacks.recorder import FitEnded, LossRecorder
 from locoprop_lightning.files import parse_json, replace
-from locoprop_lightning.results.table import markdown
+from locoprop_lightning.results.terminal import as_shown
 from locoprop_lightning.tune.study.driver import Entry
 from locoprop_lightning.tune.study.store import Store
 from locoprop_lightning.tune.study.work import here, plain
@@ -151,4 +151,4 @@ def plan(entries: Mapping[str, Entry], at_a_time: int) -> str:
         rows.append([name, str(trials), str(finals), str(steps), f"{ms:.1f}", f"{seconds / 60:.1f}"])
     slots = at_a_time or max(1, cores // next(iter(entries.values())).study.budget.threads)
     told = f"{total / slots / 60:.0f} minutes at most with {slots} runs at a time"
-    return f"{markdown(rows)}\n\n{told}; trials that are stopped early take less."
+    return f"{as_shown(rows)}\n\n{told}; trials that are stopped early take less."

@@ -8,7 +8,8 @@ from locoprop_lightning.files import replace
 from locoprop_lightning.results.curves import AXES, fold_whole
 from locoprop_lightning.results.figure import draw
 from locoprop_lightning.results.runs import LOSS, Run
-from locoprop_lightning.results.table import best_first
+from locoprop_lightning.results.table import best_first, markdown
+from locoprop_lightning.results.terminal import as_shown
 from locoprop_lightning.tune.study import paces
 from locoprop_lightning.tune.study.figures import draw_ends, draw_tuning
 from locoprop_lightning.tune.study.spec import Study
@@ -46,7 +47,7 @@ def write(study: Study, store: Store) -> str:
         parts += [
             "## At the end",
             "![Train loss at the end of every run](ends.svg)",
-            ends(methods, lines),
+            markdown(ends(methods, lines)),
             "## On the way",
             way(methods, reference),
             "![Train loss against steps](steps.svg)",
@@ -56,7 +57,7 @@ def write(study: Study, store: Store) -> str:
     draw_tuning({name: best_so_far(own, study.rising) for name, own in trials.items()}, store.folder / "tuning.svg")
     parts += [
         "## Tuning",
-        tuning(trials, study.rising),
+        markdown(tuning(trials, study.rising)),
         "![The best of the first trials](tuning.svg)",
         "Settings of each method's best trial; `best/METHOD.yaml` holds the whole configuration. Where one lies at the "
         "end of its range, a wider one might have served the method better.",
@@ -64,7 +65,7 @@ def write(study: Study, store: Store) -> str:
     ]
     replace(store.folder / PAGE, "\n\n".join(parts) + "\n")
     table = ends(methods, lines) if methods else tuning(trials, study.rising)
-    return f"{table}\n\nreport: {store.folder / PAGE}"
+    return f"{as_shown(table)}\n\nreport: {store.folder / PAGE}"
 
 
 def load_runs(

@@ -19,8 +19,8 @@ FRACTIONS = (0.25, 0.5, 0.75)  # of the run and of the reference's seconds
 Methods = Mapping[str, Sequence[Curves]]
 
 
-def ends(methods: Methods, lines: Mapping[str, Sequence[Line]]) -> str:
-    """The table of what the final runs end with.
+def ends(methods: Methods, lines: Mapping[str, Sequence[Line]]) -> list[list[str]]:
+    """The rows of the table of what the final runs end with.
 
     Args:
         methods: Curves of the final runs.
@@ -37,7 +37,7 @@ def ends(methods: Methods, lines: Mapping[str, Sequence[Line]]) -> str:
         told = "-" if pace is None or math.isnan(pace) else f"{pace:.1f}"
         losses = cell((c.smoothed.last for c in curves), ".4g")
         rows.append([name, str(len(own)), losses, *values, cell(spikes, ".3g"), told])
-    return markdown(rows)
+    return rows
 
 
 def _tested(values: Sequence[float | None], form: str) -> str:
@@ -141,8 +141,8 @@ def best_so_far(lines: Sequence[Line], rising: bool) -> list[float]:
     return [math.nan if best is None else best["value"] for best in bests]
 
 
-def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> str:
-    """The table of how easy each method was to tune.
+def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> list[list[str]]:
+    """The rows of the table of how easy each method was to tune.
 
     Args:
         trials: Lines of the trials by method.
@@ -161,7 +161,7 @@ def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> str:
         broken = str(len(states) - states.count("done") - states.count("stopped"))
         cells = ["-" if math.isnan(value) else f"{value:.4g}" for value in told]
         rows.append([name, str(len(lines)), *cells, middle, str(states.count("stopped")), broken])
-    return markdown(rows)
+    return rows
 
 
 def chosen(study: Study, trials: Mapping[str, Sequence[Line]]) -> str:
