@@ -17,6 +17,8 @@ from os import PathLike
 from textwrap import shorten
 from typing import Any, NoReturn
 
+import locoprop_lightning
+
 INTERRUPTED = 128 + signal.SIGINT  # the status of a command that Ctrl-C has ended
 TERMINATED = 128 + signal.SIGTERM  # the status of a command that the signal has ended
 
@@ -116,10 +118,18 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a command's options that refuses in one sentence, without the page of its usage."""
+    """A parser of a command's options that refuses in one sentence, without the page of its usage.
 
-    def __init__(self, **settings: Any) -> None:
+    Args:
+        instead: Where that is which an unknown option, unlike all known ones, may have been meant for.
+        settings: Those of argparse's parser.
+    """
+
+    def __init__(self, instead: str = "", **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self.instead = instead
+        version = f"locoprop-lightning {locoprop_lightning.__version__}"
+        self.add_argument("--version", action="version", version=version, help="show the version")
 
     def error(self, message: str) -> NoReturn:
         """Refuses what was typed.
@@ -131,7 +141,7 @@ class Parser(argparse.ArgumentParser):
         if found := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
             raise UserError(f"{found[1]} {found[3]}: must be {kinds[found[2]]}.")
         name = re.match(r"unrecognized arguments: (\S+)", message)
-        near = near_names(name[1], self._option_string_actions) if name else ""
+        near = (near_names(name[1], self._option_string_actions) or self.instead) if name else ""
         raise UserError(f"{message}{near}; {self.prog} --help lists all.")
 
 

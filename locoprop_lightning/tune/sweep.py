@@ -1,7 +1,6 @@
 """A sweep: a search over a space, by trials that Ray runs."""
 
 import argparse
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -84,11 +83,8 @@ def check(
         )
     metrics = ["train/loss", "val/loss", *map(str, cli.model.val_metrics)]
     if metric not in metrics:
-        near = difflib.get_close_matches(metric, metrics, 1)
-        raise UserError(
-            f"--metric {metric}: is not logged after an epoch; take one of {', '.join(metrics)}"
-            + (f" (you may mean {near[0]})." if near else ".")
-        )
+        near = near_names(metric, metrics)
+        raise UserError(f"--metric {metric}: is not logged after an epoch; take one of {', '.join(metrics)}{near}.")
     return settings, cli.trainer.max_epochs
 
 

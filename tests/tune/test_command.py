@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import locoprop_lightning
+from locoprop_lightning.results.compare import main as compare
 from locoprop_lightning.tune.__main__ import main
 from tests.support import ROOT
 
@@ -23,6 +25,18 @@ def test_the_new_name_is_a_console_script():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     assert f"locoprop-tune = {main.__module__}:main" in settings["options.entry_points"]["console_scripts"]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [(main, ["--version"]), (main, ["study", "--version"]), (compare, ["--version"])],
+    ids=["sweep", "study", "compare"],
+)
+def test_each_command_says_its_version(command, arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(arguments)
+    assert not stopped.value.code
+    assert capsys.readouterr().out == f"locoprop-lightning {locoprop_lightning.__version__}\n"
 
 
 @pytest.mark.usefixtures("folder")

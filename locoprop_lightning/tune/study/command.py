@@ -16,12 +16,13 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = Parser(
         prog="locoprop-tune study",
+        instead="; trials and seeds of a study stand in its file, under budget",
         description="Compares methods with equal budgets: each has the same number of trials, then the best settings "
         "of each are trained with several new seeds. All that is found lies in OUT; what is there is never run again "
         "unless its settings changed, so that the same command goes on where a study was stopped.",
     )
     add = parser.add_argument
-    add("study", type=Path, metavar="STUDY.yaml", help="the study: a file or a shipped one, such as digits")
+    add("study", type=Path, metavar="STUDY", help="the study: a file or a shipped one, such as digits")
     add("--out", type=Path, metavar="DIR", help="folder of the results (default: results/ and the study's name)")
     add("--only", nargs="+", action="extend", default=[], metavar="METHOD", help="run these methods alone")
     text = "a file with further methods, each as under `methods` in a study"
