@@ -91,7 +91,7 @@ class LiveTable(tune.Callback):
         result = trial.last_result or {}
         values = [result.get(self.metric, "-"), *(trial.config.get(key, "-") for key in self.keys)]
         return [
-            trial_number(trial.custom_dirname),
+            trial_number(str(trial.custom_dirname)),
             trial.status.lower(),
             str(result.get(self.epoch, 0)),
             *map(shown, values),
@@ -107,6 +107,6 @@ class LiveTable(tune.Callback):
         told = (
             ""
             if best is None or value is None
-            else f"; best {self.metric} {value:.4g}, trial {trial_number(best.custom_dirname)}"
+            else f"; best {self.metric} {value:.4g}, trial {trial_number(str(best.custom_dirname))}"
         )
         return f"{done} of {self.samples} trials ended{told}"
