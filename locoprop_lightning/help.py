@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from textwrap import fill, indent, shorten
 
 from docstring_parser import parse
@@ -178,7 +179,9 @@ def _of_class(key: str, name: str) -> str:
         lines = [f"  {line.replace(' ', ': ', 1)}" for line in lines]
         return "\n".join([f"Classes for --{key}, whose settings --{key}.help CLASS shows:", *lines, ""])
     made = known.get(name.rpartition(".")[2])
-    if made is None or ("." in name and not _is_path(made, name)):
+    if "." in name and (made is None or not _is_path(made, name)):
+        made = _by_path(name)
+    if made is None:
         raise UserError(f"--{key}.help {name}: is not known; take one of {', '.join(known)}.")
     told = parse(made.__doc__ or "")
     texts = {param.arg_name: param.description or "" for param in told.params}
@@ -200,6 +203,16 @@ def _of_class(key: str, name: str) -> str:
 def _is_path(made: type, name: str) -> bool:
     """Whether a dotted name is that of a class, where it is defined or where the package shows it."""
     return f"{made.__module__}.{made.__name__}".startswith(name.rpartition(".")[0])
+
+
+def _by_path(name: str) -> type | None:
+    """The class of another package, None where there is none."""
+    module, _, name = name.rpartition(".")
+    try:
+        made = getattr(import_module(module), name, None)
+    except ImportError:
+        return None
+    return made if isinstance(made, type) else None
 
 
 def _first(made: type) -> str:

@@ -7,7 +7,8 @@ import pytest
 
 from locoprop_lightning import networks, oracles, solvers
 from locoprop_lightning.cli import LocoPropCLI, main
-from locoprop_lightning.help import command_page, main_page
+from locoprop_lightning.errors import UserError
+from locoprop_lightning.help import command_page, main_page, page
 
 COMMANDS = ("fit", "validate", "test", "predict")
 OTHERS = ("locoprop-compare", "locoprop-tune")
@@ -96,3 +97,14 @@ def test_the_command_alone_shows_the_page_and_ends_with_2(capsys, monkeypatch):
         main()
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.startswith(main_page()) and "no command: take one of fit" in said
+
+
+def test_a_class_of_ones_own_has_a_page(folder, monkeypatch):
+    """By its path, as all settings take it."""
+    text = '"""Mine."""\nclass Slow:\n    """Walks.\n\n    Args:\n        stride: Length of a step.\n    """\n'
+    (folder / "own_package.py").write_text(f"{text}\n    def __init__(self, stride: float = 0.5):\n        pass\n")
+    monkeypatch.syspath_prepend(folder)
+    told = page(["fit", "--model.solver.help", "own_package.Slow"])
+    assert "Slow: Walks." in told and "--model.solver.stride float (default: 0.5)" in told and "Length of a step." in told
+    with pytest.raises(UserError, match=r"own_package.Fast: is not known"):
+        page(["fit", "--model.solver.help", "own_package.Fast"])
