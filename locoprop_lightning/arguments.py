@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any
+from zipfile import is_zipfile
 
 from locoprop_lightning import shipped
 from locoprop_lightning.errors import UserError, near_names, shown
 from locoprop_lightning.files import load_yaml
+from locoprop_lightning.refusal import settings_of_classes
+from locoprop_lightning.results.settings import flatten
 
 CONFIG = ("--config", "-c")
 OF_CLASS = ("class_path", "init_args", "dict_kwargs")  # what a class of a file is given by
@@ -26,13 +30,16 @@ def with_files(args: Sequence[str], groups: Collection[str]) -> list[str]:
     """
     found, files, before = [], [], ""
     for one in args:
-        name, equals, value = one.partition("=")
-        file = one if before in CONFIG else value if equals and name in CONFIG else None
+        file = _file(before, one)
         if file is not None:
             files.append(file)
             if not file:
                 raise UserError("config='': names no file; give one, such as digits/foof, or leave it out.")
             path = shipped.find(file, shipped.CONFIGS, "config=")
+            if is_zipfile(path):
+                raise UserError(
+                    f"config={file}: is a checkpoint; give it by --ckpt_path, and its run's config.yaml by --config."
+                )
             content = load_yaml(path, f"config={file}")
             if not isinstance(content, dict):
                 raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
@@ -43,13 +50,31 @@ def with_files(args: Sequence[str], groups: Collection[str]) -> list[str]:
                     raise UserError(f"config={file}: {group}: {told}; locoprop fit --help all lists them.")
             one = f"{one.removesuffix(file)}{path}"
         found.append(one)
-        before = name if not equals else ""
+        before = one
     if len(files) > 1:
         raise UserError(
             f"config={files[1]}: is a second file beside {files[0]}, whose settings it would replace; give one, and "
             "the rest by --name value."
         )
     return found
+
+
+def _file(before: str, one: str) -> str | None:
+    """The file of settings that an argument names, None where it is something else."""
+    name, equals, value = one.partition("=")
+    return one if before in CONFIG else value if equals and name in CONFIG else None
+
+
+def leaves_empty(args: Sequence[str], name: str) -> bool:
+    """Whether the file of settings that arguments name has a setting without a value.
+
+    Args:
+        args: Arguments of the command, which have such a file or none.
+        name: The setting's dotted name.
+    """
+    files = [file for before, one in pairwise(["", *args]) if (file := _file(before, one))]
+    contents = [load_yaml(shipped.find(file, shipped.CONFIGS, "config="), file) for file in files]
+    return any(flatten(content).get(name, name) is None for content in contents)
 
 
 def _check_classes(part: Any, name: str) -> None:
@@ -91,3 +116,24 @@ def without_checkpoint(args: Sequence[str]) -> list[str]:
             kept.append(one)
         skip = one == "--ckpt_path"
     return kept
+
+
+def meant(text: str, known: Collection[str]) -> str:
+    """What may have been meant by what a refusal says is none, empty where a setting is known.
+
+    Args:
+        text: The parser's refusal.
+        known: Dotted names of the settings that the command has.
+    """
+    if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
+        file = "/" in found[1] or found[1].endswith(".yaml")
+        return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
+    found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
+    if not found or text.startswith("Parser key"):
+        return ""
+    name = re.sub(r"\.(class_path|init_args)\b", "", (found[1] or found[2]).partition("=")[0])
+    first, *below = name.split(".")
+    if within := [part for part in below if part in known and "." not in part]:
+        return f"; {within[0]} stands at the left margin, not below {first}"
+    alike = sorted(one for one in {*known} | settings_of_classes() if one.endswith(f".{(below or [first])[-1]}"))
+    return near_names(name, known, sure=alike[:4]) or "; locoprop fit --help all lists what there is"

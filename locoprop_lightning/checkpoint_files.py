@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -9,7 +10,7 @@ from zlib import error as zlib_error
 
 import torch
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import UserError, near_names
 
 RUNS_CODE = "weights_only=False: would run whatever code a checkpoint holds; leave it out."
 BEST = "best.ckpt"  # weights alone, which no fit goes on from
@@ -29,6 +30,9 @@ def flaw(path: Path, resume: bool = True) -> str | None:
     if path.is_dir():
         return "is a folder; name a .ckpt file in it"
     if not is_zipfile(path):
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":  # as a zip begins, whose end says that it is one
+                return "is damaged or cut short"
         return "is not a checkpoint that torch has saved"
     try:
         with ZipFile(path) as archive:
@@ -81,9 +85,11 @@ def checked(path: Path, resume: bool) -> Path:
         return path
     others = [] if path.is_dir() else newest_first(other for other in path.parent.glob("*.ckpt") if other != path)
     whole = next((other for other in others if flaw(other, resume) is None), None)
-    way = "" if path.is_dir() else "; name one that a fit has written"
+    copy = "copy it again, or " if "is damaged" in reason else ""
+    way = "" if path.is_dir() else f"; {copy}name one that a fit has written"
     way = f"; the last whole one beside it is {whole}" if whole else way
-    raise UserError(f"ckpt_path={path}: {reason}{way}.")
+    near = "" if path.exists() else near_names(str(path), ("last",))
+    raise UserError(f"ckpt_path={path}: {reason}{way}{near}.")
 
 
 def resumable(folder: Path, pattern: str) -> list[Path]:

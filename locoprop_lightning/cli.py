@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from locoprop_lightning import errors
-from locoprop_lightning.arguments import check_typed, with_files, without_checkpoint
+from locoprop_lightning.arguments import check_typed, leaves_empty, meant, with_files, without_checkpoint
 from locoprop_lightning.callbacks import (
     BestCheckpoint,
     FitProgress,
@@ -35,11 +35,12 @@ from locoprop_lightning.callbacks import (
 )
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.distributed.loopback import meeting_place
-from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_counts, near_names
+from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_counts
+from locoprop_lightning.files import expanded
 from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.loading import PARTS
 from locoprop_lightning.quiet import quiet
-from locoprop_lightning.refusal import sentence, settings_of_classes, with_paths
+from locoprop_lightning.refusal import missing, sentence, with_paths
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
@@ -93,8 +94,8 @@ class LocoPropCLI(LightningCLI):
         Raises:
             UserError: Names the setting and its value.
         """
-        given = sys.argv[1:] if args is None else args
-        self._arguments = list(given)
+        given = expanded(sys.argv[1:] if args is None else args)
+        self._arguments = given
         if hasattr(self, "_subcommand_parsers") and not given:
             print(main_page(), file=sys.stderr)
             raise UserError("no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE.")
@@ -103,7 +104,11 @@ class LocoPropCLI(LightningCLI):
             groups = {name for one in self._parsers for name in one.groups or ()} - {*PARTS}
             self.config = parser.parse_args(with_paths(with_files(given, groups)))
         except ArgumentError as error:
-            raise UserError(f"{sentence(error)}{self._near(str(error))}") from error
+            known = {name.removeprefix("--") for one in self._parsers for name in one._option_string_actions}
+            message = f"{sentence(error)}{meant(str(error), known)}"
+            lacking = re.search(r"are required: .*; give --(\S+)$", message)
+            empty = ", which is empty (null) in the file" if lacking and leaves_empty(given, lacking[1]) else ""
+            raise UserError(message + empty) from error
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
         if not isinstance(config.get("seed_everything"), bool | None):
@@ -147,6 +152,7 @@ class LocoPropCLI(LightningCLI):
                 raise UserError(message) from error
             raise
         check_settings(made, trainer)
+        self._get(self.config_init, "local_losses").told = True  # every run has it, with a logger or without
         return made
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -180,22 +186,6 @@ class LocoPropCLI(LightningCLI):
         """The parsers of all commands."""
         found: Mapping[str, LightningArgumentParser] = getattr(self, "_subcommand_parsers", {"": self.parser})
         return found.values()
-
-    def _near(self, text: str) -> str:
-        """What may have been meant by what a refusal says is none, empty where a setting is known."""
-        if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
-            file = "/" in found[1] or found[1].endswith(".yaml")
-            return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
-        found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
-        if not found or text.startswith("Parser key"):
-            return ""
-        name = re.sub(r"\.(class_path|init_args)\b", "", (found[1] or found[2]).partition("=")[0])
-        known = {name.removeprefix("--") for parser in self._parsers for name in parser._option_string_actions}
-        first, *below = name.split(".")
-        if within := [part for part in below if part in known and "." not in part]:
-            return f"; {within[0]} stands at the left margin, not below {first}"
-        alike = sorted(one for one in known | settings_of_classes() if one.endswith(f".{(below or [first])[-1]}"))
-        return near_names(name, known, sure=alike[:4]) or "; locoprop fit --help all lists what there is"
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """The arguments of the trainer's method, with the checkpoint that ``last`` stands for."""
@@ -232,7 +222,12 @@ class LocoPropCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; the model knows what it was made of, and checkpoints say it."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if (message := missing(error, self.settings())) is not None:
+                raise UserError(message) from error
+            raise
         if isinstance(self.model, SupervisedModule):
             self.model.made_of(yaml.safe_dump({part: self._written_out[part] for part in PARTS}, sort_keys=False))
 

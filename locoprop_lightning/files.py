@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,21 @@ def check_folder(setting: str, folder: Path) -> None:
         raise UserError(f"{setting}: {nearest} is no folder that can be written to; name another place.")
 
 
+def check_file(setting: str, path: Path) -> None:
+    """Refuses a file that cannot be written, before anything is started.
+
+    Args:
+        setting: The option, with its value.
+        path: The file.
+
+    Raises:
+        UserError: Names the option.
+    """
+    if path.is_dir():
+        raise UserError(f"{setting}: is a folder; name a file in it.")
+    check_folder(setting, path.parent)
+
+
 def replace(path: Path, text: str) -> None:
     """Writes a file that is whole whenever it is read.
 
@@ -89,6 +106,15 @@ def replace(path: Path, text: str) -> None:
     passing = passing_name(path)
     passing.write_text(text)
     settle(passing, path)
+
+
+def expanded(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a command with the home folder for a ~ behind =, where a shell leaves it.
+
+    Args:
+        arguments: As they were typed.
+    """
+    return [re.sub("^(--[^=]+=)?~(?=/)", lambda m: (m[1] or "") + os.path.expanduser("~"), one) for one in arguments]
 
 
 def passing_name(path: Path) -> Path:

@@ -53,12 +53,13 @@ class LayerTable:
         return iter(self._layers)
 
     def __getitem__(self, key: int | str) -> LayerInfo:
-        if isinstance(key, int):
+        if isinstance(key, int) and -len(self) <= key < len(self):
             return self._layers[key]
         names = [layer.name for layer in self._layers]
         if key not in names:
-            raise UserError(f"layers[{key!r}]: there is no such layer; there are {listed(names)}.")
-        return self._layers[names.index(key)]
+            way = f"; names are texts, such as {names[0]!r}" if isinstance(key, int) and names else ""
+            raise UserError(f"layers[{key!r}]: there is no such layer; there are {listed(names)}{way}.")
+        return self._layers[names.index(str(key))]
 
     def __repr__(self) -> str:
         return table_text(self.rows(), Console().width)

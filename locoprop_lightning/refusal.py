@@ -5,7 +5,8 @@ import re
 import sys
 import traceback
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, loggers
 from lightning.pytorch import callbacks as lightning_callbacks
@@ -67,6 +68,21 @@ _MACHINE = {
     "embedded null byte": "a path of the settings holds a zero byte; name another.",
     "EADDRINUSE": "MASTER_PORT: the port is in use; leave the variable out, or name a free port.",
 }
+
+
+def missing(error: Exception, settings: Mapping[str, Any]) -> str | None:
+    """What to tell where a class of the settings has not found a file or folder that one of them names.
+
+    Args:
+        error: The error of making the classes.
+        settings: All settings by dotted name.
+    """
+    places = [str(one.filename) for one in _chain(error) if isinstance(one, FileNotFoundError) and one.filename]
+    for name, value in settings.items():
+        for place in places:
+            if isinstance(value, str) and value and f"{place}/".startswith(f"{value.rstrip('/')}/"):
+                return f"{name}={value}: there is no {place}; name a file or folder that is there."
+    return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -169,7 +185,11 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         several = re.match("Expected a (tuple with .* elements)", reason)
         allowed = allowed.replace("collections.abc.Iterable", "a list").replace("collections.abc.Sequence", "a list")
         allowed = form or allowed or (several and several[1]) or "a class with its init_args"
-        reason = f"must be {allowed}, not {value[1].partition(chr(10))[0] or repr('')}"
+        got = value[1].partition("\n")[0] or repr("")
+        if allowed == "int" and re.fullmatch(r"-?\d+\.0", got):  # which may have been typed as 1e2
+            whole = re.search(r"Given value: (?:NestedArg\(.*val=')?([-+.\deE]+)(?:'\))?$", _text(chain), re.M)
+            got = f"{whole[1] if whole else got}; write {got[:-2]}"
+        reason = f"must be {allowed}, not {got}"
     return f"{setting}: {reason}"
 
 

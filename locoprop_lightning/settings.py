@@ -49,12 +49,14 @@ class LocalSettings:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
+        check_strength(
+            "", lambda_a=self.lambda_a, lambda_r=self.lambda_r
+        )  # first: a part in their place is told as that
         check_choice("", ("matching", "squared"), objective=self.objective)
         check_choice("", ("absolute", "relative"), damping=self.damping)
         check_choice("", ("outer", "inner"), scheduled=self.scheduled)
         check_choice("", ("targets", "activations"), step_length=self.step_length)
         check_choice("", ("expand", "reduce"), shared_rows=self.shared_rows)
-        check_strength("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)
         check_flags("", guard=self.guard)
         check_object("", Mapping, "functions by layer, such as {'1': 'tanh'}", transfers=self.transfers)
         way = "lambdas and unit_groups by pattern of layers, such as {'1': {'lambda_r': 3}}"

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from locoprop_lightning.callbacks.best_checkpoint import AUTO, BestCheckpoint
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.module import LocoPropModule
 from locoprop_lightning.supervised import BackpropModule, SupervisedModule
@@ -108,6 +109,9 @@ def check_monitors(trainer: Trainer, module: SupervisedModule) -> None:
             f"trainer.callbacks=BackboneFinetuning: {type(module).__name__} has no `backbone`; take one of "
             "your own, a BaseFinetuning that says what it freezes."
         )
+    for one in callbacks:
+        if isinstance(one, BestCheckpoint) and one.monitor not in (None, AUTO) and not trainer.limit_val_batches:
+            raise UserError(f"best.monitor={one.monitor}: there is no validation; leave it out, or validate.")
     if type(module) not in (LocoPropModule, BackpropModule):
         return
     if not all(type(one).__module__.startswith(_OURS) for one in callbacks):

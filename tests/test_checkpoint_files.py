@@ -65,7 +65,7 @@ def objects(path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (truncate, "is not a checkpoint that torch has saved"),
+        (truncate, "is damaged or cut short"),
         (flip, "is damaged (the checksum of its part"),
         (foreign, "is no checkpoint of a run: it has no global_step of one"),
         (objects, "holds what torch does not read safely, such as objects"),

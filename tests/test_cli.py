@@ -259,3 +259,8 @@ def test_what_is_built_is_what_fit_would_train_and_writes_nothing(folder):
     cli.trainer.fit(cli.model, cli.datamodule)
     assert cli.trainer.global_step == 2 and not list(folder.iterdir())
     assert FitSummary in {type(callback) for callback in LocoPropCLI.build(config, changed).trainer.callbacks}
+
+
+def test_a_fit_without_a_logger_is_silent_of_its_own_monitor(recwarn):
+    main(arguments("fit", "--trainer.logger=false", "--trainer.max_steps=1", "--local_losses.every_n_steps=1"))
+    assert not [str(one.message) for one in recwarn if "LocalLossMonitor" in str(one.message)]

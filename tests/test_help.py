@@ -105,6 +105,8 @@ def test_a_class_of_ones_own_has_a_page(folder, monkeypatch):
     (folder / "own_package.py").write_text(f"{text}\n    def __init__(self, stride: float = 0.5):\n        pass\n")
     monkeypatch.syspath_prepend(folder)
     told = page(["fit", "--model.solver.help", "own_package.Slow"])
-    assert "Slow: Walks." in told and "--model.solver.stride float (default: 0.5)" in told and "Length of a step." in told
+    assert (
+        "Slow: Walks." in told and "--model.solver.stride float (default: 0.5)" in told and "Length of a step." in told
+    )
     with pytest.raises(UserError, match=r"own_package.Fast: is not known"):
         page(["fit", "--model.solver.help", "own_package.Fast"])

@@ -203,7 +203,9 @@ def test_other_loggers_and_modules(tmp_path):
     header = (tmp_path / "csv/metrics.csv").read_text().splitlines()[0]
     assert "local_loss/1/last" in header and "time/step_ms" in header
     assert "lambda_a: 1.0" in (tmp_path / "csv/hparams.yaml").read_text()
-    fit(tmp_path, False, LocalLossMonitor(), StepTimer(), HyperparameterLogger({}))
+    with pytest.warns(UserWarning, match="no logger to take the local losses; give it one, or take LocalLossHistory"):
+        fit(tmp_path, False, LocalLossMonitor(), StepTimer(), HyperparameterLogger({}))
+    fit(tmp_path, False, LocalLossMonitor(every_n_steps=0))
     adam = BackpropModule(MLP(64, 16, 1), Classification(), lambda p: torch.optim.Adam(p))
     board = TensorBoardLogger(tmp_path, name="adam", version="", default_hp_metric=False)
     fit(tmp_path, board, LocalLossMonitor(), StepTimer(), HyperparameterLogger({}), module=adam)

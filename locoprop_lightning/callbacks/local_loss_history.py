@@ -81,6 +81,8 @@ class LocalLossHistory(SolveObserver):
         return list(dict.fromkeys(name for kept in self._kept for name in kept))
 
     def __getitem__(self, layer: str) -> Tensor:
+        if not isinstance(layer, str):
+            raise UserError(f"LocalLossHistory[{layer!r}]: names of layers are texts; write {str(layer)!r}.")
         if layer not in self.layers:
             raise UserError(f"LocalLossHistory[{layer!r}]: is no layer that was solved; there are {self.layers}.")
         rows = [kept[layer].losses.cpu() if layer in kept else torch.empty(0) for kept in self._kept]

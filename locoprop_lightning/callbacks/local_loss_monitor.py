@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.tensorboard import SummaryWriter
 
 from locoprop_lightning.callbacks.inner_curves import write_inner_curves
@@ -41,6 +42,9 @@ class LocalLossMonitor(SolveObserver):
         curves: Whether to show steps whole: pictures and tensors of the inner curves.
         histograms: Whether to log, where those are, how far targets lie from the outputs of f, T - f(A), as the
             histogram ``local_loss/<layer>/target_shift``. For LocoProp-S this is target minus pre-activation.
+
+    Attributes:
+        told: Whether it was said that there is no logger to take the local losses.
     """
 
     def __init__(self, every_n_steps: int | None = None, curves: bool = True, histograms: bool = False) -> None:
@@ -50,11 +54,18 @@ class LocalLossMonitor(SolveObserver):
         self.every_n_steps = every_n_steps
         self.curves = curves
         self.histograms = histograms
+        self.told = False
         self._laid_out = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lays the charts out once a fit."""
+        """Lays the charts out once a fit; says where nothing takes the local losses."""
         self._laid_out = False
+        if not self.told and not trainer.loggers and self._every(trainer) > 0:
+            self.told = True
+            rank_zero_warn(
+                "LocalLossMonitor: the trainer has no logger to take the local losses; give it one, or take "
+                "LocalLossHistory."
+            )
 
     def recording(self, trainer: Trainer) -> Recording:
         """First and last losses on a step that is due, the whole curve where it is shown."""
@@ -65,9 +76,13 @@ class LocalLossMonitor(SolveObserver):
 
     def _interval(self, trainer: Trainer) -> int | None:
         """Which logged step this is, from 0; None where it is not logged."""
-        every: int = trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
+        every = self._every(trainer)
         due = bool(trainer.loggers) and every > 0 and trainer.global_step % every == 0
         return trainer.global_step // every if due else None
+
+    def _every(self, trainer: Trainer) -> int:
+        """Steps between two logged ones, 0 for never."""
+        return trainer.log_every_n_steps if self.every_n_steps is None else self.every_n_steps  # type: ignore[attr-defined]
 
     def on_solved(
         self,

@@ -49,6 +49,8 @@ class LocalSchedule(Shown, Callback):
             if not points:
                 raise UserError(f"LocalSchedule({name}={points}): give values by step, such as {{0: 1, 500: 0.1}}.")
             check_counts("LocalSchedule", 0, **{f"step of {name}": step for step in points})
+            if 0 not in points:
+                raise UserError(f"LocalSchedule({name}={points}): has no value for step 0; add one, such as 0: 1.")
             for step, value in points.items():
                 setting: dict[str, Any] = {f"{name}[{step}]": value}
                 if name == "iterations":
@@ -73,7 +75,7 @@ class LocalSchedule(Shown, Callback):
             return None
         steps = sorted(points)
         index = bisect_right(steps, step)
-        low, high = steps[max(index - 1, 0)], steps[min(index, len(steps) - 1)]
+        low, high = steps[index - 1], steps[min(index, len(steps) - 1)]
         a, b = float(points[low]), float(points[high])
         if self.between == "constant" or high == low:
             return a

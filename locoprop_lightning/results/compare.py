@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from locoprop_lightning.errors import Parser, check_fraction, one_sentence
-from locoprop_lightning.files import check_folder
+from locoprop_lightning.files import check_file, expanded
 from locoprop_lightning.results.curves import AXES, fold_runs
 from locoprop_lightning.results.figure import check_focus, check_format, draw
 from locoprop_lightning.results.logs import read_runs
@@ -49,9 +49,9 @@ def compare(options: argparse.Namespace) -> None:
     check_fraction("", smooth=decay)
     for path in options.out:
         check_format(path)
-        check_folder(f"--out {path}", path.parent)
+        check_file(f"--out {path}", path)
     if options.table:
-        check_folder(f"--table {options.table}", options.table.parent)
+        check_file(f"--table {options.table}", options.table)
     methods = by_method(read_runs(options.runs, metric), metric)
     check_focus(options.focus, methods)
     _warn(methods, metric, decay)
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments of the command; those of the process if not given.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = expanded(sys.argv[1:] if arguments is None else arguments)
     with one_sentence("locoprop-compare", arguments):
         compare(make_parser().parse_args(arguments))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 import time
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
 from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_counts, check_positive
-from locoprop_lightning.files import check_folder, parse_json
+from locoprop_lightning.files import check_folder, expanded, parse_json
 from locoprop_lightning.results.names import trial_number
 from locoprop_lightning.results.settings import pairs
 from locoprop_lightning.results.terminal import as_shown
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         An exit status, which is 0, 1 where trials failed for good, or 130 where the command was interrupted.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = expanded(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning").setLevel(logging.WARNING)  # each configuration that is tried says what it sees
     for name in ("pytorch", "fabric"):
@@ -93,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from locoprop_lightning.tune.study.command import study
 
                 return study(arguments[1:])
+            if arguments and not arguments[0].startswith("-"):
+                name = arguments[0]
+                config = name if "/" in name or name.endswith(".yaml") else f"{name}/NAME"
+                raise UserError(f"{name}: is no option; give locoprop-tune study {name}, or --config {config}.")
             return sweep(make_parser().parse_args(arguments))
         except ModuleNotFoundError as error:
             if error.name not in NEEDED:
@@ -127,7 +132,12 @@ def sweep(options: argparse.Namespace) -> int:
             )
     options.config = shipped.find(options.config, shipped.CONFIGS, "--config ")
     options.space = shipped.find(options.space, shipped.SPACES, "--space ")
-    options.mode = options.mode or ("max" if "accuracy" in options.metric else "min")
+    usual, other = ("max", "min") if "accuracy" in options.metric else ("min", "max")
+    options.mode = options.mode or usual
+    if options.mode == other and re.search("accuracy|loss", options.metric):
+        ends = {"min": "lowest", "max": "highest"}
+        told = f"takes the {ends[other]} {options.metric} for the best; leave it out for the {ends[usual]}."
+        print(f"--mode {other}: {told}", file=sys.stderr)
     if options.name and (Path(options.name).name != options.name or options.name == ".."):
         raise UserError(f"--name {options.name}: is no name of a folder; --storage says where that lies.")
     options.name = options.name or f"{options.config.stem}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
@@ -147,6 +157,11 @@ def sweep(options: argparse.Namespace) -> int:
         sweeps.domains(space)
     fixed = {} if options.resume else pairs(options.set)
     settings, epochs = sweeps.check(options.config, space, options.metric, fixed, options.workers_per_trial)
+    length = epochs * options.seeds
+    if options.scheduler != "none" and options.grace >= length and not options.resume:
+        raise UserError(
+            f"--grace {options.grace}: is not below the {length} epochs of a trial; give less, or more of these."
+        )
     if settings.get("data.validation") == 0:
         print("data.validation=0: trials are judged on the test images; --set data.validation=N holds others out.")
     start = space.start(settings)

@@ -159,7 +159,8 @@ def _dimension(key: str, value: Any, earlier: Mapping[str, Dimension]) -> Dimens
     """Reads one setting of a space."""
 
     def refuse(reason: str) -> UserError:
-        return UserError(f"space: {key}: {reason}, not {value!r}.")
+        given = f", not {value!r}" if "must" in reason.split() else ""
+        return UserError(f"space: {key}: {reason}{given}.")
 
     if not isinstance(value, dict):
         raise refuse(f"must be one of {', '.join(KINDS)} with its values, such as {{uniform: [0, 1]}}")
@@ -179,11 +180,13 @@ def _dimension(key: str, value: Any, earlier: Mapping[str, Dimension]) -> Dimens
     conditions = {}
     for name, allowed in when.items():
         if name not in earlier:
-            raise refuse(f"when names {name}, which must be a searched setting that stands before this one")
+            raise refuse(f"when names {name}, which is no searched setting that stands before this one")
         conditions[name] = allowed if isinstance(allowed, list) else [allowed]
         for one in conditions[name]:
             if not _contains(earlier[name].distribution, one):
-                raise refuse(f"when asks for {name}={one!r}, which is not searched")
+                known = getattr(earlier[name].distribution, "choices", None)
+                none = f"none of its choices {', '.join(map(str, known))}" if known else "none of its values"
+                raise refuse(f"when asks for {name}={one}, which is {none}")
     if kind == "choice":
         if not isinstance(given, list) or not given or not all(isinstance(c, str | int | float | bool) for c in given):
             raise refuse("choice must be a list of texts, numbers or truth values")

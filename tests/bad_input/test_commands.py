@@ -224,6 +224,8 @@ COMMANDS = [
     ("best", "--ckpt_path best", "ckpt_path=best: holds weights alone; name a file, or take last"),
     ("monitor", "--best.monitor val/f1", "best.monitor=val/f1: validation does not log it; take one of val/accuracy, "
     "val/loss, or auto"),
+    ("best without validation", "--trainer.limit_val_batches 0 --best.monitor val/accuracy",
+     "--best.monitor=val/accuracy: there is no validation; leave it out, or validate"),
     ("last of nothing", "--ckpt_path last", "there is no whole checkpoint at runs/digits/foof/*/checkpoints/*.ckpt; l"),
     ("no text there", "fit --config CONFIGS/transformer/adam.yaml --data.root none --trainer.accelerator=cpu",
      "TextFiles(root='none', pattern='*.py'): no file there matches; name a folder"),

@@ -33,6 +33,7 @@ ROOT_ALONE = "/proc is no folder that can be written to"
 NOWHERE = "/proc/x: No such file or directory" if os.access("/proc", os.W_OK) else ROOT_ALONE
 OF_RUN = {"global_step": 3, "epoch": 0, "pytorch-lightning_version": "2.6", "optimizer_states": [], "lr_schedulers": []}
 OWN = """
+from pathlib import Path
 from lightning.pytorch import Callback, LightningDataModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -40,6 +41,7 @@ from locoprop_lightning.oracles import Oracle
 from locoprop_lightning.solvers import ClosedForm
 from locoprop_lightning.tasks import Classification
 from torch import nn
+from torch.utils.data import Dataset
 
 class Boom(nn.Module):
     def __init__(self):
@@ -58,6 +60,10 @@ class Still(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(64, 10)
+
+class Folder(Dataset):
+    def __init__(self, root, file=""):
+        Path(root, file).stat()
 
 class Hidden(Classification):
     def __init__(self):
@@ -103,6 +109,12 @@ def save(content):
     torch.save(content, "a.ckpt")
 
 
+def whole():
+    """The bytes of a file that torch has saved."""
+    save({"state_dict": {}})
+    return Path("a.ckpt").read_bytes()
+
+
 def own_images(count):
     """Files as those of Fashion-MNIST, of so many images."""
     for file in FILES:
@@ -130,6 +142,16 @@ ROWS = [
      "beside class_path; put settings of the class below init_args; near names are init_args"),
     ("a network without forward", lambda: write("own_f.py", OWN), "--model.network own_f.Still",
      "network=Still: has no forward; give it a forward(x)"),
+    ("a checkpoint of settings", lambda: save({"state_dict": {}}), "fit --config a.ckpt",
+     "--config=a.ckpt: is a checkpoint; give it by --ckpt_path, and its run's config.yaml by --config"),
+    ("a checkpoint cut short", lambda: write("a.ckpt", whole()[:500]), CHECKPOINT,
+     "--ckpt_path=a.ckpt: is damaged or cut short; copy it again, or name one that a fit has written"),
+    ("a checkpoint cut short beside one", lambda: (write("b.ckpt", whole()[:500]), save({"state_dict": {}} | OF_RUN)),
+     "--ckpt_path b.ckpt", "is damaged or cut short; the last whole one beside it is a.ckpt"),
+    ("no folder of images", lambda: write("own.py", OWN), "--data Datasets --data.train own.Folder "
+     "--data.train.root pictres", "--data.train.root=pictres: there is no pictres; name a file or folder that is"),
+    ("no file in a folder", lambda: write("own.py", OWN), "--data Datasets --data.train own.Folder "
+     "--data.train.root pictres --data.train.file a/b", "root=pictres: there is no pictres/a/b; name a file or"),
     ("a folder of checkpoints", lambda: write("a.ckpt/b", ""), CHECKPOINT, "ckpt_path=a.ckpt: is a folder; name a .ck"),
     ("no settings", lambda: None, CONFIG, "config=a.yaml: there is no such file, and none is shipped; locoprop"),
     ("two files of settings", lambda: write("a.yaml", "a: 1"), "--config a.yaml", "config=a.yaml: is a second file be"),
@@ -153,7 +175,7 @@ ROWS = [
      "--model.optimizer own_h.Mine", "); install it, as own_h.Mine imports it"),
     ("a network made early", lambda: write("own_b.py", OWN), "--model.network own_b.Early",
      "own_b.Early: cannot assign module before Module.__init__() call (AttributeError, "),
-    ("a network of no width", lambda: write("own_c.py", OWN), "--model.network own_c.Wide", "own_c.py line 21)"),
+    ("a network of no width", lambda: write("own_c.py", OWN), "--model.network own_c.Wide", "own_c.py line 23)"),
     ("a network's function", lambda: write("own_d.py", OWN), "--model.network own_d.function", "not correspond to a s"),
     *((name, lambda: write("own.py", OWN), f"--{setting} own.{made}", f"own.{made}: its __init__ must call super().__i")
       for name, setting, made in [("a task half made", "model.task", "Hidden"), ("a solver half made", "model.solver",
@@ -297,7 +319,8 @@ COMPARED = [
     ),
     ("a table below a file", "RUNS --table file/a/a.md", "--table file/a/a.md: file is no folder that can be written"),
     ("a figure of no kind", "RUNS --out a.xyz", "a.xyz"),
-    ("a figure in a folder", "RUNS --out FOLDER", "Is a directory"),
+    ("a figure in a folder", "nowhere --out FOLDER", "--out folder.png: is a folder; name a file in it"),
+    ("a table in a folder", "nowhere --table FOLDER", "--table folder.png: is a folder; name a file in it"),
 ]
 
 

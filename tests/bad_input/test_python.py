@@ -158,6 +158,11 @@ MODULES = [
     ("an oracle's name", lambda: locoprop(oracle="RMSOracle"), "oracle='RMSOracle': must be an oracle, such as RM"),
     ("lambda_a as text", lambda: locoprop(lambda_a="1"), "lambda_a='1': must be a number"),
     ("no lambda_a", lambda: locoprop(lambda_a=None), "lambda_a=None: must be a number"),
+    (
+        "an oracle for lambda_a",
+        lambda: LocoPropModule(network(), Classification(3), ClosedForm(), RMSOracle(), 0.2, 10),
+        "lambda_a=RMSOracle(): must be a number",
+    ),
     ("lambda_a true", lambda: locoprop(lambda_a=True), "lambda_a=True: must be a number"),
     ("lambda_a complex", lambda: locoprop(lambda_a=1j), "lambda_a=1j: must be a number"),
     ("lambda_a a list", lambda: locoprop(lambda_a=[1]), "lambda_a=[1]: must be a number"),
@@ -282,6 +287,10 @@ NUMBERS = [
     ("classes", lambda: Classification("10"), "Classification(num_classes='10'): must be a whole number"),
     ("ignored label", lambda: Classification(3, "x"), "Classification(ignore_index='x'): must be a whole numb"),
     ("a schedule's function", lambda: LocalSchedule(lambda_a=lambda step: 1.0), "must be values by step, such as {0:"),
+    *(
+        (f"no first {name}", partial(LocalSchedule, **{name: {100: 1}}), "={100: 1}): has no value for step 0; add one")
+        for name in ("lambda_a", "lambda_r", "iterations")
+    ),
     ("minutes", lambda: RunCheckpoints(minutes="x"), "checkpoints(minutes='x'): must be a number"),
     ("path of predictions", lambda: PredictionWriter(3), "predictions(path=3): must be a path, as text"),
     ("batch size", lambda: Digits(batch_size="x"), "Digits(batch_size='x'): must be a whole number"),

@@ -26,6 +26,16 @@ SWEEPS = [
     ("time nan", "--time-budget nan", "--time-budget=nan: must be a finite number"),
     ("no trials", "--samples 0", "samples=0: must be at least 1"),
     ("no grace", "--grace 0", "grace=0: must be at least 1"),
+    (
+        "grace of all epochs",
+        "--scheduler asha --grace 20",
+        "--grace 20: is not below the 20 epochs of a trial; give less",
+    ),
+    (
+        "grace beyond all epochs",
+        "--scheduler median --grace 50 --seeds 2",
+        "--grace 50: is not below the 40 epochs of a",
+    ),
     ("no workers", "--workers-per-trial 0", "--workers-per-trial=0: must be at least 1"),
     ("seed below 0", "--seed=-1", "seed=-1: must be at least 0"),
     ("no such mode", "--mode up", "argument --mode: invalid choice: 'up'"),
@@ -87,8 +97,12 @@ SPACE = [
     ("too large", "model.lambda_a: {loguniform: [1, 1.0e+300]}", "lambda_a=1e+300: must be from 1e-18 to 1e18"),
     ("misspelt", "model.lamda_a: {uniform: [1, 2]}", "near names are model.lambda_a"),
     ("seeds", "seed_everything: {integers: [0, 3]}", "space: seed_everything: is the same for all trials; take --seed"),
+    ("when of no choice", "model.oracle: {choice: [GradientOracle, RMSOracle]}\nmodel.oracle.beta: {uniform: [0, 1], "
+     "when: {model.oracle: RMS}}", "asks for model.oracle=RMS, which is none of its choices GradientOracle, RMSOracle"),
+    ("when of no number", "model.lambda_a: {uniform: [1, 2]}\nmodel.lambda_r: {uniform: [0, 1], when: "
+     "{model.lambda_a: 3}}", "model.lambda_r: when asks for model.lambda_a=3, which is none of its values."),
     ("step as text", "model.solver.refresh_every: {integers: [1, 4], step: x}", "integers must be whole numbers, and"),
-]
+]  # fmt: skip
 
 
 # id, what is in the folder of a sweep, what the sentence must contain

@@ -46,6 +46,9 @@ TYPED = [
     ("settings for a file", "fit --config '{model: 3}'", "--config={model: 3}: there is no such file, and none is"),
     ("no checkpoint", "--ckpt_path ''", "--ckpt_path='': names no file; give one, take last, or leave it out"),
     ("a checkpoint of nowhere", "--ckpt_path a.ckpt", "--ckpt_path=a.ckpt: there is no such file; name one that a fit"),
+    ("a keyword misspelt", "--ckpt_path latest", "name one that a fit has written; near names are last"),
+    ("epochs with an exponent", "--trainer.max_epochs 1e2", "--trainer.max_epochs: must be int, not 1e2; write 100"),
+    ("a batch size with an exponent", "--data.batch_size 2.0", "--data.batch_size: must be int, not 2.0; write 2"),
     ("validation never", "--trainer.val_check_interval 0", "--trainer.val_check_interval=0: is never; give a number"),
     ("no time", "--trainer.max_time 00:00:00:00", "--trainer.max_time=00:00:00:00: trains nothing; give a time above"),
     ("time by a misspelt unit", "--trainer.max_time '{minutos: 3}'", "'minutos' is an invalid keyword argument for __"),
@@ -96,6 +99,9 @@ WRITTEN = [
     ("a class of nothing", within(*MODEL, solver={"class_path": None}), "solver: class_path: must be the path of a cl"),
     ("settings of nothing", within(*MODEL, solver={"class_path": "ClosedForm", "init_args": 3}),
      "solver: init_args: must hold settings of the class by name, not 3"),
+    ("nothing for a number", within(*MODEL, lambda_a=None), "--model.lambda_a, which is empty (null) in the file"),
+    ("nothing for a class", within(*MODEL, task=None), "give --model.task, which is empty (null) in the file"),
+    ("a number with an exponent", within("data", init_args={"batch_size": "1e2"}), "must be int, not 100.0; write 100"),
     ("a class as a key", within(*MODEL, optimizer={"SGD": {"lr": 1.0}}), "model.optimizer: SGD stands there as a key;"),
     ("a callback as a key", within("trainer", callbacks={"EarlyStopping": {"monitor": "val/loss"}}),
      "trainer.callbacks: EarlyStopping stands there as a key; give the class by its class_path"),
@@ -118,6 +124,19 @@ OTHERS = [
     ),
     ("no study", tune, "study", "are required: STUDY; locoprop-tune study --help lists all"),
     ("a metric misspelt", tune, f"{SWEEP} --metric val/acuracy", "val/loss, val/accuracy; near names are val/accuracy"),
+    (
+        "no option",
+        tune,
+        "digits --samples 2",
+        "digits: is no option; give locoprop-tune study digits, or --config digits/",
+    ),
+    ("a file without an option", tune, "a/b.yaml", "give locoprop-tune study a/b.yaml, or --config a/b.yaml"),
+    (
+        "methods with commas",
+        tune,
+        "study digits --only foof,adamw --plan",
+        "locoprop_m_anderson; separate them by spaces",
+    ),
     ("below 0", tune, f"{SWEEP} --max-failures=-1", "error: --max-failures=-1: must be at least 0"),
     ("a setting of --set", tune, f"{SWEEP} --set trainer.max_epochs=0", "error: trainer.max_epochs=0: trains nothing"),
     ("steps of a sweep", tune, f"{SWEEP} --set trainer.max_steps=3", "trainer.max_steps=3: a sweep counts epochs, and"),
@@ -137,6 +156,38 @@ def test_what_is_written_in_a_wrong_place_is_named(change, said, capsys):
     change(settings)
     Path("a.yaml").write_text(yaml.safe_dump(settings))
     assert said in sentence_of(main, "fit --config a.yaml --trainer.accelerator cpu", capsys)
+
+
+def test_the_home_folder_is_meant_by_a_tilde(folder, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    Path("home").mkdir()
+    Path("home/mine.yaml").write_text("model: 3")
+    for of, command, said in [
+        (main, "fit --config=~/mine.yaml", "model: must be a class with its init_args, not 3"),
+        (main, "--ckpt_path=~/a.ckpt", f"--ckpt_path={folder}/home/a.ckpt: there is no such file"),
+        (main, "--model.oracle=~ --model.lambda_a=0", "--model.lambda_a=0.0: must be above 0"),  # YAML's null
+        (tune, "--config=~/mine.yaml --space=~/space.yaml", f"--space {folder}/home/space.yaml: there is no such file"),
+        (compare, "runs --table=~/", f"--table {folder}/home: is a folder"),
+    ]:
+        assert said in sentence_of(of, command if of is main else command.split(), capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            "--metric val/loss --mode max",
+            "--mode max: takes the highest val/loss for the best; leave it out for the lowest.",
+        ),
+        ("--mode min", "--mode min: takes the lowest val/accuracy for the best; leave it out for the highest."),
+        ("--mode max", ""),
+        ("--metric val/f1 --mode max", ""),
+    ],
+)
+def test_a_mode_against_its_metric_is_told(options, said, capsys):
+    with pytest.raises(SystemExit):
+        tune(f"{SWEEP} {options} --set nonsense".split())
+    assert "".join(line for line in capsys.readouterr().err.splitlines() if "--mode" in line) == said
 
 
 @pytest.mark.parametrize("text", ["a: &x\n  b: *x\n", "&x\nmodel: *x\n", "a: &x [*x]\n"])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from locoprop_lightning import BackpropModule, LocalBackward, LocoPropModule
-from locoprop_lightning.callbacks import HyperparameterLogger, LocalLossMonitor
+from locoprop_lightning.callbacks import HyperparameterLogger, LocalLossHistory, LocalLossMonitor
 from locoprop_lightning.data import Digits, FashionMNIST
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP, Decoder, ResNet18
@@ -57,6 +57,8 @@ LOCAL = [
         "LocalBackward(state_dict of a): must be what state_dict() has ",
     ),
     ("layers by number", lambda: skipping(transfers={0: "tanh"}), "transfers={0: ...}: names of layers are texts; wr"),
+    ("a layer's number", lambda: LocalLossHistory()[0], "LocalLossHistory[0]: names of layers are texts; write '0'"),
+    ("a number of no layer", lambda: skipping().layers[30], "19 and 10 more; names are texts, such as '0'"),
     ("held out or not", lambda: Digits(validation=True), "Digits(validation=True): must be a whole number, at least 0"),
     ("a checkpoint by number", lambda: LocoPropModule.load_from_checkpoint(3), "(checkpoint_path=3): must be a path"),
 ]

@@ -47,7 +47,7 @@ def fit(schedule, own, max_steps=6, max_epochs=None, **settings):
     ("between", "middle"), [("constant", (1.0, 3)), ("linear", (0.505, 6)), ("exponential", (0.1, 5))]
 )
 def test_values_between_steps(between, middle):
-    schedule = LocalSchedule(lambda_a={2: 1, 6: 0.01}, iterations={2: 3, 6: 9}, between=between)
+    schedule = LocalSchedule(lambda_a={0: 1, 2: 1, 6: 0.01}, iterations={0: 3, 2: 3, 6: 9}, between=between)
     ends = [(1.0, 1.0, 3), (0.01, 1.0, 9)]
     assert [tuple(schedule.at(step)) for step in (0, 2, 6, 9)] == [ends[0], ends[0], ends[1], ends[1]]
     factor, _, iterations = schedule.at(4)

@@ -56,7 +56,8 @@ def study(arguments: Sequence[str]) -> int:
     options.study = find(options.study, STUDIES, "STUDY ")
     loaded = spec.load(options.study, options.add)
     if unknown := [name for name in options.only if name not in loaded.methods]:
-        raise UserError(f"--only {unknown[0]}: is none of the methods {', '.join(loaded.methods)}.")
+        way = "; separate them by spaces" if "," in unknown[0] else ""
+        raise UserError(f"--only {unknown[0]}: is none of the methods {', '.join(loaded.methods)}{way}.")
     folder = options.out or Path("results") / options.study.stem
     store = Store(folder.resolve(), list(loaded.methods))
     status = 0 if options.report else _run(loaded, store, options)
