@@ -105,8 +105,8 @@ def test_start(space):
         ("a: {choice: []}", "choice must be a list"),
         ("a: {choice: [[1]]}", "choice must be a list"),
         ("a: {uniform: [0, 1], stp: 1}", "stp is none of"),
-        ("a: {uniform: [0, 1], when: {b: 1}}\nb: {choice: [1]}", "when names b, which must be a searched setting"),
-        ("a: {choice: [1]}\nb: {choice: [2], when: {a: 2}}", "when asks for a=2, which is not searched"),
+        ("a: {uniform: [0, 1], when: {b: 1}}\nb: {choice: [1]}", "when names b, which is no searched setting"),
+        ("a: {choice: [1]}\nb: {choice: [2], when: {a: 2}}", "when asks for a=2, which is none of its choices 1"),
     ],
 )
 def test_mistakes(tmp_path, text, message):
