@@ -49,9 +49,7 @@ class LocalSettings:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        check_strength(
-            "", lambda_a=self.lambda_a, lambda_r=self.lambda_r
-        )  # first: a part in their place is told as that
+        check_strength("", lambda_a=self.lambda_a, lambda_r=self.lambda_r)  # first, as a part may stand in their place
         check_choice("", ("matching", "squared"), objective=self.objective)
         check_choice("", ("absolute", "relative"), damping=self.damping)
         check_choice("", ("outer", "inner"), scheduled=self.scheduled)
