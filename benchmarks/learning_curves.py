@@ -264,6 +264,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     if "configs" in options:
         try:
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len({config.stem for config in options.configs}) < len(options.configs):
             parser.error("two configurations have the same stem")
     warnings.filterwarnings("ignore")
-    with one_sentence("learning_curves", sys.argv[1:]):
+    with one_sentence("learning_curves", arguments):
         options.function(options)
 
 

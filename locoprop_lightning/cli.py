@@ -158,8 +158,6 @@ class LocoPropCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; of a run that ends in an error before its first step nothing stays."""
         self._folder = RunFolder(self.trainer)
-        settings = Path(self.trainer.default_root_dir, "config.yaml")  # without a logger
-        fresh = not settings.exists()
         try:
             super()._run_subcommand(subcommand)
         except SIGTERMException:
@@ -171,8 +169,6 @@ class LocoPropCLI(LightningCLI):
         except Exception as error:
             if self.trainer.global_step == 0:
                 self._folder.give_up()
-                if fresh:
-                    settings.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename is None and error.errno in DISK:  # of a logger's writer
                 error.filename = self.trainer.log_dir
             if (message := refused(error, self._get(self.config_init, "trainer", default={}))) is not None:

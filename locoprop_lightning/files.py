@@ -11,6 +11,8 @@ import yaml
 
 from locoprop_lightning.errors import UserError
 
+SETTINGS_FILE = "config.yaml"  # in the folder of a run, as `locoprop fit --config` reads it
+
 
 class _Once(yaml.SafeLoader):
     """Refuses a key that stands twice, of which YAML would keep the last, and an anchor that holds itself."""

@@ -15,7 +15,7 @@ from locoprop_lightning.checkpoint_files import BEST, RUNS_CODE, checked, resuma
 from locoprop_lightning.checkpoints import CONFIGURATION
 from locoprop_lightning.copies import Copied
 from locoprop_lightning.errors import UserError, check_path
-from locoprop_lightning.files import load_yaml
+from locoprop_lightning.files import SETTINGS_FILE, load_yaml
 
 T = TypeVar("T")
 PARTS = ("model", "data")  # of a configuration, which say what is trained on what
@@ -184,7 +184,7 @@ def _chosen(folder: Path, checkpoint: str) -> Path:
 
 def _beside(path: Path) -> dict[str, Any]:
     """The configuration in the folder of the run, of whose checkpoints an earlier version has written this one."""
-    file = path.parent.parent / "config.yaml"
+    file = path.parent.parent / SETTINGS_FILE
     found = load_yaml(file, str(file)) if file.is_file() else {}
     return {part: found[part] for part in PARTS if part in found} if isinstance(found, dict) else {}
 

@@ -106,16 +106,10 @@ def _construction(chain: Sequence[BaseException]) -> str:
         for frame, _ in traceback.walk_tb(cause.__traceback__)
         if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
     ]
-    known = [
-        one
-        for one in made
-        if not re.match(r"jsonargparse|lightning\.pytorch\.cli|locoprop_lightning\.cli", one.__module__)
-    ]
-    named = (
-        f"{known[-1].__module__}.{known[-1].__qualname__}: " if known else "a class of the settings cannot be made: "
-    )
-    name = f"{owner[1]}: " if owner else named
-    return f"{name}{' '.join(str(cause).split())} ({type(cause).__name__}{where})."
+    callers = r"jsonargparse|lightning\.pytorch\.cli|locoprop_lightning\.cli"
+    known = [f"{one.__module__}.{one.__qualname__}" for one in made if not re.match(callers, one.__module__)]
+    name = owner[1] if owner else known[-1] if known else "a class of the settings cannot be made"
+    return f"{name}: {' '.join(str(cause).split())} ({type(cause).__name__}{where})."
 
 
 _FOREIGN = re.compile(r"site-packages|dist-packages|[/\\]locoprop_lightning[/\\]")

@@ -13,8 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from locoprop_lightning.checkpoint_files import BEST, last_of, newest_first, resumable
 from locoprop_lightning.errors import UserError
-
-SETTINGS_FILE = "config.yaml"  # in the folder of a run, as `locoprop fit --config` reads it
+from locoprop_lightning.files import SETTINGS_FILE
 
 
 class RunFolder:
@@ -37,6 +36,8 @@ class RunFolder:
         self._logger = first if isinstance(first, TensorBoardLogger | CSVLogger) else None
         self._fixed = self._logger is None or self._logger._version is not None
         self._bare = first is None
+        settings = self._root / SETTINGS_FILE  # where a run without a logger writes them
+        self._fresh = None if settings.exists() else settings
 
     @property
     def searched(self) -> tuple[Path, str]:
@@ -186,6 +187,8 @@ class RunFolder:
         """Removes what a run that never took a step has left, with the folders that were made for it."""
         if self.path is not None and self._made and self._made[-1] == self.path:
             shutil.rmtree(self.path, ignore_errors=True)
+        if self._fresh is not None:
+            self._fresh.unlink(missing_ok=True)
         for folder in reversed(self._made):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -69,7 +69,7 @@ def check_settings(trainer: Trainer, settings: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps"):
         if settings.get(name) == 0:
             raise UserError(f"trainer.{name}=0: trains nothing; give a number above 0, or take validate.")
-    if any(isinstance(one, Timer) and not one._duration for one in trainer.callbacks):  # type: ignore[attr-defined]
+    if any(isinstance(one, Timer) and one._duration == 0 for one in trainer.callbacks):  # type: ignore[attr-defined]
         raise UserError(f"trainer.max_time={settings['max_time']}: trains nothing; give a time above 0.")
     if settings.get("val_check_interval") == 0:
         raise UserError(

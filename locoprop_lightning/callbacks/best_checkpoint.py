@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from locoprop_lightning.callbacks.fit_summary import signal_ended
 from locoprop_lightning.callbacks.run_checkpoints import write_whole
 from locoprop_lightning.checkpoint_files import BEST
 from locoprop_lightning.errors import UserError, check_object
@@ -108,7 +108,7 @@ class BestCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Does so where a signal ends the fit."""
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+        if signal_ended(trainer, exception):
             self.on_fit_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102

@@ -47,6 +47,16 @@ def next_commands(loggers: Sequence[Logger], folder: Path) -> list[tuple[str, st
     return lines
 
 
+def signal_ended(trainer: Trainer, exception: BaseException) -> bool:
+    """Whether a signal has ended a fit, of which is told then what it came to.
+
+    Args:
+        trainer: The trainer.
+        exception: What has ended it.
+    """
+    return isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING
+
+
 class FitSummary(Stopwatch):
     """Prints final losses, accuracy, times and where the logs are.
 
@@ -79,7 +89,7 @@ class FitSummary(Stopwatch):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Prints what an interrupted fit came to."""
         super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+        if signal_ended(trainer, exception):
             self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

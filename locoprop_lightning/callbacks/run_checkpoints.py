@@ -17,13 +17,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from locoprop_lightning import random_state
-from locoprop_lightning.callbacks.fit_summary import next_commands
+from locoprop_lightning.callbacks.fit_summary import next_commands, signal_ended
 from locoprop_lightning.checkpoints import at_next_epoch
 from locoprop_lightning.edited_settings import edited
 from locoprop_lightning.errors import UserError, check_counts, check_positive
-from locoprop_lightning.files import passing_name, settle, why_unwritten
+from locoprop_lightning.files import SETTINGS_FILE, passing_name, settle, why_unwritten
 from locoprop_lightning.quiet import leave_terminal
-from locoprop_lightning.run_folder import SETTINGS_FILE, checkpoint_folder, settings_folder
+from locoprop_lightning.run_folder import checkpoint_folder, settings_folder
 
 SETTINGS = "settings"  # key of a checkpoint: settings of the run by dotted name
 RANDOM = "random_state"  # key of a checkpoint: {generator: states of all processes}
@@ -133,7 +133,7 @@ class RunCheckpoints(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted fit can go on."""
         self._unwatch()
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+        if signal_ended(trainer, exception):
             self._tell(trainer, ended=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from locoprop_lightning.results.figure import check_focus, check_format, draw
 from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.results.methods import by_method
 from locoprop_lightning.results.runs import Run
-from locoprop_lightning.results.table import comparison, markdown, rank
+from locoprop_lightning.results.table import comparison, markdown, rank, rises
 from locoprop_lightning.results.terminal import as_shown, draw_text
 
 
@@ -55,7 +55,7 @@ def compare(options: argparse.Namespace) -> None:
     methods = by_method(read_runs(options.runs, metric), metric)
     check_focus(options.focus, methods)
     _warn(methods, metric, decay)
-    rising = "accuracy" in metric if options.mode is None else options.mode == "max"
+    rising = rises(metric) if options.mode is None else options.mode == "max"
     rows = comparison(methods, metric, decay, rising)
     label = f"{metric}, smoothed by {decay:g}" if decay else metric
     print(label, as_shown(rows), sep="\n\n")

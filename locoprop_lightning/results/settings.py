@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.files import SETTINGS_FILE
 
 # What does not make another method: where a run reads from and logs to, what it watches, and its seed.
 NEUTRAL = re.compile(
@@ -48,7 +49,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Args:
         folder: Folder of the run, with the config.yaml of `locoprop fit`.
     """
-    path = folder / "config.yaml"
+    path = folder / SETTINGS_FILE
     try:
         loaded = yaml.safe_load(path.read_text()) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError, OSError):

@@ -64,6 +64,15 @@ def markdown(rows: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
     return "\n".join([head, f"|---|{line}", *body])
 
 
+def rises(metric: str) -> bool:
+    """Whether more of a metric is better, by its name.
+
+    Args:
+        metric: The name.
+    """
+    return "accuracy" in metric
+
+
 def rank(value: float | None, rising: bool) -> float:
     """Sorts values from the best to the worst, with those that are none or NaN last.
 

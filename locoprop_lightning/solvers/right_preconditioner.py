@@ -158,7 +158,9 @@ class RightPreconditioner:
 
     def rise(self, problem: LocalProblem, v: Tensor, judged: float) -> Tensor:
         """The change of J, scalar, at a part of a step; zero where the inverse is of the batch's own C."""
-        return problem.value(judged * v, at_most=_STALE_ROWS) if judged else v.new_zeros(())
+        if not judged:
+            return v.new_zeros(())
+        return problem.value(v if judged == 1 else judged * v, at_most=_STALE_ROWS)
 
     def renew(self, problem: LocalProblem, state: State, status: Status) -> State | None:
         """What to try a failed solve again with, where it may be the fault of a kept inverse; else None.

@@ -15,6 +15,7 @@ from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_coun
 from locoprop_lightning.files import check_folder, expanded, parse_json
 from locoprop_lightning.results.names import trial_number
 from locoprop_lightning.results.settings import pairs
+from locoprop_lightning.results.table import rises
 from locoprop_lightning.results.terminal import as_shown
 from locoprop_lightning.tune import stay_on_loopback
 
@@ -132,7 +133,7 @@ def sweep(options: argparse.Namespace) -> int:
             )
     options.config = shipped.find(options.config, shipped.CONFIGS, "--config ")
     options.space = shipped.find(options.space, shipped.SPACES, "--space ")
-    usual, other = ("max", "min") if "accuracy" in options.metric else ("min", "max")
+    usual, other = ("max", "min") if rises(options.metric) else ("min", "max")
     options.mode = options.mode or usual
     if options.mode == other and re.search("accuracy|loss", options.metric):
         ends = {"min": "lowest", "max": "highest"}

@@ -90,12 +90,7 @@ class LiveTable(tune.Callback):
     def _row(self, trial: Trial) -> list[str]:
         result = trial.last_result or {}
         values = [result.get(self.metric, "-"), *(trial.config.get(key, "-") for key in self.keys)]
-        return [
-            trial_number(str(trial.custom_dirname)),
-            trial.status.lower(),
-            str(result.get(self.epoch, 0)),
-            *map(shown, values),
-        ]
+        return [_number(trial), trial.status.lower(), str(result.get(self.epoch, 0)), *map(shown, values)]
 
     def _rank(self, trial: Trial) -> float:
         return rank((trial.last_result or {}).get(self.metric), self.rising)
@@ -104,9 +99,10 @@ class LiveTable(tune.Callback):
         done = sum(trial.status in _DONE for trial in trials)
         best = min(trials, key=self._rank, default=None)
         value = None if best is None else (best.last_result or {}).get(self.metric)
-        told = (
-            ""
-            if best is None or value is None
-            else f"; best {self.metric} {value:.4g}, trial {trial_number(str(best.custom_dirname))}"
-        )
+        told = "" if best is None or value is None else f"; best {self.metric} {value:.4g}, trial {_number(best)}"
         return f"{done} of {self.samples} trials ended{told}"
+
+
+def _number(trial: Trial) -> str:
+    """The number of a trial in its sweep."""
+    return trial_number(str(trial.custom_dirname))

@@ -22,7 +22,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from locoprop_lightning.callbacks import FitSummary
 from locoprop_lightning.cli import LocoPropCLI, settings_logger
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.files import replace
+from locoprop_lightning.files import SETTINGS_FILE, replace
 from locoprop_lightning.run_folder import checkpoint_folder
 from locoprop_lightning.tune.loopback import meeting_place
 
@@ -302,7 +302,7 @@ def run_seed(
     cli = build(work.config, seed, work.threads, values, work.workers)
     trainer = cli.trainer
     if trainer.is_global_zero:
-        save(cli, run / "config.yaml", work.workers)
+        save(cli, run / SETTINGS_FILE, work.workers)
     trainer.logger = TensorBoardLogger(run.parent, name=None, version=run.name, default_hp_metric=False)
     trainer.callbacks += [settings_logger(cli.settings()), reporter]  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()):  # the table of layers, once a trial

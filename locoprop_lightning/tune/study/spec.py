@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.files import load_yaml
+from locoprop_lightning.results.table import rises
 from locoprop_lightning.shipped import CONFIGS, SPACES, find
 from locoprop_lightning.tune.space import Space
 
@@ -83,7 +84,7 @@ class Study(NamedTuple):
     @property
     def rising(self) -> bool:
         """Whether more of the judged metric is better."""
-        return "accuracy" in self.judge
+        return rises(self.judge)
 
 
 def load(path: Path, added: list[Path]) -> Study:
