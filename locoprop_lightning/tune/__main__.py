@@ -157,7 +157,8 @@ def sweep(options: argparse.Namespace) -> int:
     if options.scheduler == "pbt":
         sweeps.domains(space)
     fixed = {} if options.resume else pairs(options.set)
-    settings, epochs = sweeps.check(options.config, space, options.metric, fixed, options.workers_per_trial)
+    settings = sweeps.check(options.config, space, options.metric, fixed, options.workers_per_trial)
+    epochs = sweeps.epochs_of(settings)
     length = epochs * options.seeds
     if options.scheduler != "none" and options.grace >= length and not options.resume:
         raise UserError(

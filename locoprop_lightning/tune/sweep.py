@@ -33,9 +33,7 @@ from locoprop_lightning.tune.trial import (
 TIME = "epoch"
 
 
-def check(
-    config: Path, space: Space, metric: str, fixed: Mapping[str, Any], workers: int
-) -> tuple[dict[str, Any], int]:
+def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any], workers: int) -> dict[str, Any]:
     """Builds the configuration at every corner of the space, before anything is started.
 
     Args:
@@ -46,7 +44,7 @@ def check(
         workers: Processes of a trial.
 
     Returns:
-        The settings of the configuration by dotted name, and its number of epochs.
+        The settings of the configuration, by dotted name.
 
     Raises:
         UserError: Names a setting that the configuration has not, with near names, or a value that it refuses, and a
@@ -69,13 +67,6 @@ def check(
             hint = near_names(key, known) if key not in known else ""
             reason = _reason(error)
             raise UserError(f"space: {key}={values[key]!r}: {reason}{hint}") from error
-    if cli.trainer.max_epochs is None or cli.trainer.max_epochs < 1:
-        raise UserError("trainer.max_epochs: a sweep counts epochs; set how many a trial has.")
-    if cli.trainer.max_steps > 0:
-        raise UserError(
-            f"trainer.max_steps={cli.trainer.max_steps}: a sweep counts epochs, and judges after the last; set "
-            "trainer.max_epochs, and trainer.limit_train_batches for short ones."
-        )
     if metric.startswith("val/") and cli.trainer.check_val_every_n_epoch != 1:
         raise UserError(
             f"trainer.check_val_every_n_epoch={cli.trainer.check_val_every_n_epoch}: {metric} is judged after every "
@@ -85,7 +76,27 @@ def check(
     if metric not in metrics:
         near = near_names(metric, metrics)
         raise UserError(f"--metric {metric}: is not logged after an epoch; take one of {', '.join(metrics)}{near}.")
-    return settings, cli.trainer.max_epochs
+    return settings
+
+
+def epochs_of(settings: Mapping[str, Any]) -> int:
+    """Epochs of a trial of a sweep.
+
+    Args:
+        settings: What `check` gives.
+
+    Raises:
+        UserError: Trials are not so many whole epochs.
+    """
+    epochs, steps = settings["trainer.max_epochs"], settings["trainer.max_steps"]
+    if epochs is None or epochs < 1:
+        raise UserError("trainer.max_epochs: a sweep counts epochs; set how many a trial has.")
+    if steps > 0:
+        raise UserError(
+            f"trainer.max_steps={steps}: a sweep counts epochs, and judges after the last; set trainer.max_epochs, and "
+            "trainer.limit_train_batches for short ones."
+        )
+    return int(epochs)
 
 
 def _reason(error: BaseException) -> str:

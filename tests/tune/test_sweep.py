@@ -463,12 +463,12 @@ def test_every_method_has_a_space():
 @pytest.mark.parametrize("method", METHODS)
 def test_spaces_fit_their_methods(method, monkeypatch, fashion_mnist):
     from locoprop_lightning.tune.space import Space
-    from locoprop_lightning.tune.sweep import check
+    from locoprop_lightning.tune.sweep import check, epochs_of
 
     monkeypatch.setattr("sys.argv", ["tune"])
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its
     space = Space.load(ROOT / "tune" / "spaces" / f"{method}.yaml")
     config = ROOT / "configs" / "fashion_mnist" / f"{method}.yaml"
-    settings, epochs = check(config, space, "val/accuracy", {"data.validation": 5000}, 1)
-    assert epochs == 15 and settings["data.validation"] == 5000
+    settings = check(config, space, "val/accuracy", {"data.validation": 5000}, 1)
+    assert epochs_of(settings) == 15 and settings["data.validation"] == 5000
     assert space.start(settings).keys() == space.dimensions.keys()  # the shipped values are tried first

@@ -3,9 +3,12 @@ import yaml
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.tune.study.spec import Budget, load
+from locoprop_lightning.tune.sweep import check
+from locoprop_lightning.tune.trial import build
 from tests.support import ROOT
 
 ADAM = "configs/digits/adam.yaml"
+STUDIES = sorted((ROOT / "tune" / "studies").glob("*.yaml"))
 
 
 def study(tmp_path, **content):
@@ -57,7 +60,20 @@ def test_refusals(tmp_path, content, message):
         load(study(tmp_path, **content), [])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tune" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_shipped_studies_load(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert load(path, []).reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_method_of_a_shipped_study_begins(path, monkeypatch, fashion_mnist):
+    monkeypatch.setattr("sys.argv", ["tune"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its
+    study = load(path, [])
+    first, *_ = study.methods.values()
+    check(first.config, first.space, study.judge, first.settings, 1)
+    for method in study.methods.values():
+        cli = build(str(method.config), 0, 1, {**method.settings, "model.lr_scheduler": None})
+        cli.model.configure_optimizers()  # where names of the network's layers are held against it
