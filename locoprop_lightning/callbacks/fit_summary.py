@@ -41,9 +41,10 @@ def next_commands(loggers: Sequence[Logger], folder: Path) -> list[tuple[str, st
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             lines.append(("see the curves", f"tensorboard --logdir {shlex.quote(str(above))}"))
-            lines.append(("compare", f"locoprop-compare {shlex.quote(str(methods))}"))
         elif isinstance(logger, CSVLogger):
             lines.append(("see the metrics", f"less -S {shlex.quote(str(Path(logger.log_dir) / 'metrics.csv'))}"))
+    if lines:
+        lines.append(("compare", f"locoprop-compare {shlex.quote(str(methods))}"))
     return lines
 
 

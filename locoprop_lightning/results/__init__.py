@@ -1,1 +1,1 @@
-"""Results of runs, logged with TensorBoard or stored by a benchmark: read, grouped into methods, compared and drawn."""
+"""Results of runs, logged or stored by a benchmark: read, grouped into methods, compared and drawn."""

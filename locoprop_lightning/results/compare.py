@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from locoprop_lightning.errors import Parser, check_fraction, one_sentence
+from locoprop_lightning.errors import Parser, UserError, check_fraction, one_sentence
 from locoprop_lightning.files import check_file, expanded
 from locoprop_lightning.results.curves import AXES, fold_runs
 from locoprop_lightning.results.figure import check_focus, check_format, draw
@@ -32,10 +32,8 @@ def _warn(methods: dict[str, list[Run]], metric: str, decay: float) -> None:
     untimed = [run.shown for run in runs if not run.timed]
     if untimed:
         told = f"{untimed[0]}{' ...' if len(untimed) > 1 else ''}"
-        print(
-            f"no time/step_ms in {len(untimed)} of {len(runs)} runs ({told}), whose seconds contain validation",
-            file=sys.stderr,
-        )
+        known = "contain validation, or are not known of a metrics.csv"
+        print(f"no time/step_ms in {len(untimed)} of {len(runs)} runs ({told}), whose seconds {known}", file=sys.stderr)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -55,6 +53,9 @@ def compare(options: argparse.Namespace) -> None:
     methods = by_method(read_runs(options.runs, metric), metric)
     check_focus(options.focus, methods)
     _warn(methods, metric, decay)
+    clockless = [run.shown for runs in methods.values() for run in runs if not np.isfinite(run.seconds(metric)).all()]
+    if options.x == "time" and clockless:
+        raise UserError(f"--x time: {clockless[0]} has no time/step_ms, and so no seconds; take --x step.")
     rising = rises(metric) if options.mode is None else options.mode == "max"
     rows = comparison(methods, metric, decay, rising)
     label = f"{metric}, smoothed by {decay:g}" if decay else metric
@@ -84,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
         "are folded into median and range; a resumed run goes on where the one before was left.",
         epilog="locoprop-compare runs/digits --out figure.svg figure.png --table table.md",
     )
-    text = "folder with TensorBoard logs at any depth; LABEL=FOLDER gives the runs below it a name of your own"
+    text = "folder with logs of TensorBoard or CSVLogger at any depth; LABEL=FOLDER names the runs below it"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=text)
     parser.add_argument("--metric", default="train/loss", metavar="TAG", help="what to compare (default: %(default)s)")
     text = "share of the old value in the smoothing s = S s + (1 - S) x (default: 0.7 for train/..., else 0)"

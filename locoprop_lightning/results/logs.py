@@ -1,10 +1,10 @@
-"""Runs that were logged with TensorBoard."""
+"""Runs that were logged with TensorBoard, or as a table."""
 
 import sys
 from pathlib import Path
 
 from locoprop_lightning.errors import UserError, listed, near_names
-from locoprop_lightning.results.events import folders, read_scalars
+from locoprop_lightning.results import events, metrics_csv
 from locoprop_lightning.results.methods import join_resumed
 from locoprop_lightning.results.runs import EPOCH, PACE, Run, with_training_seconds
 from locoprop_lightning.results.settings import read_settings
@@ -33,17 +33,18 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
         root = Path(path)
         if not root.exists():
             raise UserError(f"{path}: there is no such folder; name folders of runs, such as runs/digits.")
-        if root.is_file() and "tfevents" not in root.name:
+        if root.is_file() and "tfevents" not in root.name and root.name != metrics_csv.NAME:
             raise UserError(f"{path}: is a file; name the folder of a run, such as {root.parent}.")
-        found = False
-        for folder in folders(root):
-            found = True
-            if folder.resolve() in runs:
-                continue
-            scalars = read_scalars(folder, {tag, PACE, EPOCH}, tags.setdefault(folder, set()))
-            runs[folder.resolve()] = Run(scalars, folder, read_settings(folder), label, str(folder))
-        if not found:
-            print(f"{path}: left out, it holds no event files of TensorBoard", file=sys.stderr)
+        recorded = dict.fromkeys(metrics_csv.folders(root), metrics_csv) | dict.fromkeys(events.folders(root), events)
+        for folder, kind in sorted(recorded.items(), key=lambda entry: entry[0]):
+            if folder.resolve() not in runs:
+                scalars = kind.read_scalars(folder, {tag, PACE, EPOCH}, tags.setdefault(folder, set()))
+                runs[folder.resolve()] = Run(scalars, folder, read_settings(folder), label, str(folder))
+        if not recorded:
+            print(
+                f"{path}: left out, it holds no event files of TensorBoard and no metrics.csv of CSVLogger",
+                file=sys.stderr,
+            )
     joined = join_resumed(list(runs.values()), tag)
     having = [run for run in joined if tag in run.scalars]
     if not tag.startswith("test/"):  # a validation of a checkpoint is no curve, where fits have some

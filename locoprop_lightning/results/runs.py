@@ -77,7 +77,7 @@ class Series:
 
 @dataclass
 class Run:
-    """One run, logged with TensorBoard or stored by a benchmark.
+    """One run, logged with TensorBoard or CSVLogger or stored by a benchmark.
 
     Attributes:
         scalars: Points by tag.
@@ -139,14 +139,16 @@ class Run:
         return (self.steps(tag) + 1) / length
 
     def pace(self, tag: str) -> float | None:
-        """Milliseconds a step by the seconds of its points; where those are the wall's, between the first and the last.
+        """Milliseconds a step by the seconds of its points, None where they are not known.
+
+        Those on the wall count between the first point and the last.
 
         Args:
             tag: The tag whose points are counted.
         """
         series = self.series(tag)
         taken = series.steps[-1] + 1 if self.timed else series.steps[-1] - series.steps[0]
-        return float(1000 * series.seconds[-1] / taken) if taken else None
+        return float(1000 * series.seconds[-1] / taken) if taken and math.isfinite(series.seconds[-1]) else None
 
     def epoch_metric(self, name: str, index: int) -> float | None:
         """A metric after an epoch; None where it was not taken, or not finite.

@@ -148,6 +148,7 @@ def sweep(options: argparse.Namespace) -> int:
 
     from locoprop_lightning.tune import cluster, results
     from locoprop_lightning.tune import sweep as sweeps
+    from locoprop_lightning.tune.check import check, epochs_of
     from locoprop_lightning.tune.space import Space
 
     folder = sweeps.folder_of(options)
@@ -157,8 +158,8 @@ def sweep(options: argparse.Namespace) -> int:
     if options.scheduler == "pbt":
         sweeps.domains(space)
     fixed = {} if options.resume else pairs(options.set)
-    settings = sweeps.check(options.config, space, options.metric, fixed, options.workers_per_trial)
-    epochs = sweeps.epochs_of(settings)
+    settings = check(options.config, space, options.metric, fixed, options.workers_per_trial)
+    epochs = epochs_of(settings)
     length = epochs * options.seeds
     if options.scheduler != "none" and options.grace >= length and not options.resume:
         raise UserError(

@@ -81,7 +81,11 @@ def test_the_summary_names_what_fits_the_loggers():
         ("see the curves", "tensorboard --logdir runs/digits/foof"),
         ("compare", "locoprop-compare runs/digits"),
     ]
-    assert next_commands([csv], folder) == [("see the metrics", "less -S runs/digits/foof/version_0/metrics.csv")]
+    assert next_commands([csv], folder) == [
+        ("see the metrics", "less -S runs/digits/foof/version_0/metrics.csv"),
+        ("compare", "locoprop-compare runs/digits"),
+    ]
+    assert [name for name, _ in next_commands([board, csv], folder)] == ["see the curves", "see the metrics", "compare"]
     assert next_commands([DummyLogger()], folder) == []
     assert next_commands([board], Path("my runs/a"))[0][1] == "tensorboard --logdir 'my runs'"
 

@@ -462,8 +462,8 @@ def test_every_method_has_a_space():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_spaces_fit_their_methods(method, monkeypatch, fashion_mnist):
+    from locoprop_lightning.tune.check import check, epochs_of
     from locoprop_lightning.tune.space import Space
-    from locoprop_lightning.tune.sweep import check, epochs_of
 
     monkeypatch.setattr("sys.argv", ["tune"])
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls a deprecated method of its

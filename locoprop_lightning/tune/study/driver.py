@@ -17,13 +17,13 @@ from locoprop_lightning.errors import UserError
 from locoprop_lightning.files import replace
 from locoprop_lightning.results.settings import written
 from locoprop_lightning.results.table import cell
+from locoprop_lightning.tune.check import check
 from locoprop_lightning.tune.study.live import LiveMethods
 from locoprop_lightning.tune.study.search import limits, score, suggest
 from locoprop_lightning.tune.study.spec import LOSS, Method, Study
 from locoprop_lightning.tune.study.standing import Standing
 from locoprop_lightning.tune.study.store import FINALS, TRIALS, Line, Store
 from locoprop_lightning.tune.study.work import CURVE, Job, discard, run
-from locoprop_lightning.tune.sweep import check
 from locoprop_lightning.tune.trial import build, save
 
 RETRIES = 2  # of a run whose worker dies

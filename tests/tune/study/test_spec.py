@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.tune.check import check
 from locoprop_lightning.tune.study.spec import Budget, load
-from locoprop_lightning.tune.sweep import check
 from locoprop_lightning.tune.trial import build
 from tests.support import ROOT
 
