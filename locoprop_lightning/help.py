@@ -172,12 +172,12 @@ def _of_class(key: str, name: str) -> str:
     """The settings of a class, or the classes of a setting."""
     known = classes_of(key.rpartition(".")[2])
     if not name or name.startswith("-"):
-        lines = [
-            shorten(f"{one} {_first(known[one])}", _WIDTH - 3, placeholder=" ...")
-            for one in classes_of(key.rpartition(".")[2], ours=True)
-        ]
+        shown = classes_of(key.rpartition(".")[2], ours=True) or known
+        lines = [shorten(f"{one} {_first(known[one])}", _WIDTH - 3, placeholder=" ...") for one in shown]
         lines = [f"  {line.replace(' ', ': ', 1)}" for line in lines]
-        return "\n".join([f"Classes for --{key}, whose settings --{key}.help CLASS shows:", *lines, ""])
+        if others := [one for one in known if one not in shown]:
+            lines.append(fill(f"Also {', '.join(others)}.", _WIDTH, initial_indent="  ", subsequent_indent="    "))
+        return "\n".join([f"Classes for --{key}; the settings of one: --{key}.help CLASS", *lines, ""])
     made = known.get(name.rpartition(".")[2])
     if "." in name and (made is None or not _is_path(made, name)):
         made = _by_path(name)
@@ -217,7 +217,7 @@ def _by_path(name: str) -> type | None:
 
 def _first(made: type) -> str:
     """The first line of what a class says of itself."""
-    return (inspect.getdoc(made) or "").partition("\n")[0]
+    return (parse(made.__doc__ or "").short_description or "").partition("\n")[0]
 
 
 def _kind(param: inspect.Parameter) -> str:

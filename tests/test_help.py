@@ -85,6 +85,10 @@ def test_long_types_are_folded(capsys):
 
 def test_the_classes_of_a_setting_and_one_that_there_is_not(capsys):
     assert "  ClosedForm: W+ = W0" in shown(capsys, "fit", "--model.solver.help")
+    assert "  CSVLogger: Log to local file system" in shown(capsys, "fit", "--trainer.logger.help")
+    optimizers = shown(capsys, "fit", "--model.optimizer.help")
+    assert "  SplitOptimizer: Trains parameters with 2 dimensions" in optimizers and "  Also ASGD, " in optimizers
+    assert max(map(len, optimizers.splitlines())) <= 80
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--model.solver.help", "Closed"])
     assert stopped.value.code == 2
