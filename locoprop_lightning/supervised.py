@@ -199,8 +199,7 @@ class SupervisedModule(Loadable):
     def on_train_start(self) -> None:
         """Takes up the data where a checkpoint left it, and tells schedules the length of the run once more.
 
-        Lightning does the former when it sets the data up, which a schedule that asks for the run's length has it do
-        before it reads the checkpoint; a callback may have changed the size of batches since.
+        A schedule that asks for it has the data set up before the checkpoint is read; callbacks change batches since.
         """
         self.trainer.fit_loop._load_combined_loader_states()
         for config in self.trainer.lr_scheduler_configs:
@@ -223,13 +222,15 @@ class SupervisedModule(Loadable):
         return []
 
     def on_train_epoch_end(self) -> None:
-        """Refuses data of which no batch can be trained on, which would be asked for for ever.
+        """Refuses data that would be asked for for ever.
 
         Raises:
-            UserError: After an epoch without a step.
+            UserError: After an epoch without a batch, and a first one without a step.
         """
-        if self.trainer.global_step == 0 and self.trainer.fit_loop.epoch_loop.batch_progress.current.ready:
-            raise UserError("data: no step was taken in an epoch: its batches were None, or a hook has skipped them.")
+        begun = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if not begun or self.trainer.global_step == 0:
+            why = "its batches were None, or a hook has skipped them" if begun else "iterators last for one pass"
+            raise UserError(f"data: no step was taken in an epoch: {why}.")
 
     def on_fit_end(self) -> None:
         """Leaves the other processes.
@@ -241,10 +242,8 @@ class SupervisedModule(Loadable):
         self.communicator = Communicator()
         limit = self.trainer.limit_train_batches
         if limit == 0 or self.trainer.num_training_batches == 0:
-            raise UserError(
-                f"data: there is no batch to train on (trainer.limit_train_batches={limit}); give data that is not "
-                "empty, and a limit above 0."
-            )
+            way = f"trainer.limit_train_batches={limit}); give data, and a limit above 0"
+            raise UserError(f"data: there is no batch to train on ({way}.")
 
     def on_after_backward(self) -> None:
         """Notes which parameters have a gradient for the first time."""

@@ -342,3 +342,10 @@ def test_lambda_a_is_changed_where_the_sentence_says():
         fit(module, (X, Y), callbacks=callbacks)
         ends.append(module.network[0].bias.detach() - start)
     assert not torch.allclose(*ends)
+
+
+def test_an_iterator_that_is_used_up_does_not_go_on_for_ever():
+    trainer = quiet_trainer(max_steps=5, max_epochs=-1)
+    with pytest.raises(UserError, match="data: no step was taken in an epoch: iterators last for one pass"):
+        trainer.fit(locoprop(), iter([(X, Y)] * 2))
+    assert trainer.global_step == 2

@@ -137,6 +137,7 @@ OTHERS = [
         "study digits --only foof,adamw --plan",
         "locoprop_m_anderson; separate them by spaces",
     ),
+    ("a report of a plan", tune, "study digits --plan --report", "argument --report: not allowed with argument --plan"),
     ("below 0", tune, f"{SWEEP} --max-failures=-1", "error: --max-failures=-1: must be at least 0"),
     ("a setting of --set", tune, f"{SWEEP} --set trainer.max_epochs=0", "error: trainer.max_epochs=0: trains nothing"),
     ("steps of a sweep", tune, f"{SWEEP} --set trainer.max_steps=3", "trainer.max_steps=3: a sweep counts epochs, and"),

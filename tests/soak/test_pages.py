@@ -1,7 +1,8 @@
-"""The sweeps and studies that the pages show, as they stand there; `tests/test_commands.py` looks at all commands."""
+"""Commands of the pages, as they stand there, that take long; `tests/test_commands.py` looks at all of them."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -32,3 +33,29 @@ def test_sweeps_and_studies_of_a_page_run(page, tmp_path):
         assert "| heavy_ball | 3 |" in (tmp_path / "results" / "digits" / "report.md").read_text()
     else:
         assert len([*tmp_path.glob("runs/tune/first/*/progress/trial.json")]) == 8
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("page", ["README.md", "tried.md", "inspecting.md", "results.md"])
+def test_long_fits_and_stored_results_of_a_page(page, tmp_path):
+    """Fits of other networks or on several processes, and tables and figures of stored data, in a copy of these."""
+    for name in ("configs", "benchmarks", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
+    environment, ran = os.environ | {"PYTHONPATH": str(ROOT)}, 0
+    for program, *arguments in COMMANDS[page]:
+        short = "--trainer.devices" not in arguments and any("digits/" in word for word in arguments)
+        if program == "locoprop" and arguments[0] == "fit" and not short and not arguments[-1].endswith("help"):
+            command = [sys.executable, "-m", "locoprop_lightning", *arguments]
+        elif program == "python" and arguments[1] in ("table", "figure"):
+            command = [sys.executable, *arguments]
+        else:
+            continue
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (arguments, done.stdout[-1000:], done.stderr[-2000:])
+        if arguments[1] == "table":
+            lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+            assert len(lines) > 3 and all(line in TEXTS[page] for line in lines), (arguments, done.stdout)
+        ran += 1
+    assert ran

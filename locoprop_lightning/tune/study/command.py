@@ -27,9 +27,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", action="extend", default=[], metavar="METHOD", help="run these methods alone")
     text = "a file with further methods, each as under `methods` in a study"
     add("--add", nargs="+", type=Path, action="extend", default=[], metavar="MY.yaml", help=text)
-    add("--plan", action="store_true", help="print what would be run, and how long it would take; run nothing else")
-    add("--report", action="store_true", help="write the report from what is stored; run nothing")
-    add("--paces", action="store_true", help="measure milliseconds a step again, on an otherwise idle machine")
+    instead = parser.add_mutually_exclusive_group().add_argument
+    instead("--plan", action="store_true", help="print what would be run, and how long it would take; run nothing else")
+    instead("--report", action="store_true", help="write the report from what is stored; run nothing")
+    instead("--paces", action="store_true", help="measure milliseconds a step again, on an otherwise idle machine")
     add("--gpus-per-run", type=float, default=0, metavar="N", help="GPUs of a run, such as 0.5 (default: 0)")
     add("--concurrent", type=int, default=0, metavar="N", help="runs at a time (default: what fits)")
     add("--address", help="address of a Ray cluster, 'auto' for that of this machine (default: start one)")
