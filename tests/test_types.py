@@ -1,6 +1,5 @@
 """The package is typed for its users, in a wheel and in an editable install."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -12,18 +11,27 @@ from tests.support import ROOT
 USER = ROOT / "tests" / "typed" / "user.py"
 
 
+STRICT = """
+[mypy-user,bad]
+check_untyped_defs = True
+disallow_any_generics = True
+disallow_incomplete_defs = True
+disallow_subclassing_any = True
+disallow_untyped_calls = True
+disallow_untyped_decorators = True
+extra_checks = True
+strict_bytes = True
+strict_equality = True
+warn_return_any = True
+"""  # what --strict has beyond the project's own options, which all other files keep, and with them their cache
+
+
 def mypy(file):
-    """What mypy finds in a user's file; of the package it reports nothing, as of what is installed."""
-    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file="]
-    cache = ROOT / ".mypy_cache" / "user"
-    environment = os.environ | {"MYPYPATH": str(ROOT)}
-    return subprocess.run(
-        [*command, f"--cache-dir={cache}", file],
-        cwd=file.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    """What mypy finds in a user's file."""
+    config = file.parent / "setup.cfg"
+    config.write_text((ROOT / "setup.cfg").read_text() + STRICT)
+    command = [sys.executable, "-m", "mypy", f"--config-file={config}", str(file)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -36,9 +44,16 @@ def test_a_users_file_is_strictly_typed(tmp_path):
     done = mypy(good)
     assert done.returncode == 0, done.stdout + done.stderr
     bad = tmp_path / "bad.py"
-    bad.write_text("from locoprop_lightning import LocoPropModule\nLocoPropModule(1, lamda_a=2)\n")
+    bad.write_text(
+        "from locoprop_lightning import LocoPropModule\n"
+        "from locoprop_lightning.module import SGD\n"
+        "LocoPropModule(1, lamda_a=2)\n"
+        "def untyped(x: list): return x\n"
+    )
     done = mypy(bad)
-    assert 'Unexpected keyword argument "lamda_a"' in done.stdout, done.stdout + done.stderr
+    told = done.stdout + done.stderr
+    assert 'Unexpected keyword argument "lamda_a"' in told and 'does not explicitly export attribute "SGD"' in told
+    assert 'Missing type arguments for generic type "list"' in told and "missing a return type annotation" in told
 
 
 def test_an_editable_install_is_a_path_that_type_checkers_follow(tmp_path):

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from locoprop_lightning.cli import sentence
 from locoprop_lightning.errors import UserError, near_names
+from locoprop_lightning.refusal import sentence
 from locoprop_lightning.tune.space import Space
 from locoprop_lightning.tune.trial import build, strategy_settings
 
