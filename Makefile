@@ -11,9 +11,8 @@ DOCS_INSTALLED := $(VENV)/.docs-installed
 AUDIT := $(VENV)/audit
 AUDIT_INSTALLED := $(AUDIT)/.installed
 AUDIT_TOOLS := cyclonedx-bom pip-audit pip-licenses uv
-# Side by side, each on one thread; tests marked "alone" have the machine for themselves.
-PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE := -n logical --maxprocesses 4
+# Side by side, each on one thread; of tests marked "alone" one at a time.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
@@ -48,14 +47,13 @@ train: $(INSTALLED) ## train with CONFIG (a YAML file) and ARGS (further argumen
 
 test: lint types ## lint, types, then the tests and the examples in docstrings
 	@$(GET_DATA) || echo "Going on without Fashion-MNIST: the tests that need it are skipped." >&2
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not alone and not soak" $(PYTEST_ARGS) || [ $$? = 5 ]  # 5: none of these was asked for
-	$(PYTEST) -m "alone and not soak" $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(PYTEST) -m "not soak" $(PYTEST_ARGS)
 
 test-fast: $(INSTALLED) ## the tests that start no cluster, browser or other process, and train for a moment at most
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not alone and not slow and not soak" $(PYTEST_ARGS)
+	$(PYTEST) -m "not alone and not slow and not soak" $(PYTEST_ARGS)
 
 soak: $(INSTALLED) ## what takes hours: every configuration killed and resumed, 20,000 steps, a sweep of 200 trials
-	$(PYTEST) -m soak -s $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m soak -s $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## style and formatting (ruff)
 	$(BIN)/ruff check .
