@@ -265,6 +265,7 @@ def test_a_terminated_sweep_says_so_leaves_no_process_and_goes_on(sweep, tmp_pat
     assert [(trial["status"], trial["epoch"]) for trial in sweep.trials] == [("done", "40")] * 2
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.alone
 def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path):
     process, ours = sweep.begin(
