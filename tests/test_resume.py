@@ -316,7 +316,7 @@ def test_a_state_that_torch_does_not_read_back_leaves_weights_alone(tmp_path, ca
 
 @pytest.mark.alone
 def test_killed_three_times_it_ends_as_if_nothing_had_been(tmp_path):
-    """`tests/soak/test_kills.py` has all configurations, on one process and on two."""
+    """`tests/soak/test_killed.py` has all configurations, on one process and on two."""
     more = ["--trainer.max_epochs=30", "--checkpoints.every_n_steps=3"]
     other, _ = differences("configs/digits/locoprop_s_whitened.yaml", tmp_path, more, 1)
     assert other == []
