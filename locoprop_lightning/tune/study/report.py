@@ -143,6 +143,8 @@ def _unfinished(standing: Mapping[str, Standing], store: Store) -> list[str]:
         which = f"any of the {len(standing)} methods" if len(missing) == len(standing) else ", ".join(missing)
         told = [f"**Not finished** for {which}."]
         told += [] if runs else ["There is no final run yet: all that follows is of single trials."]
+    if without := [name for name, one in standing.items() if one.finished and not one.finals]:
+        told.append(f"**No result** of {', '.join(without)}: no trial came to its end with a finite loss.")
     other = {line["method"] for name in (TRIALS, FINALS) for line in store.lines(name) if _strange(line, standing)}
     if other:
         told.append(

@@ -78,11 +78,13 @@ def best_trial(lines: Sequence[Line], rising: bool) -> Line | None:
 
 
 def limits(past: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The smoothed loss above which a trial is stopped at each rung [rungs].
+    """The smoothed loss above which a trial is stopped at each rung [rungs]; none for the first trial, as shipped.
 
     Args:
         past: The earlier trials, with the losses ``rungs`` as far as they came.
     """
+    if not past:
+        return []
     found = []
     for rung in range(len(RUNGS)):
         known = [one["rungs"][rung] for one in past if len(one["rungs"]) > rung]

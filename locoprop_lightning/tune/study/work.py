@@ -62,7 +62,7 @@ class Referee(LossRecorder):
     """Takes down losses, and ends a trial where its smoothed loss is above a limit, or has not fallen at all.
 
     Args:
-        limits: The limit at each rung, None for a run that is never stopped.
+        limits: The limit at each rung, none or None for a run that is never stopped.
     """
 
     def __init__(self, limits: list[float] | None) -> None:
@@ -90,7 +90,7 @@ class Referee(LossRecorder):
         if len(self.losses) in self._steps:
             value = float(smooth(self.losses)[-1])
             self.rungs.append(finite(value))
-            if self.limits is not None:
+            if self.limits:
                 self.stopped = value > min(self.limits[len(self.rungs) - 1], LEARNT * self.losses[0])
             if self.stopped:
                 raise FitEnded
