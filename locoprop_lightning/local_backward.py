@@ -20,7 +20,6 @@ from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.settings import LocalSettings, Scheduled
 from locoprop_lightning.solvers import LocalSolver, Recording, Solution
 
-
 _UNITS = "units"  # in a state, those of each layer
 
 
