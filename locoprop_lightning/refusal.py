@@ -66,6 +66,7 @@ def _other_arguments(error: Exception) -> str | None:
 _MACHINE = {
     "out of memory|can't allocate memory": "the memory is full; take a smaller data.batch_size, or a smaller network.",
     "embedded null byte": "a path of the settings holds a zero byte; name another.",
+    r"Tried to step \d+ times": "lr_scheduler: its total_steps are over, and the fit goes on; give as many as it has.",
     "EADDRINUSE": "MASTER_PORT: the port is in use; leave the variable out, or name a free port.",
 }
 

@@ -247,6 +247,20 @@ def check_trainer(trainer: Trainer) -> None:
         raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
 
 
+def check_optimizers(trainer: Trainer) -> None:
+    """Refuses other optimizers than the two that local training steps.
+
+    Raises:
+        UserError: Names the class that makes them.
+    """
+    if (count := len(trainer.optimizers)) != 2:
+        raise UserError(
+            f"{type(trainer.lightning_module).__name__}.configure_optimizers: returns {count or 'no'} optimizer"
+            f"{'' if count == 1 else 's'}, and local training steps two that LocoPropModule makes; leave the method "
+            "out, and give optimizer= and rest_optimizer=."
+        )
+
+
 def _transfer(name: str, transfer: str | Transfer) -> Transfer:
     try:
         return resolve_transfer(transfer)

@@ -127,6 +127,12 @@ LAYERS = [
         "are required: step_size (of StepLR); give --model.lr_scheduler.step_size",
     ),
     (
+        "schedule too short",
+        "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 1 --model.lr_scheduler.total_steps 5 "
+        "--trainer.max_steps 9 --trainer.max_epochs 9",
+        "--model.lr_scheduler.total_steps=5: the fit has 9 steps; give at least that, or a shorter fit",
+    ),
+    (
         "schedule without length",
         "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 1",
         "lr_scheduler: You must",
