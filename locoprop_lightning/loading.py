@@ -18,6 +18,7 @@ from locoprop_lightning.errors import UserError, check_path
 from locoprop_lightning.files import SETTINGS_FILE, load_yaml
 
 T = TypeVar("T")
+_MAKE_A_METHOD = ("optimizer", "solver", "oracle")  # of a model
 PARTS = ("model", "data")  # of a configuration, which say what is trained on what
 
 
@@ -145,6 +146,42 @@ def module_of(
     module.on_load_checkpoint(dict(state))
     module.load_state_dict(state["state_dict"])
     return module
+
+
+def check_made_of(checkpoint: Path, module: LightningModule) -> None:
+    """Refuses a checkpoint of a method that is known to be another, whose results would go by this one's name.
+
+    Methods are told by their classes, as far as both say them; settings of these may have changed since.
+
+    Args:
+        checkpoint: File of the checkpoint, which is whole.
+        module: The module that is to have its weights.
+
+    Raises:
+        UserError: Names both methods, and the configuration to give.
+    """
+    if not isinstance(module, Loadable) or module.configuration is None:
+        return
+    state = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
+    theirs, ours = _method(configuration_of(state)), _method(yaml.safe_load(module.configuration))
+    if any(theirs[name] != ours[name] for name in theirs.keys() & ours.keys()):
+        told = [", ".join(one[name] for name in one if ours.get(name) != theirs.get(name)) for one in (theirs, ours)]
+        settings = checkpoint.parent.parent / SETTINGS_FILE
+        way = f"--config {settings}" if settings.is_file() else "the configuration of its run"
+        raise UserError(f"ckpt_path={checkpoint}: is of {told[0]}, and the configuration is of {told[1]}; give {way}.")
+
+
+def _method(configuration: Mapping[str, Any]) -> dict[str, str]:
+    """The classes of this package and torch that a configuration makes a method of, by their settings."""
+    model = configuration.get("model") or {}
+    parts = {"model": model} | {name: (model.get("init_args") or {}).get(name) for name in _MAKE_A_METHOD}
+    paths = {name: part.get("class_path") for name, part in parts.items() if isinstance(part, Mapping)}
+    known = (__name__.partition(".")[0], "torch")
+    return {
+        name: path.rpartition(".")[2]
+        for name, path in paths.items()
+        if isinstance(path, str) and path.partition(".")[0] in known
+    }
 
 
 def _single(folder: Path) -> Path:

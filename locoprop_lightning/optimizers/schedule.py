@@ -128,8 +128,8 @@ def check_length(schedule: Any, trainer: Trainer, accumulate: int = 1) -> None:
     steps = _steps_of(trainer, accumulate)
     if schedule.total_steps < steps < float("inf"):
         raise UserError(
-            f"lr_scheduler.total_steps={schedule.total_steps}: the fit has {int(steps)} steps; give at least that, or a "
-            "shorter fit."
+            f"lr_scheduler.total_steps={schedule.total_steps}: the fit has {int(steps)} steps; give at least that, or "
+            "a shorter fit."
         )
 
 

@@ -32,6 +32,9 @@ BYTES = bytes(range(256))
 ROOT_ALONE = "/proc is no folder that can be written to"
 NOWHERE = "/proc/x: No such file or directory" if os.access("/proc", os.W_OK) else ROOT_ALONE
 OF_RUN = {"global_step": 3, "epoch": 0, "pytorch-lightning_version": "2.6", "optimizer_states": [], "lr_schedulers": []}
+OF_ADAM = (
+    "model: {class_path: locoprop_lightning.BackpropModule, init_args: {optimizer: {class_path: torch.optim.Adam}}}"
+)
 OWN = """
 from pathlib import Path
 from lightning.pytorch import Callback, LightningDataModule
@@ -165,6 +168,9 @@ ROWS = [
     ("of another trainer", lambda: save({"state_dict": {}, "global_step": 1}), CHECKPOINT, "no pytorch-lightning_vers"),
     ("of another network", lambda: save({"state_dict": {"network.1.weight": torch.ones(2)}} | OF_RUN), CHECKPOINT,
      "network=MLP: the checkpoint is of another network: "),
+    ("of another method", lambda: save({"state_dict": {}, "configuration": OF_ADAM} | OF_RUN), "test --config "
+     "CONFIGS/digits/foof.yaml --trainer.accelerator cpu --ckpt_path a.ckpt", "--ckpt_path=a.ckpt: is of BackpropModule"
+     ", Adam, and the configuration is of LocoPropModule, SGD, ClosedForm; give the configuration of its run"),
     ("weights to go on from", lambda: save({k: v for k, v in OF_RUN.items() if "s" != k[-1]} | {"state_dict": {}}),
      CHECKPOINT, "holds weights alone, from which no fit can go on"),
     ("a network that fails", lambda: write("own_a.py", OWN), "--model.network own_a.Boom", "boom (RuntimeError, "),

@@ -287,7 +287,7 @@ OUTPUTS = [
     (
         "a loss of a copy",
         lambda: both((X, Y), net=Headed(lambda a: a.detach().requires_grad_())),
-        "Classification.loss: no gradient has reached the network in an epoch; make it of the output by functions of to",
+        "Classification.loss: no gradient has reached the network in an epoch; make it of the output by functions of",
     ),
     ("no loss", lambda: fit(backprop(task=Task()), (X, Y)), "Task must override loss(output, target)"),
 ]
