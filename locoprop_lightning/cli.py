@@ -35,7 +35,7 @@ from locoprop_lightning.callbacks import (
 )
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.distributed.loopback import meeting_place
-from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_counts
+from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_arguments, check_counts
 from locoprop_lightning.files import expanded
 from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.idle_settings import check_checkpoints, tell_idle
@@ -284,6 +284,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments of the command; those of the process if not given.
     """
+    check_arguments(args)
     given = sys.argv[1:] if args is None else list(args)
     told = threading.excepthook
     # What the system refuses a logger's thread is told by who waits for it.

@@ -1,6 +1,6 @@
 """What a fit must have come to by its first batch and by the end of an epoch, as nothing would ever come of it else."""
 
-from collections.abc import Collection
+from collections.abc import Set
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -26,7 +26,7 @@ def check_batch(module: LightningModule, outputs: Any) -> None:
         raise UserError(_no_step(module))
 
 
-def check_epoch(module: LightningModule, network: nn.Module, task: Task, untouched: Collection[str]) -> None:
+def check_epoch(module: LightningModule, network: nn.Module, task: Task, untouched: Set[str]) -> None:
     """Refuses data that would be asked for for ever, and a loss that never reaches the network.
 
     Args:

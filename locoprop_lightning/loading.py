@@ -1,8 +1,10 @@
 """From a run, or one of its checkpoints, to the trained network, without naming again what it is made of."""
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Self, TypeVar
 
 import torch
@@ -31,13 +33,14 @@ def configuration_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return dict(yaml.safe_load(checkpoint.get(CONFIGURATION) or "{}"))
 
 
-def made(configuration: Mapping[str, Any], part: str, base: type[T]) -> T:
+def made(configuration: Mapping[str, Any], part: str, base: type[T], name: str) -> T:
     """A part of a configuration as an object; the global random state is left as it was.
 
     Args:
         configuration: ``model`` and ``data``, each a class by its path with its arguments.
         part: Which of them.
         base: Class of the object.
+        name: What a refusal begins with.
 
     Raises:
         UserError: Where a class cannot be found or an argument does not fit.
@@ -48,8 +51,28 @@ def made(configuration: Mapping[str, Any], part: str, base: type[T]) -> T:
         with torch.random.fork_rng(devices=[]):
             found: T = parser.instantiate(parser.parse_object({part: configuration[part]}))[part]
     except ArgumentError as error:
-        raise UserError(f"the run's {part} cannot be made again: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: its {part} cannot be made again: {_why(error, configuration[part])}.") from error
     return found
+
+
+def _why(error: Exception, part: Any) -> str:
+    """Why a part of a configuration cannot be made, and what to do where a class is not found."""
+    text = " ".join(str(error).split())
+    gone = re.search(r"No module named '([^']+)'|module '[^']+' has no attribute '[^']+'", text)
+    if gone is None:
+        return shorten(text, 300, placeholder=" ...")
+    owner = next((path for path in _texts(part) if gone[1] and f"{path}.".startswith(f"{gone[1]}.")), None)
+    if owner is not None:
+        return f"{gone[0]}, which {owner} is in; put its folder on the path (PYTHONPATH)"
+    return f"{gone[0]}; {'install it' if gone[1] else 'put back the file that has it'}"
+
+
+def _texts(part: Any) -> Iterator[str]:
+    """The texts in a part of a configuration, among which are the paths of its classes."""
+    if isinstance(part, str):
+        yield part
+    for value in part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ():
+        yield from _texts(value)
 
 
 class Run:
@@ -88,7 +111,7 @@ class Run:
         """
         if "data" not in self.configuration:
             raise UserError(f"{self.checkpoint}: the run's configuration names no data; make the data module yourself.")
-        return made(self.configuration, "data", LightningDataModule)
+        return made(self.configuration, "data", LightningDataModule, str(self.checkpoint))
 
     def __repr__(self) -> str:
         return f"Run({str(self.checkpoint)!r}, step {self.step}, {self.module!r})"
@@ -138,7 +161,7 @@ def module_of(
             f"{name}: does not say what its module was made of, as checkpoints of `locoprop fit` do; make the module "
             f"and call module.load_state_dict(torch.load(path, weights_only=True)['state_dict'])."
         )
-    module = made(configuration, "model", LightningModule)
+    module = made(configuration, "model", LightningModule, name)
     if not isinstance(module, base):
         raise UserError(f"{name}: is of a {type(module).__name__}, not of a {base.__name__}; load it by that class.")
     if isinstance(module, Loadable):

@@ -101,7 +101,7 @@ class LocalSettings:
                 "BackpropModule."
             )
         check_names("transfers", self.transfers, names)
-        check_patterns("overrides", self.overrides, names)
+        check_patterns("overrides", self.overrides, names, reasons)
 
     def check_parts(self, solver: LocalSolver, oracle: Oracle) -> None:
         """Refuses a solver and an oracle that are none, or do not fit these settings.

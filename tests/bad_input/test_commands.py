@@ -24,6 +24,7 @@ NUMBERS = [
     ("lambda_a 0", "--model.lambda_a 0", "lambda_a=0.0: must be above 0"),
     ("lambda_r vanishing", "--model.lambda_r 1e-300", "lambda_r=1e-300: must be from 1e-18 to 1e18"),
     ("lambda_r minus infinity", "--model.lambda_r=-.inf", "lambda_r=-inf: must be a finite number"),
+    ("lambda_a with a comma", "--model.lambda_a 0,5", "--model.lambda_a: must be float, not 0,5; write 0.5"),
     ("lambda_r a word", "--model.lambda_r much", "model.lambda_r: must be float, not much"),
     ("average 1", "--model.solver.average 1", "ClosedForm(average=1.0): must be in [0, 1)"),
     ("average nan", "--model.solver.average .nan", "ClosedForm(average=nan): must be a finite number"),
@@ -59,6 +60,11 @@ LAYERS = [
         "overrides of no layer",
         """--model.overrides '{"x": {"lambda_r": 3}}'""",
         "'x' matches no layer; the layers are 1",
+    ),
+    (
+        "overrides of a layer that is skipped",
+        '--model.skip \'["1"]\' --model.overrides \'{"1": {"lambda_r": 3}}\'',
+        "overrides: '1' matches no layer that is local (1: skipped); the layers are 3, 5",
     ),
     (
         "overrides a word",

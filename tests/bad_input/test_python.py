@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from locoprop_lightning import BackpropModule, LocoPropModule, load_run
 from locoprop_lightning.callbacks import LocalSchedule, PredictionWriter, RunCheckpoints
+from locoprop_lightning.cli import main
 from locoprop_lightning.data import Datasets, Digits, FashionMNIST, TextFiles
 from locoprop_lightning.data.base import ImageData
 from locoprop_lightning.data.datasets import DatasetLoader
@@ -21,6 +22,8 @@ from locoprop_lightning.networks import MLP, ConvNet, DeepAutoencoder
 from locoprop_lightning.optimizers import FullPrecisionMuon, LinearDecay, Rule, RuledOptimizer, SplitOptimizer
 from locoprop_lightning.oracles import Oracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.refusal import sentence
+from locoprop_lightning.results.compare import main as compare
+from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
     ClosedForm,
@@ -305,6 +308,9 @@ PARTS = [
     ("images of floats", lambda: Reads(Y, Y, dtype=torch.float32).setup("fit"), "Reads.read: training images must "),
     ("tensors for a data set", lambda: Datasets((X, Y)), "such as TensorDataset(inputs, labels), or a list of"),
     ("samples of none", lambda: DatasetLoader([], 2, None), "data: list is empty; give it samples"),
+    ("arguments as text", lambda: main("fit --config a"), "main('fit --config a'): takes a list of arguments, ['fit'"),
+    ("those of a comparison", lambda: compare("runs"), "main('runs'): takes a list of arguments, ['runs']"),
+    ("one folder for a list", lambda: read_runs("runs", "train/loss"), "(names='runs'): give a list of folders, ['r"),
     ("a run of nothing", lambda: load_run(None), "load_run(folder=None): must be a path, as text"),
     ("a run without one", lambda: load_run("."), "no checkpoint of a run; name the folder of one, such as runs/"),
     ("a checkpoint by number", lambda: load_run(".", 12), "load_run(checkpoint=12): must be a path, as text"),
