@@ -14,9 +14,9 @@ from locoprop_lightning.errors import UserError
 # What torch, and Python's calls, say of inputs of another shape or type than a layer takes.
 _SHAPE = re.compile(
     r"shapes? |[Ss]izes? of|size mismatch|input\[|channels|[Dd]imension|dtype|scalar type|index out of range|"
-    r"must be Tensor"
+    r"must be Tensor|should be the same"
 )
-_DEVICE = re.compile(r"same device|expected device|on device ")
+_DEVICE = re.compile("same device|expected device|should be the same")
 _CALL = re.compile(r"forward\(\) (missing|got an unexpected|got multiple|takes) ")
 
 
@@ -47,10 +47,10 @@ def explained(network: nn.Module, inputs: Any) -> Iterator[None]:
         if isinstance(error, TypeError) and _CALL.search(text):
             way = "a mapping becomes keyword arguments, a tuple or list arguments; give pairs of inputs and target, or "
             way += "a task whose inputs(batch) says what the network takes"
-        elif _DEVICE.search(text):
-            told = _devices(network, inputs)
-            way = told or "have the network make its own tensors on the device of its inputs, or as buffers"
-            text = "" if told else text
+        elif _DEVICE.search(text) and (told := _devices(network, inputs)):
+            text, way = "", told
+        elif _DEVICE.search(text) and "device" in text:
+            way = "have the network make its own tensors on the device of its inputs, or as buffers"
         elif _SHAPE.search(text):
             way = "give the network the sizes and types of its data"
         else:

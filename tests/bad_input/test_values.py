@@ -113,6 +113,11 @@ LOCAL = [
         "cannot take inputs [4, 6] of float32 on meta, its weights are on cpu; move one of the two by .to(...).",
     ),
     (
+        "a convolution of float64",
+        lambda: BackpropModule(nn.Conv2d(1, 1, 2), Classification(), SGD)(torch.zeros(1, 1, 3, 3).double()),
+        "should be the same); give the network the sizes and types of its data",
+    ),
+    (
         "tensors of its own elsewhere",
         lambda: Elsewhere()(X),
         "); have the network make its own tensors on the device o",
