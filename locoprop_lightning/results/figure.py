@@ -97,12 +97,12 @@ def check_focus(focus: Sequence[str], methods: Collection[str]) -> None:
         methods: The methods that are.
 
     Raises:
-        UserError: Names it, and those that there are.
+        UserError: Names it, and those that are like it, or all there are.
     """
     for name in focus:
         if name not in methods:
-            near = near_names(name, methods)
-            raise UserError(f"focus={name}: there is no such method; take one of {listed(methods, 12)}{near}.")
+            known = near_names(name, methods) or f"; take one of {listed(methods, 12)}"
+            raise UserError(f"focus={name}: there is no such method{known}.")
 
 
 def draw(
