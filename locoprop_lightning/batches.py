@@ -7,20 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from locoprop_lightning.errors import UserError
 
 # What torch, and Python's calls, say of inputs of another shape or type than a layer takes.
 _SHAPE = re.compile(
     r"shapes? |[Ss]izes? of|size mismatch|input\[|channels|[Dd]imension|dtype|scalar type|index out of range|"
-    r"must be Tensor"
+    r"must be Tensor|should be the same"
 )
+_DEVICE = re.compile("same device|expected device|should be the same")
 _CALL = re.compile(r"forward\(\) (missing|got an unexpected|got multiple|takes) ")
 
 
 @contextmanager
 def explained(network: nn.Module, inputs: Any) -> Iterator[None]:
-    """Names the network and the batch where the network refuses the shape, the type or the number of its inputs.
+    """Names the network and the batch where it refuses the shape, the type, the number or the device of its inputs.
 
     Args:
         network: The network.
@@ -45,11 +47,25 @@ def explained(network: nn.Module, inputs: Any) -> Iterator[None]:
         if isinstance(error, TypeError) and _CALL.search(text):
             way = "a mapping becomes keyword arguments, a tuple or list arguments; give pairs of inputs and target, or "
             way += "a task whose inputs(batch) says what the network takes"
+        elif _DEVICE.search(text) and (told := _devices(network, inputs)):
+            text, way = "", told
+        elif _DEVICE.search(text) and "device" in text:
+            way = "have the network make its own tensors on the device of its inputs, or as buffers"
         elif _SHAPE.search(text):
             way = "give the network the sizes and types of its data"
         else:
             raise
-        raise UserError(f"network={type(network).__name__}: cannot take {_shown(inputs)} ({text}); {way}.") from error
+        reason = f" ({text}); " if text else " "
+        raise UserError(f"network={type(network).__name__}: cannot take {_shown(inputs)}{reason}{way}.") from error
+
+
+def _devices(network: nn.Module, inputs: Any) -> str:
+    """Where inputs and weights are, and what to do, empty where they are together."""
+    own = {str(leaf.device): None for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    weights = {str(tensor.device): None for tensor in (*network.parameters(), *network.buffers())}
+    if not own or not weights or own.keys() <= weights.keys():
+        return ""
+    return f"on {' and '.join(own)}, its weights are on {' and '.join(weights)}; move one of the two by .to(...)"
 
 
 def _shown(inputs: Any) -> str:

@@ -35,10 +35,11 @@ from locoprop_lightning.callbacks import (
 )
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.distributed.loopback import meeting_place
-from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_counts
+from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_arguments, check_counts
 from locoprop_lightning.files import expanded
 from locoprop_lightning.help import long_form, main_page, page
-from locoprop_lightning.loading import PARTS
+from locoprop_lightning.idle_settings import check_checkpoints, tell_idle
+from locoprop_lightning.loading import PARTS, check_made_of
 from locoprop_lightning.quiet import quiet
 from locoprop_lightning.refusal import missing, sentence, with_paths
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
@@ -138,6 +139,8 @@ class LocoPropCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the trainer; without checkpoints where the settings say so."""
         trainer = self._get(self.config_init, "trainer", default={})
+        if self.subcommand == "fit":
+            check_checkpoints(self._arguments, trainer)
         if trainer.get("enable_checkpointing") is False or trainer.get("barebones") or trainer.get("fast_dev_run"):
             for name in ("best", "checkpoints"):
                 self._parser(self.subcommand).callback_keys.remove(name)
@@ -146,12 +149,12 @@ class LocoPropCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is False or trainer.get("barebones") or others:
             self._parser(self.subcommand).callback_keys.remove("progress")
         try:
-            made = super().instantiate_trainer(**meeting_place(trainer) | kwargs)
+            made = super().instantiate_trainer(**({} if "plugins" in kwargs else meeting_place(trainer)) | kwargs)
         except Exception as error:
             if (message := refused(error, trainer)) is not None:
                 raise UserError(message) from error
             raise
-        check_settings(made, trainer)
+        check_settings(made, trainer, self.subcommand)
         self._get(self.config_init, "local_losses").told = True  # every run has it, with a logger or without
         return made
 
@@ -199,6 +202,8 @@ class LocoPropCLI(LightningCLI):
             arguments["ckpt_path"] = path
         if path is not None:  # so that the run's own file names what it went on from
             self.config[subcommand].ckpt_path = str(arguments["ckpt_path"])
+        if subcommand in ("validate", "test") and path is not None:  # whose results go by the method's name
+            check_made_of(Path(arguments["ckpt_path"]), self.model)
         if subcommand != "fit" and self.trainer.is_global_zero:
             self._folder.open()
         real = subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -210,6 +215,7 @@ class LocoPropCLI(LightningCLI):
     def before_fit(self) -> None:
         """Logs the settings that make the method, and tells how a run is taken up again."""
         check_monitors(self.trainer, self.model)
+        tell_idle(self._arguments, self.trainer, self.model)
         settings = self.settings()
         self.trainer.callbacks.append(settings_logger(settings))  # type: ignore[attr-defined]
         for callback in self.trainer.checkpoint_callbacks:
@@ -278,6 +284,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments of the command; those of the process if not given.
     """
+    check_arguments(args)
     given = sys.argv[1:] if args is None else list(args)
     told = threading.excepthook
     # What the system refuses a logger's thread is told by who waits for it.

@@ -8,9 +8,10 @@ import difflib
 import errno
 import math
 import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
@@ -117,19 +118,32 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
     return meant[0] + (message[begins.end() :] if begins[1] else f": {message}")
 
 
+def check_arguments(arguments: Sequence[str] | None) -> None:
+    """Refuses a command line as one text, whose letters would be taken for arguments."""
+    if isinstance(arguments, str):
+        raise UserError(f"main({shown(arguments)}): takes a list of arguments, {shlex.split(arguments)}.")
+
+
 class Parser(argparse.ArgumentParser):
     """A parser of a command's options that refuses in one sentence, without the page of its usage.
 
     Args:
         instead: Where that is which an unknown option, unlike all known ones, may have been meant for.
+        elsewhere: Options of a like command, of which that is told too.
         settings: Those of argparse's parser.
     """
 
-    def __init__(self, instead: str = "", **settings: Any) -> None:
+    def __init__(self, instead: str = "", elsewhere: Collection[str] = (), **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
-        self.instead = instead
+        self.instead, self.elsewhere = instead, elsewhere
+        self._given: list[str] = []
         version = f"locoprop-lightning {locoprop_lightning.__version__}"
         self.add_argument("--version", action="version", version=version, help="show the version")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses, and knows in a refusal what was typed."""
+        self._given = [] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Refuses what was typed.
@@ -140,9 +154,28 @@ class Parser(argparse.ArgumentParser):
         kinds = {"int": "a whole number", "float": "a number"}
         if found := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
             raise UserError(f"{found[1]} {found[3]}: must be {kinds[found[2]]}.")
-        name = re.match(r"unrecognized arguments: (\S+)", message)
-        near = (near_names(name[1], self._option_string_actions) or self.instead) if name else ""
+        lacking = re.fullmatch("the following arguments are required: ([A-Z]+)", message)
+        if lacking and (taken := self._taken()):
+            option, values = next(iter(taken.items()))
+            typed = shlex.join([values[-1], option, *values[:-1]])
+            way = f"put {lacking[1]} first, such as {self.prog} {typed}"
+            raise UserError(f"{option} took {values[-1]} as one of its own; {way}.")
+        name = re.match(r"unrecognized arguments: ([^\s=]+)", message)
+        known = () if name and name[1] in self.elsewhere else self._option_string_actions
+        near = near_names(name[1], known) or self.instead if name else ""
         raise UserError(f"{message}{near}; {self.prog} --help lists all.")
+
+    def _taken(self) -> dict[str, list[str]]:
+        """What options that take several values have taken, by option."""
+        found: dict[str, list[str]] = {}
+        taking: list[str] = []
+        for one in self._given:
+            if one.startswith("-"):
+                action = self._option_string_actions.get(one)
+                taking = found.setdefault(one, []) if action is not None and action.nargs == "+" else []
+            else:
+                taking.append(one)
+        return {option: values for option, values in found.items() if len(values) > 1}
 
 
 def check_counts(owner: str, least: int, **values: int) -> None:

@@ -1,8 +1,10 @@
 """From a run, or one of its checkpoints, to the trained network, without naming again what it is made of."""
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Self, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from locoprop_lightning.errors import UserError, check_path
 from locoprop_lightning.files import SETTINGS_FILE, load_yaml
 
 T = TypeVar("T")
+_MAKE_A_METHOD = ("optimizer", "solver", "oracle")  # of a model
 PARTS = ("model", "data")  # of a configuration, which say what is trained on what
 
 
@@ -30,13 +33,14 @@ def configuration_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return dict(yaml.safe_load(checkpoint.get(CONFIGURATION) or "{}"))
 
 
-def made(configuration: Mapping[str, Any], part: str, base: type[T]) -> T:
+def made(configuration: Mapping[str, Any], part: str, base: type[T], name: str) -> T:
     """A part of a configuration as an object; the global random state is left as it was.
 
     Args:
         configuration: ``model`` and ``data``, each a class by its path with its arguments.
         part: Which of them.
         base: Class of the object.
+        name: What a refusal begins with.
 
     Raises:
         UserError: Where a class cannot be found or an argument does not fit.
@@ -47,8 +51,28 @@ def made(configuration: Mapping[str, Any], part: str, base: type[T]) -> T:
         with torch.random.fork_rng(devices=[]):
             found: T = parser.instantiate(parser.parse_object({part: configuration[part]}))[part]
     except ArgumentError as error:
-        raise UserError(f"the run's {part} cannot be made again: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: its {part} cannot be made again: {_why(error, configuration[part])}.") from error
     return found
+
+
+def _why(error: Exception, part: Any) -> str:
+    """Why a part of a configuration cannot be made, and what to do where a class is not found."""
+    text = " ".join(str(error).split())
+    gone = re.search(r"No module named '([^']+)'|module '[^']+' has no attribute '[^']+'", text)
+    if gone is None:
+        return shorten(text, 300, placeholder=" ...")
+    owner = next((path for path in _texts(part) if gone[1] and f"{path}.".startswith(f"{gone[1]}.")), None)
+    if owner is not None:
+        return f"{gone[0]}, which {owner} is in; put its folder on the path (PYTHONPATH)"
+    return f"{gone[0]}; {'install it' if gone[1] else 'put back the file that has it'}"
+
+
+def _texts(part: Any) -> Iterator[str]:
+    """The texts in a part of a configuration, among which are the paths of its classes."""
+    if isinstance(part, str):
+        yield part
+    for value in part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ():
+        yield from _texts(value)
 
 
 class Run:
@@ -87,7 +111,7 @@ class Run:
         """
         if "data" not in self.configuration:
             raise UserError(f"{self.checkpoint}: the run's configuration names no data; make the data module yourself.")
-        return made(self.configuration, "data", LightningDataModule)
+        return made(self.configuration, "data", LightningDataModule, str(self.checkpoint))
 
     def __repr__(self) -> str:
         return f"Run({str(self.checkpoint)!r}, step {self.step}, {self.module!r})"
@@ -137,7 +161,7 @@ def module_of(
             f"{name}: does not say what its module was made of, as checkpoints of `locoprop fit` do; make the module "
             f"and call module.load_state_dict(torch.load(path, weights_only=True)['state_dict'])."
         )
-    module = made(configuration, "model", LightningModule)
+    module = made(configuration, "model", LightningModule, name)
     if not isinstance(module, base):
         raise UserError(f"{name}: is of a {type(module).__name__}, not of a {base.__name__}; load it by that class.")
     if isinstance(module, Loadable):
@@ -145,6 +169,42 @@ def module_of(
     module.on_load_checkpoint(dict(state))
     module.load_state_dict(state["state_dict"])
     return module
+
+
+def check_made_of(checkpoint: Path, module: LightningModule) -> None:
+    """Refuses a checkpoint of a method that is known to be another, whose results would go by this one's name.
+
+    Methods are told by their classes, as far as both say them; settings of these may have changed since.
+
+    Args:
+        checkpoint: File of the checkpoint, which is whole.
+        module: The module that is to have its weights.
+
+    Raises:
+        UserError: Names both methods, and the configuration to give.
+    """
+    if not isinstance(module, Loadable) or module.configuration is None:
+        return
+    state = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)
+    theirs, ours = _method(configuration_of(state)), _method(yaml.safe_load(module.configuration))
+    if any(theirs[name] != ours[name] for name in theirs.keys() & ours.keys()):
+        told = [", ".join(one[name] for name in one if ours.get(name) != theirs.get(name)) for one in (theirs, ours)]
+        settings = checkpoint.parent.parent / SETTINGS_FILE
+        way = f"--config {settings}" if settings.is_file() else "the configuration of its run"
+        raise UserError(f"ckpt_path={checkpoint}: is of {told[0]}, and the configuration is of {told[1]}; give {way}.")
+
+
+def _method(configuration: Mapping[str, Any]) -> dict[str, str]:
+    """The classes of this package and torch that a configuration makes a method of, by their settings."""
+    model = configuration.get("model") or {}
+    parts = {"model": model} | {name: (model.get("init_args") or {}).get(name) for name in _MAKE_A_METHOD}
+    paths = {name: part.get("class_path") for name, part in parts.items() if isinstance(part, Mapping)}
+    known = (__name__.partition(".")[0], "torch")
+    return {
+        name: path.rpartition(".")[2]
+        for name, path in paths.items()
+        if isinstance(path, str) and path.partition(".")[0] in known
+    }
 
 
 def _single(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from locoprop_lightning.batches import explained
@@ -18,6 +19,8 @@ from locoprop_lightning.local_view import shown
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.settings import LocalSettings, Scheduled
 from locoprop_lightning.solvers import LocalSolver, Recording, Solution
+
+_UNITS = "units"  # in a state, those of each layer
 
 
 class LocalBackward:
@@ -85,6 +88,7 @@ class LocalBackward:
         self.solutions: dict[str, Solution] = {}
         self.engine.discover(network, example, connect())
         self._local = list(self.engine.local)
+        self._reached = False  # whether a loss has had a gradient at the network
 
     def __call__(
         self,
@@ -106,8 +110,8 @@ class LocalBackward:
             The loss, scalar, without its graph.
 
         Raises:
-            UserError: Where a layer turns out not to be its matrix times its input, where one was replaced, and for a
-                loss that is not one number with a gradient.
+            UserError: Where a layer turns out not to be its matrix times its input, where one was replaced, for a loss
+                that is not one number with a gradient at the network, and where gradients are switched off.
         """
         engine, processes = self.engine, connect()
         if not callable(loss_of):
@@ -120,6 +124,10 @@ class LocalBackward:
         if terms is not None:
             check_counts("LocalBackward", 1, terms=terms)
         self._check_modules()
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise UserError(
+                "LocalBackward: gradients are switched off by torch.no_grad or torch.inference_mode; call it outside."
+            )
         self.network.zero_grad(set_to_none=True)
         joined = JoinedBatches(engine.tape(self.network, processes), False, False)
         with uncompiled(), joined.tape.of(True), explained(self.network, inputs):
@@ -135,6 +143,7 @@ class LocalBackward:
             batch = batch._replace(terms=batch.samples[0])
         check_counts("LocalBackward", 1, terms=batch.terms)
         joined.take(batch, [], loss).backward()
+        self._check_reached(loss)
         problems = engine.problems(joined.tape, [], batch)
         for name in self._local:
             if name not in engine.local:
@@ -146,6 +155,19 @@ class LocalBackward:
         engine.write(solutions)
         self.solutions = solutions if recording > Recording.NOTHING else {}
         return loss.detach()
+
+    def _check_reached(self, loss: Tensor) -> None:
+        """Refuses a loss that is made of something else, as long as none has reached the network.
+
+        One that is nothing but a number stands for a batch without terms.
+        """
+        trained = [p for p in self.network.parameters() if p.requires_grad] if not self._reached else []
+        self._reached = self._reached or any(p.grad is not None for p in trained)
+        if not self._reached and trained and loss.grad_fn is not None:
+            raise UserError(
+                "LocalBackward: the loss does not depend on the network's output, and no layer has a gradient; make it "
+                "of the argument of loss_of, undetached."
+            )
 
     def _check_modules(self) -> None:
         """Refuses a network in which a local layer is another module by now."""
@@ -193,20 +215,33 @@ class LocalBackward:
         """What solver and oracle have learnt, to be saved with one's checkpoint."""
         state: dict[str, Any] = {}
         self.engine.save(state)
-        return state
+        return state | {_UNITS: self._units}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from what they had learnt.
 
         Raises:
-            UserError: For what is none of ``state_dict()``.
+            UserError: For what is none of ``state_dict()``, and for that of layers of other units.
         """
         check_object("LocalBackward", Mapping, "what state_dict() has returned", state_dict=state_dict)
         if not {*state_dict} & {*self.state_dict()}:
             raise UserError(
                 f"LocalBackward(state_dict of {listed(state_dict)}): must be what state_dict() has returned."
             )
+        before, there, here = self.state_dict(), state_dict.get(_UNITS, {}), self._units
         self.engine.load(dict(state_dict))
+        for name, units in here.items():
+            if there.get(name, units) != units and self.engine.layers[name].oracle_state:  # a solver begins anew
+                self.engine.load(before)
+                raise UserError(
+                    f"LocalBackward(state_dict): layer {name!r} is of {there[name]} units there and of {units} here; "
+                    "load it into the network that it was saved from."
+                )
+
+    @property
+    def _units(self) -> dict[str, int]:
+        """Units of the layers by name."""
+        return {name: len(layer.matrices()[0]) for name, layer in self.engine.layers.items()}
 
     def __repr__(self) -> str:
         return shown(self, self.network, self.engine)

@@ -19,13 +19,13 @@ from locoprop_lightning.local import LocalProblem, Transfer
 from locoprop_lightning.local_view import LocalView
 from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
-from locoprop_lightning.optimizers.factory import optimizer_from, tell_default_rate
+from locoprop_lightning.optimizers.factory import check_all, optimizer_from, tell_default_rate
 from locoprop_lightning.optimizers.remainders import keep_remainders
 from locoprop_lightning.optimizers.schedule import follow, rates
 from locoprop_lightning.oracles import GradientOracle, Oracle
 from locoprop_lightning.rest import Rest
 from locoprop_lightning.sampling import sampled_gradients
-from locoprop_lightning.settings import Fixed, LocalSettings, check_trainer
+from locoprop_lightning.settings import Fixed, LocalSettings, check_optimizers, check_trainer
 from locoprop_lightning.solvers import LocalSolver, Recording
 from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.tasks import Task
@@ -217,6 +217,7 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
         """
         local, everything = set(self.engine.refresh(self.network).values()), owned_parameters(self.network)
         outer = optimizer_from("optimizer", self._optimizer, [p for p in everything if p.parameter in local], False)
+        check_all("optimizer", outer, [p for p in everything if p.parameter in local])
         rest = optimizer_from("rest_optimizer", self._rest_optimizer, everything, False)
         tell_default_rate(outer)
         for optimizer in (outer, rest):
@@ -229,6 +230,7 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
 
     def on_fit_start(self) -> None:
         """Joins the other processes, and finds the layers anew."""
+        check_optimizers(self.trainer)
         super().on_fit_start()
         self._joined = None
         self.engine.start()

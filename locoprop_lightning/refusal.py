@@ -16,6 +16,7 @@ from torch import nn, optim
 # Imported so that their short names work on the command line.
 from locoprop_lightning import callbacks, data, module, networks, optimizers, oracles, solvers, supervised, tasks
 from locoprop_lightning.errors import UserError, message_of, near_names
+from locoprop_lightning.own_classes import half_made, other_arguments, unfinished
 from locoprop_lightning.supervised import SupervisedModule
 
 
@@ -29,7 +30,7 @@ def sentence(error: Exception) -> str | None:
     for cause in chain:
         if isinstance(cause, UserError) or "instantiate abstract class" in str(cause):
             return str(cause)
-    if (message := message_of(error) or _half_made(chain) or _other_arguments(error)) is not None:
+    if (message := message_of(error) or half_made(chain) or other_arguments(error)) is not None:
         return message
     if isinstance(error, ArgumentError):
         return _refusal(chain)
@@ -40,32 +41,10 @@ def sentence(error: Exception) -> str | None:
     return next((told for text, told in _MACHINE.items() if re.search(text, str(error))), None)
 
 
-def _half_made(chain: Sequence[BaseException]) -> str | None:
-    """What to tell where something is not there as a class of the user's does not make its base class."""
-    for cause in chain:
-        kind = type(getattr(cause, "obj", None))
-        code = getattr(vars(kind).get("__init__"), "__code__", None)
-        if isinstance(cause, AttributeError) and code is not None and not {"__init__", "super"} & {*code.co_names}:
-            place = f"{code.co_filename} line {code.co_firstlineno}"
-            return f"{kind.__module__}.{kind.__qualname__}: its __init__ must call super().__init__() ({place})."
-    return None
-
-
-def _other_arguments(error: Exception) -> str | None:
-    """What to tell where a method of the user's takes other arguments than those with which it is called here."""
-    text = str(error)
-    if not isinstance(error, TypeError) or not re.search(r"\(\) (takes \d|takes from|missing \d|got an unexp)", text):
-        return None
-    last = traceback.extract_tb(error.__traceback__)[-1]  # the caller: a call that does not bind has no frame
-    called = text.partition("(")[0]
-    if not re.search(r"[/\\](locoprop_lightning|lightning)[/\\]", last.filename) or called.startswith("Trainer."):
-        return None
-    return f"{text}; give {called} the arguments of the method that it overrides."
-
-
 _MACHINE = {
     "out of memory|can't allocate memory": "the memory is full; take a smaller data.batch_size, or a smaller network.",
     "embedded null byte": "a path of the settings holds a zero byte; name another.",
+    r"Tried to step \d+ times": "lr_scheduler: its total_steps are over, and the fit goes on; give as many as it has.",
     "EADDRINUSE": "MASTER_PORT: the port is in use; leave the variable out, or name a free port.",
 }
 
@@ -136,8 +115,9 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         owner, reason = one.groups()
     if name := re.search(rf"(?:{_NO_CLASS})\s*(.*)", reason):
         reason = f"there is no class {name[1] or repr('')}; {_known(keys[-1])}"
-    elif name := re.fullmatch(r"Expected an instantiatable class, but (?:.*\.)?(\w+) is abstract", reason):
-        reason = f"needs a class of its own (class_path), as {name[1]} is abstract; {_known(keys[-1])}"
+    elif name := re.fullmatch(r"Expected an instantiatable class, but (?:(.*)\.)?(\w+) is abstract", reason):
+        own = unfinished(f"{name[1]}.{name[2]}")
+        reason = own or f"needs a class of its own (class_path), as {name[2]} is abstract; {_known(keys[-1])}"
     elif made := _as_key(reason, keys[-1]):
         reason = f"{made} stands there as a key; give the class by its class_path, and its settings by init_args"
     elif re.match("Unable to load config", reason):
@@ -183,6 +163,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         if allowed == "int" and re.fullmatch(r"-?\d+\.0", got):  # which may have been typed as 1e2
             whole = re.search(r"Given value: (?:NestedArg\(.*val=')?([-+.\deE]+)(?:'\))?$", _text(chain), re.M)
             got = f"{whole[1] if whole else got}; write {got[:-2]}"
+        if "float" in allowed and re.fullmatch(r"[-+]?\d+,\d+", got):
+            got = f"{got}; write {got.replace(',', '.')}"
         reason = f"must be {allowed}, not {got}"
     return f"{setting}: {reason}"
 

@@ -101,7 +101,7 @@ class LocalSettings:
                 "BackpropModule."
             )
         check_names("transfers", self.transfers, names)
-        check_patterns("overrides", self.overrides, names)
+        check_patterns("overrides", self.overrides, names, reasons)
 
     def check_parts(self, solver: LocalSolver, oracle: Oracle) -> None:
         """Refuses a solver and an oracle that are none, or do not fit these settings.
@@ -245,6 +245,20 @@ def check_trainer(trainer: Trainer) -> None:
         )
     if trainer.precision == "16-mixed":
         raise UserError("trainer.precision='16-mixed' scales the loss and with it every target; take 'bf16-mixed'.")
+
+
+def check_optimizers(trainer: Trainer) -> None:
+    """Refuses other optimizers than the two that local training steps.
+
+    Raises:
+        UserError: Names the class that makes them.
+    """
+    if (count := len(trainer.optimizers)) != 2:
+        raise UserError(
+            f"{type(trainer.lightning_module).__name__}.configure_optimizers: returns {count or 'no'} optimizer"
+            f"{'' if count == 1 else 's'}, and local training steps two that LocoPropModule makes; leave the method "
+            "out, and give optimizer= and rest_optimizer=."
+        )
 
 
 def _transfer(name: str, transfer: str | Transfer) -> Transfer:

@@ -15,6 +15,7 @@ from locoprop_lightning.batches import explained
 from locoprop_lightning.checkpoints import stamp, stamped
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
+from locoprop_lightning.fit_checks import check_batch, check_epoch
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.compiled import original, tell_uncompiled
 from locoprop_lightning.layers.discovery import check_network, discover
@@ -24,7 +25,7 @@ from locoprop_lightning.optimizers import LinearDecay, owned_parameters
 from locoprop_lightning.optimizers.factory import optimizer_from, schedule_from
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
 from locoprop_lightning.optimizers.remainders import tell_dropped
-from locoprop_lightning.optimizers.schedule import tell_length
+from locoprop_lightning.optimizers.schedule import check_length, tell_length
 from locoprop_lightning.reprs import sized
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
@@ -142,11 +143,12 @@ class SupervisedModule(Loadable):
         """Makes a schedule, and tells it the length of the run if it asks.
 
         Raises:
-            UserError: Where the run has no length, or the schedule needs a metric.
+            UserError: Where the run has no length, or more steps than the schedule, or the schedule needs a metric.
         """
         schedule = schedule_from(make, optimizer)
         if isinstance(schedule, LinearDecay):
             tell_length(schedule, self.trainer, self.accumulate)
+        check_length(schedule, self.trainer, self.accumulate)
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -221,16 +223,13 @@ class SupervisedModule(Loadable):
                 )
         return []
 
-    def on_train_epoch_end(self) -> None:
-        """Refuses data that would be asked for for ever.
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Refuses a batch of which nothing came."""
+        check_batch(self, outputs)
 
-        Raises:
-            UserError: After an epoch without a batch, and a first one without a step.
-        """
-        begun = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if not begun or self.trainer.global_step == 0:
-            why = "its batches were None, or a hook has skipped them" if begun else "iterators last for one pass"
-            raise UserError(f"data: no step was taken in an epoch: {why}.")
+    def on_train_epoch_end(self) -> None:
+        """Refuses an epoch of which nothing came."""
+        check_epoch(self, self.network, self.task, self.untouched.keys())
 
     def on_fit_end(self) -> None:
         """Leaves the other processes.

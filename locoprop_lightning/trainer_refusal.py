@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from locoprop_lightning.callbacks.best_checkpoint import AUTO, BestCheckpoint
@@ -15,6 +16,7 @@ from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.module import LocoPropModule
 from locoprop_lightning.supervised import BackpropModule, SupervisedModule
 
+_LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
 PROCESSES_A_CORE = 8  # at most, of a fit on processors
 _KINDS = (ValueError, TypeError, RuntimeError, ModuleNotFoundError, MisconfigurationException)
 _OURS = ("lightning.", "locoprop_lightning.")
@@ -53,16 +55,22 @@ def refused(error: Exception, settings: Mapping[str, Any]) -> str | None:
     return f"trainer.{name}={given[name]}: {text}{way}."
 
 
-def check_settings(trainer: Trainer, settings: Mapping[str, Any]) -> None:
+def check_settings(trainer: Trainer, settings: Mapping[str, Any], command: str | None = None) -> None:
     """Refuses settings that Lightning takes though nothing, or something else, comes of them.
 
     Args:
         trainer: The trainer that was made of them.
         settings: Its settings by name.
+        command: The command: fit, validate, test or predict.
 
     Raises:
         UserError: Names the setting.
     """
+    if command in _LIMITS and settings.get(_LIMITS[command]) == 0:
+        raise UserError(f"trainer.{_LIMITS[command]}=0: leaves {command} no batch; give a number above 0.")
+    if isinstance(trainer.strategy, SingleDeviceStrategy) and (count := _devices(settings)) > 1:
+        name = settings["strategy"] if isinstance(settings["strategy"], str) else type(trainer.strategy).__name__
+        raise UserError(f"trainer.strategy={name}: takes one device, not {count}; take ddp, or trainer.devices=1.")
     for name, least in (("log_every_n_steps", 0), ("check_val_every_n_epoch", 1), ("num_sanity_val_steps", -1)):
         if settings.get(name) is not None:
             check_counts("", least, **{f"trainer.{name}": settings[name]})
@@ -89,6 +97,14 @@ def check_settings(trainer: Trainer, settings: Mapping[str, Any]) -> None:
             f"trainer.precision={precision}: a processor has no such arithmetic; take 'bf16-mixed', or a GPU "
             "(trainer.accelerator)."
         )
+
+
+def _devices(settings: Mapping[str, Any]) -> int:
+    """How many devices the settings name; 1 where that is left to the trainer."""
+    given = settings.get("devices")
+    if isinstance(given, list | tuple):
+        return len(given)
+    return int(given) if isinstance(given, int) or (isinstance(given, str) and given.isdecimal()) else 1
 
 
 def check_monitors(trainer: Trainer, module: SupervisedModule) -> None:

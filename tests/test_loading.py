@@ -102,7 +102,7 @@ def test_what_cannot_be_loaded_is_named(runs, tmp_path):
     state = torch.load(path, weights_only=True)
     state["configuration"] = state["configuration"].replace("networks.MLP", "networks.Gone")
     torch.save(state, path)
-    with pytest.raises(UserError, match="the run's model cannot be made again: .*Gone"):
+    with pytest.raises(UserError, match="its model cannot be made again: .*Gone"):
         load_run(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="is not a checkpoint|is damaged"):

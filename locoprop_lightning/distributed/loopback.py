@@ -18,6 +18,7 @@ from locoprop_lightning.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 _LAUNCHERS = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
+_ADDRESS = {"MASTER_ADDR", "MASTER_PORT"}
 _stores: list[TCPStore] = []  # which serve until the process ends
 
 
@@ -84,6 +85,15 @@ def meeting_place(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         trainer: The trainer's settings.
+
+    Raises:
+        UserError: For several machines that have not been told where to meet.
     """
-    asked = trainer.get("plugins") or trainer.get("num_nodes", 1) != 1 or any(one.detect() for one in _LAUNCHERS)
-    return {} if asked else {"plugins": [LoopbackEnvironment()]}
+    nodes, strategy = trainer.get("num_nodes", 1), trainer.get("strategy", "auto")
+    launched = trainer.get("plugins") or trainer.get("accelerator") == "tpu" or any(one.detect() for one in _LAUNCHERS)
+    if nodes > 1 and not launched and isinstance(strategy, str) and not _ADDRESS <= os.environ.keys():
+        raise UserError(
+            f"trainer.num_nodes={nodes}: nobody has said where the nodes meet; set {', '.join(sorted(_ADDRESS))} and "
+            "NODE_RANK on each, or leave it out for one machine."
+        )
+    return {} if launched or nodes != 1 else {"plugins": [LoopbackEnvironment()]}

@@ -97,8 +97,16 @@ def check_shapes(network: nn.Module) -> None:
             )
 
 
-def check_patterns(setting: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+def check_patterns(
+    setting: str, patterns: Iterable[str], names: Iterable[str], others: Mapping[str, str] | None = None
+) -> None:
     """Refuses a pattern that matches no name, as a typing error would.
+
+    Args:
+        setting: Name of the setting.
+        patterns: The patterns.
+        names: Names of the layers.
+        others: Why other layers are none of these, by name.
 
     Raises:
         UserError: Names the setting, the pattern and the names there are.
@@ -106,7 +114,9 @@ def check_patterns(setting: str, patterns: Iterable[str], names: Iterable[str]) 
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"{setting}: {pattern!r} matches no layer; the layers are {listed(names) or 'none'}.")
+            why = [f"{name}: {reason}" for name, reason in (others or {}).items() if fnmatchcase(name, pattern)]
+            told = f" that is local ({listed(why, 3)})" if why else ""
+            raise UserError(f"{setting}: {pattern!r} matches no layer{told}; the layers are {listed(names) or 'none'}.")
 
 
 def check_names(setting: str, names: Iterable[str], layers: Iterable[str]) -> None:

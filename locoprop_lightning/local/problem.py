@@ -25,7 +25,8 @@ class LocalProblem:
 
     Args:
         operator: How the layer acts at its inputs, or Y, the inputs of a linear layer [n, d_in].
-        pre_activation: A = Y W0^T + b0 [n, d_out], or a function that makes it when something needs it.
+        pre_activation: A = Y W0^T + b0 [n, d_out], before the activation, which is taken on trust; or a function that
+            makes it when something needs it.
         direction: D, the oracle's direction [n, d_out], or such a function; the target is T = f(A) - lambda_a D.
         weight: W0 as the operator has it [d_out, d_in].
         bias: b0 [d_out], if the layer has one.

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from locoprop_lightning.errors import UserError, check_choice, check_counts, check_positive
+from locoprop_lightning.networks.images import check_images
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -58,6 +59,7 @@ class DeepAutoencoder(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, in_features] of samples [n, ...]."""
+        check_images("DeepAutoencoder", x)
         if x[0].numel() != self.in_features:
             raise UserError(
                 f"DeepAutoencoder(in_features={self.in_features}): a sample of this data has {x[0].numel()} values; "

@@ -1,8 +1,9 @@
 """The small convolutional network of DeepOBS."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from locoprop_lightning.errors import check_counts
+from locoprop_lightning.networks.images import check_images
 
 
 class ConvNet(nn.Sequential):
@@ -39,3 +40,8 @@ class ConvNet(nn.Sequential):
                 nn.init.trunc_normal_(parameter, std=0.05, a=-0.1, b=0.1)
             else:
                 nn.init.constant_(parameter, 0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [n, num_classes] of images [n, channels, 28, 28]."""
+        check_images("ConvNet", x)
+        return super().forward(x)

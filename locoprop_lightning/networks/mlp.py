@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import UserError, check_choice, check_counts, check_flags, check_object
+from locoprop_lightning.errors import UserError, check_choice, check_counts, check_flags
+from locoprop_lightning.networks.images import check_images
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -62,7 +63,7 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, out_features] of samples [n, ...]."""
-        check_object("MLP", Tensor, "a tensor, whose first dimension is the samples", inputs=x)
+        check_images("MLP", x)
         if (values := x.shape[1:].numel()) != self.in_features:
             raise UserError(
                 f"MLP(in_features={self.in_features}): a sample of this data has {values} values, shape "

@@ -1,9 +1,10 @@
 """ResNet-18 for small grey images."""
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from locoprop_lightning.errors import check_counts
+from locoprop_lightning.networks.images import check_images
 
 
 class ResNet18(ResNet):
@@ -25,3 +26,9 @@ class ResNet18(ResNet):
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
         self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [n, num_classes] of images [n, channels, height, width]."""
+        check_images("ResNet18", x)
+        logits: Tensor = super().forward(x)
+        return logits

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.errors import UserError, check_counts, listed
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, NamesNeeded, OwnedParameter, check_maker
 from locoprop_lightning.optimizers.objects import save_objects_plainly
 
@@ -51,6 +51,25 @@ def optimizer_from(
             raise UserError(f"{setting}={name}: lr={group['lr']}: must be a finite number.")
     save_objects_plainly(optimizer)
     return optimizer
+
+
+def check_all(setting: str, optimizer: Optimizer, parameters: Sequence[OwnedParameter]) -> None:
+    """Refuses an optimizer that lacks some of the parameters that only it would step.
+
+    Args:
+        setting: Name of the setting.
+        optimizer: What it has made.
+        parameters: The parameters, of which frozen ones may be left out.
+
+    Raises:
+        UserError: Names those that it has not.
+    """
+    has = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if lacking := [one.name for one in parameters if one.parameter.requires_grad and one.parameter not in has]:
+        raise UserError(
+            f"{setting}={type(optimizer).__name__}: has not the parameters {listed(lacking, 4)}; take all that it is "
+            "called with, or freeze those that shall stay as they are by requires_grad_(False)."
+        )
 
 
 def tell_default_rate(optimizer: Optimizer) -> None:

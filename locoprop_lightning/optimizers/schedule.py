@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from locoprop_lightning.errors import UserError, check_counts, check_flags, check_fraction, check_object, shown
 
@@ -100,18 +101,51 @@ def tell_length(schedule: LinearDecay, trainer: Trainer, accumulate: int = 1) ->
         UserError: Where the run, or an epoch, has no length.
     """
     if schedule.asks_length:
-        total = trainer.estimated_stepping_batches
+        total = _steps_of(trainer, accumulate)
         if total == float("inf"):
             raise UserError("lr_scheduler=LinearDecay needs an end: set trainer.max_epochs, or its total_steps.")
-        if accumulate > 1 and trainer.max_epochs not in (-1, None):
-            steps = math.ceil(trainer.num_training_batches / accumulate) * trainer.max_epochs
-            total = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
         schedule.total_steps = int(total)
     if schedule.by_epoch:
         trainer.fit_loop.setup_data()
         if trainer.num_training_batches == float("inf"):
             raise UserError("lr_scheduler=LinearDecay(by_epoch=True) needs data of a known length.")
         schedule.steps_per_epoch = math.ceil(trainer.num_training_batches / accumulate)
+
+
+def check_length(schedule: Any, trainer: Trainer, accumulate: int = 1) -> None:
+    """Refuses a schedule that would stop a run before its end, where nothing else may end that earlier.
+
+    Args:
+        schedule: The schedule.
+        trainer: The trainer of the run.
+        accumulate: Batches of a step.
+
+    Raises:
+        UserError: Names both lengths.
+    """
+    if not isinstance(schedule, OneCycleLR) or any(_may_stop(one) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        return
+    steps = _steps_of(trainer, accumulate)
+    if schedule.total_steps < steps < float("inf"):
+        raise UserError(
+            f"lr_scheduler.total_steps={schedule.total_steps}: the fit has {int(steps)} steps; give at least that, or "
+            "a shorter fit."
+        )
+
+
+def _may_stop(callback: Callback) -> bool:
+    """Whether a callback may end a fit early: one that waits for a time or a metric, or is somebody else's."""
+    ours = type(callback).__module__.partition(".")[0] in ("lightning", __name__.partition(".")[0])
+    return not ours or isinstance(callback, EarlyStopping | Timer)
+
+
+def _steps_of(trainer: Trainer, accumulate: int) -> float:
+    """Steps of a run, infinite where it has no length."""
+    total = float(trainer.estimated_stepping_batches)
+    if math.isfinite(total) and accumulate > 1 and trainer.max_epochs not in (-1, None):
+        steps = math.ceil(trainer.num_training_batches / accumulate) * trainer.max_epochs
+        total = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+    return total
 
 
 def rates(optimizers: Sequence[Optimizer], scheduled: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from locoprop_lightning.errors import Parser, UserError, check_fraction, one_sentence
+from locoprop_lightning.errors import Parser, UserError, check_arguments, check_fraction, one_sentence
 from locoprop_lightning.files import check_file, expanded
 from locoprop_lightning.results.curves import AXES, fold_runs
 from locoprop_lightning.results.figure import check_focus, check_format, draw
@@ -108,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments of the command; those of the process if not given.
     """
+    check_arguments(arguments)
     arguments = expanded(sys.argv[1:] if arguments is None else arguments)
     with one_sentence("locoprop-compare", arguments):
         compare(make_parser().parse_args(arguments))

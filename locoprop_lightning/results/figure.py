@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from locoprop_lightning.errors import UserError, near_names
+from locoprop_lightning.errors import UserError, listed, near_names
 from locoprop_lightning.results.curves import Curve
 
 # Okabe and Ito's colours without yellow, which is faint on white; 7 colours and 5 dashes make 35 pairs.
@@ -97,11 +97,12 @@ def check_focus(focus: Sequence[str], methods: Collection[str]) -> None:
         methods: The methods that are.
 
     Raises:
-        UserError: Names it, and those that are like it.
+        UserError: Names it, and those that are like it, or all there are.
     """
     for name in focus:
         if name not in methods:
-            raise UserError(f"focus={name}: there is no such method{near_names(name, methods)}.")
+            known = near_names(name, methods) or f"; take one of {listed(methods, 12)}"
+            raise UserError(f"focus={name}: there is no such method{known}.")
 
 
 def draw(

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from locoprop_lightning.errors import UserError, listed, near_names
+from locoprop_lightning.errors import UserError, check_several, listed, near_names
 from locoprop_lightning.results import events, metrics_csv
 from locoprop_lightning.results.methods import join_resumed
 from locoprop_lightning.results.runs import EPOCH, PACE, Run, with_training_seconds
@@ -24,6 +24,7 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
     Raises:
         UserError: For a folder that is missing, and where no run is left.
     """
+    check_several("read_runs", "folders", names=names)
     runs: dict[Path, Run] = {}
     tags: dict[Path, set[str]] = {}
     for name in names:

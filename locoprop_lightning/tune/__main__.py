@@ -11,7 +11,7 @@ from pathlib import Path
 
 from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
-from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_counts, check_positive
+from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_arguments, check_counts, check_positive
 from locoprop_lightning.files import check_folder, expanded, parse_json
 from locoprop_lightning.results.names import trial_number
 from locoprop_lightning.results.settings import pairs
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         An exit status, which is 0, 1 where trials failed for good, or 130 where the command was interrupted.
     """
+    check_arguments(arguments)
     arguments = expanded(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning").setLevel(logging.WARNING)  # each configuration that is tried says what it sees
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if arguments[:1] == ["study"]:
                 from locoprop_lightning.tune.study.command import study
 
-                return study(arguments[1:])
+                return study(arguments[1:], [*make_parser()._option_string_actions])
             if arguments and not arguments[0].startswith("-"):
                 name = arguments[0]
                 config = name if "/" in name or name.endswith(".yaml") else f"{name}/NAME"

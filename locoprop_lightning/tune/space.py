@@ -79,6 +79,8 @@ class Space:
         """
         if not isinstance(settings, dict) or not settings:
             raise UserError(f"{name}: holds no settings, such as model.lambda_a: {{loguniform: [10, 5000]}}.")
+        if isinstance(model := settings.get("model"), dict) and "class_path" in model:
+            raise UserError(f"{name}: is a configuration; name the settings that are searched, with their ranges.")
         dimensions: dict[str, Dimension] = {}
         for key, value in settings.items():
             dimensions[str(key)] = _dimension(str(key), value, dimensions)

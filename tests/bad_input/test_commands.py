@@ -3,11 +3,13 @@
 import pytest
 
 from locoprop_lightning.cli import main
-from tests.bad_input.support import sentence_of
+from locoprop_lightning.distributed.loopback import meeting_place
+from tests.bad_input.support import CONFIGS, arguments, sentence_of
 
 pytestmark = pytest.mark.usefixtures("folder")
 
 ADAM = "fit --config CONFIGS/digits/adam.yaml --trainer.accelerator=cpu --trainer.max_steps=1"
+FOOF = "--config CONFIGS/digits/foof.yaml --trainer.accelerator=cpu"
 LINEAR = (
     "fit --model BackpropModule --model.network torch.nn.Linear --model.network.in_features 65 --model.optimizer Adam "
     "--model.network.out_features 10 --model.task Classification --data Digits --trainer.accelerator cpu"
@@ -22,6 +24,7 @@ NUMBERS = [
     ("lambda_a 0", "--model.lambda_a 0", "lambda_a=0.0: must be above 0"),
     ("lambda_r vanishing", "--model.lambda_r 1e-300", "lambda_r=1e-300: must be from 1e-18 to 1e18"),
     ("lambda_r minus infinity", "--model.lambda_r=-.inf", "lambda_r=-inf: must be a finite number"),
+    ("lambda_a with a comma", "--model.lambda_a 0,5", "--model.lambda_a: must be float, not 0,5; write 0.5"),
     ("lambda_r a word", "--model.lambda_r much", "model.lambda_r: must be float, not much"),
     ("average 1", "--model.solver.average 1", "ClosedForm(average=1.0): must be in [0, 1)"),
     ("average nan", "--model.solver.average .nan", "ClosedForm(average=nan): must be a finite number"),
@@ -57,6 +60,11 @@ LAYERS = [
         "overrides of no layer",
         """--model.overrides '{"x": {"lambda_r": 3}}'""",
         "'x' matches no layer; the layers are 1",
+    ),
+    (
+        "overrides of a layer that is skipped",
+        '--model.skip \'["1"]\' --model.overrides \'{"1": {"lambda_r": 3}}\'',
+        "overrides: '1' matches no layer that is local (1: skipped); the layers are 3, 5",
     ),
     (
         "overrides a word",
@@ -127,6 +135,12 @@ LAYERS = [
         "are required: step_size (of StepLR); give --model.lr_scheduler.step_size",
     ),
     (
+        "schedule too short",
+        "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 1 --model.lr_scheduler.total_steps 5 "
+        "--trainer.max_steps 9 --trainer.max_epochs 9",
+        "--model.lr_scheduler.total_steps=5: the fit has 9 steps; give at least that, or a shorter fit",
+    ),
+    (
         "schedule without length",
         "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 1",
         "lr_scheduler: You must",
@@ -147,6 +161,12 @@ TRAINER = [
     ("sanity", "--trainer.num_sanity_val_steps=-7", "trainer.num_sanity_val_steps=-7: must be at least -1"),
     ("clipping", "--trainer.gradient_clip_val 1", "trainer.gradient_clip_val=1: there are displacements"),
     ("accumulation", "--trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches=2: would add up"),
+    ("checkpoints of none", "--trainer.enable_checkpointing false --checkpoints.every_n_steps 5", "--checkpoints.every_"
+     "n_steps=5: trainer.enable_checkpointing=False writes none; leave out one of the two"),
+    ("the best of none", "--trainer.enable_checkpointing=false --best.monitor=val/loss", "--best.monitor=val/loss: "),
+    ("no test", f"test {FOOF} --trainer.limit_test_batches 0", "--trainer.limit_test_batches=0: leaves test no batc"),
+    ("no validation", f"validate {FOOF} --trainer.limit_val_batches 0.0", "limit_val_batches=0: leaves validate no "),
+    ("no prediction", f"predict {FOOF} --trainer.limit_predict_batches 0", "limit_predict_batches=0: leaves predict"),
     ("profiler", "--trainer.profiler x", "`profiler` parameter of `Trainer`, it can only be one of ['simple'"),
     ("stopping early by nothing", "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=acc",
      "EarlyStopping(monitor='acc'): is not logged; take one of train/loss, train/accuracy, lr, time/step_ms, val/loss"),
@@ -183,6 +203,17 @@ DEVICES = [
         "trainer.devices=two: `devices` selected with `CPUAccelerator` should be",
     ),
     ("processors by index", "--trainer.devices '[0,1]'", "trainer.devices=[0, 1]: `devices` selected with"),
+    (
+        "a device for two",
+        "--trainer.devices 2 --trainer.strategy single_device",
+        "--trainer.strategy=single_device: takes one device, not 2; take ddp, or trainer.devices=1",
+    ),
+    (
+        "nodes that do not meet",
+        "--trainer.num_nodes 2",
+        "--trainer.num_nodes=2: nobody has said where the nodes meet; set"
+        " MASTER_ADDR, MASTER_PORT and NODE_RANK on each, or leave it out for one machine",
+    ),
     ("no nodes", "--trainer.num_nodes 0", "trainer.num_nodes=0: `num_nodes` must be a positive integer"),
     ("fsdp on a processor", "--trainer.strategy fsdp", "trainer.strategy=fsdp: The strategy `fsdp` requires a GPU"),
     ("no such strategy", "--trainer.strategy x", "trainer.strategy=x: You selected an invalid strategy name"),
@@ -240,3 +271,36 @@ ROWS = [*NUMBERS, *LAYERS, *TRAINER, *DEVICES, *COMMANDS]
 @pytest.mark.parametrize(("command", "said"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_a_wrong_command_ends_with_one_sentence(command, said, capsys):
     assert said in sentence_of(main, command, capsys)
+
+
+IN_VAIN = [
+    (
+        "without a logger",
+        "--trainer.logger false --local_losses.histograms true",
+        "local_losses.histograms=true: trainer.",
+    ),
+    (
+        "of a baseline",
+        f"{ADAM} --local_losses.every_n_steps=10",
+        "local_losses.every_n_steps=10: BackpropModule has no l",
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("command", "said"), [row[1:] for row in IN_VAIN], ids=[row[0] for row in IN_VAIN])
+def test_local_losses_that_nobody_sees_are_told_and_the_fit_goes_on(command, said, capsys):
+    main(arguments(f"{command} --trainer.enable_progress_bar=false"))
+    assert f"locoprop fit: --{said}" in capsys.readouterr().err
+
+
+def test_nodes_that_know_where_they_meet_are_let_go(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "host")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert meeting_place({"num_nodes": 2}) == {}
+
+
+def test_checkpoints_that_a_file_asks_for_may_be_switched_off(folder, capsys):
+    (folder / "a.yaml").write_text((CONFIGS / "digits" / "adam.yaml").read_text() + "checkpoints: {every_n_steps: 5}\n")
+    main(["fit", "--config", "a.yaml", *ADAM.split()[3:], "--trainer.enable_checkpointing=false"])
+    assert not list(folder.rglob("*.ckpt"))

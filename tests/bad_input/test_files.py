@@ -16,9 +16,11 @@ import torch
 from lightning.pytorch import Callback
 from tensorboard.compat.tensorflow_stub.io import gfile
 
+from locoprop_lightning import load_run
 from locoprop_lightning.cli import main
 from locoprop_lightning.data import FashionMNIST
 from locoprop_lightning.data.fashion_mnist import FILES
+from locoprop_lightning.errors import UserError
 from locoprop_lightning.results.compare import main as compare
 from locoprop_lightning.run_folder import RunFolder
 from tests.bad_input.support import arguments, sentence_of
@@ -32,13 +34,16 @@ BYTES = bytes(range(256))
 ROOT_ALONE = "/proc is no folder that can be written to"
 NOWHERE = "/proc/x: No such file or directory" if os.access("/proc", os.W_OK) else ROOT_ALONE
 OF_RUN = {"global_step": 3, "epoch": 0, "pytorch-lightning_version": "2.6", "optimizer_states": [], "lr_schedulers": []}
+OF_ADAM = (
+    "model: {class_path: locoprop_lightning.BackpropModule, init_args: {optimizer: {class_path: torch.optim.Adam}}}"
+)
 OWN = """
 from pathlib import Path
 from lightning.pytorch import Callback, LightningDataModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from locoprop_lightning.oracles import Oracle
-from locoprop_lightning.solvers import ClosedForm
+from locoprop_lightning.solvers import ClosedForm, IterativeSolver
 from locoprop_lightning.tasks import Classification
 from torch import nn
 from torch.utils.data import Dataset
@@ -86,6 +91,13 @@ class Unmade(Optimizer):
 
 class Endless(LRScheduler):
     pass
+
+class Steps(IterativeSolver):
+    def __init__(self, iterations: int = 10):
+        super().__init__(iterations)
+
+    def steps(self, problem, v, gradient, k, carry):
+        return v
 
 class First(Oracle):
     def direction(self, gradient, terms, state):
@@ -165,9 +177,14 @@ ROWS = [
     ("of another trainer", lambda: save({"state_dict": {}, "global_step": 1}), CHECKPOINT, "no pytorch-lightning_vers"),
     ("of another network", lambda: save({"state_dict": {"network.1.weight": torch.ones(2)}} | OF_RUN), CHECKPOINT,
      "network=MLP: the checkpoint is of another network: "),
+    ("of another method", lambda: save({"state_dict": {}, "configuration": OF_ADAM} | OF_RUN), "test --config "
+     "CONFIGS/digits/foof.yaml --trainer.accelerator cpu --ckpt_path a.ckpt", "--ckpt_path=a.ckpt: is of BackpropModule"
+     ", Adam, and the configuration is of LocoPropModule, SGD, ClosedForm; give the configuration of its run"),
     ("weights to go on from", lambda: save({k: v for k, v in OF_RUN.items() if "s" != k[-1]} | {"state_dict": {}}),
      CHECKPOINT, "holds weights alone, from which no fit can go on"),
     ("a network that fails", lambda: write("own_a.py", OWN), "--model.network own_a.Boom", "boom (RuntimeError, "),
+    ("a solver without a step", lambda: write("own.py", OWN), "--model.solver own.Steps --model.objective matching",
+     "--model.solver: own.Steps lacks step(); add it (it has steps)"),
     ("a network that imports what is not there", lambda: write("own_g.py", "import nothere_g" + OWN),
      "--model.network own_g.Still", "model.network: No module named 'nothere_g' (PYTHONPATH=. finds modules in this "
      "folder); install it, as own_g.Still imports it"),
@@ -210,6 +227,27 @@ def test_a_wrong_file_is_named(folder, capsys, monkeypatch, make, command, said)
     monkeypatch.syspath_prepend(folder)
     make()
     assert said in sentence_of(main, command, capsys)
+
+
+GONE = [
+    ("its file", "nowhere_g.Net", "No module named 'nowhere_g', which nowhere_g.Net is in; put its folder on the path"),
+    ("its class", "own_i.Net", "module 'own_i' has no attribute 'Net'; put back the file that has it"),
+    ("what its file imports", "own_j.Net", "No module named 'nothere_j'; install it"),
+]
+
+
+@pytest.mark.parametrize(("network", "said"), [row[1:] for row in GONE], ids=[row[0] for row in GONE])
+def test_a_run_whose_network_is_gone_says_what_is_missing(folder, monkeypatch, network, said):
+    monkeypatch.syspath_prepend(folder)
+    write("own_i.py", "a = 1")
+    write("own_j.py", "import nothere_j")
+    save(
+        {"state_dict": {}, "configuration": OF_ADAM.replace("{optimizer", f"{{network: {network}, optimizer")} | OF_RUN
+    )
+    with pytest.raises(UserError) as refused:
+        load_run("a.ckpt")
+    assert str(refused.value).startswith(f"a.ckpt: its model cannot be made again: {said}")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("root", "made"), [("nowhere", None), ("part", FILES[0].name)])
@@ -318,6 +356,12 @@ COMPARED = [
         "--out file/a.svg: file is no folder that can be written to; nam",
     ),
     ("a table below a file", "RUNS --table file/a/a.md", "--table file/a/a.md: file is no folder that can be written"),
+    ("a figure before the runs", "--out a.svg RUNS", "as one of its own; put RUN first, such as locoprop-compare "),
+    (
+        "a focus of nobody",
+        "RUNS --focus adamw --out a.svg",
+        "--focus=adamw: there is no such method; take one of foof.",
+    ),
     ("a figure of no kind", "RUNS --out a.xyz", "a.xyz"),
     ("a figure in a folder", "nowhere --out FOLDER", "--out folder.png: is a folder; name a file in it"),
     ("a table in a folder", "nowhere --table FOLDER", "--table folder.png: is a folder; name a file in it"),

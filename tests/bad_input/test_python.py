@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch import Tensor, nn
 
 from locoprop_lightning import BackpropModule, LocoPropModule, load_run
 from locoprop_lightning.callbacks import LocalSchedule, PredictionWriter, RunCheckpoints
+from locoprop_lightning.cli import main
 from locoprop_lightning.data import Datasets, Digits, FashionMNIST, TextFiles
 from locoprop_lightning.data.base import ImageData
 from locoprop_lightning.data.datasets import DatasetLoader
@@ -19,6 +21,9 @@ from locoprop_lightning.local import LocalProblem, resolve_transfer
 from locoprop_lightning.networks import MLP, ConvNet, DeepAutoencoder
 from locoprop_lightning.optimizers import FullPrecisionMuon, LinearDecay, Rule, RuledOptimizer, SplitOptimizer
 from locoprop_lightning.oracles import Oracle, RMSOracle, SpectralOracle, WhitenedOracle
+from locoprop_lightning.refusal import sentence
+from locoprop_lightning.results.compare import main as compare
+from locoprop_lightning.results.logs import read_runs
 from locoprop_lightning.solvers import (
     AndersonAcceleration,
     ClosedForm,
@@ -109,13 +114,29 @@ class Sets(Callback):
         pl_module.lambda_a = 5.0
 
 
+class Forgets(LocoPropModule):
+    """A module whose training step does not call that of its base class."""
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1]) if batch_idx else None
+
+
+class Overrides(LocoPropModule):
+    """A module that makes optimizers of its own."""
+
+    count = 1
+
+    def configure_optimizers(self):
+        return [SGD(self.parameters()) for _ in range(self.count)]
+
+
 def network(inputs=6, outputs=3):
     return nn.Sequential(nn.Linear(inputs, 5), nn.Tanh(), nn.Linear(5, outputs))
 
 
-def locoprop(network=None, **arguments):
+def locoprop(network=None, kind=LocoPropModule, **arguments):
     parts = dict(task=Classification(3), solver=ClosedForm(), lambda_a=1.0, lambda_r=1.0, objective="squared")
-    return LocoPropModule(globals()["network"]() if network is None else network, **parts | arguments)
+    return kind(globals()["network"]() if network is None else network, **parts | arguments)
 
 
 def backprop(net=None, **arguments):
@@ -133,6 +154,10 @@ def both(*batches, net=None, **arguments):
     with pytest.raises(UserError, match=re.escape(str(refused.value))):
         fit(locoprop(net, **arguments), *batches)
     raise refused.value
+
+
+def one_cycle(optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1)
 
 
 def problem(**parts):
@@ -183,6 +208,26 @@ MODULES = [
     ("transfers a list", lambda: locoprop(transfers=["tanh"]), "transfers=['tanh']: must be functions by layer, such"),
     ("lambda_a set in a fit", lambda: fit(locoprop(), (X, Y), callbacks=[Sets()]), "engine.local[LAYER].lambda_a with"),
     ("objective set", lambda: setattr(locoprop(), "objective", "matching"), "set engine.settings.objective before a f"),
+    (
+        "super forgotten",
+        lambda: fit(locoprop(kind=Forgets), *[(X, Y)] * 9),
+        "Forgets.training_step took no step: call super().training_step(batch, batch_idx) in it",
+    ),
+    (
+        "super forgotten, one batch",
+        lambda: fit(locoprop(kind=Forgets), (X, Y)),
+        "Forgets.training_step took no step: c",
+    ),
+    (
+        "one optimizer",
+        lambda: fit(locoprop(kind=Overrides), (X, Y)),
+        "Overrides.configure_optimizers: returns 1 optimi",
+    ),
+    (
+        "three",
+        lambda: fit(locoprop(kind=type("Three", (Overrides,), {"count": 3})), (X, Y)),
+        "returns 3 optimizers, an",
+    ),
     ("another kind of solver", lambda: setattr(locoprop(), "solver", 3), "solver=3: must be a"),
 ]
 OPTIMIZERS = [
@@ -190,6 +235,10 @@ OPTIMIZERS = [
     ("no optimizer made", lambda: fit(backprop(optimizer=lambda p: 3), (X, Y)), "optimizer: makes a int, not a torch."),
     ("of another network", lambda: fit(locoprop(optimizer=lambda p: SGD(network().parameters())), (X, Y)),
      "optimizer=SGD: has parameters of something else; take those that it is called with"),
+    ("of some parameters", lambda: fit(locoprop(optimizer=lambda p: SGD([*p][:2])), (X, Y)), "optimizer=SGD: has not t"
+     "he parameters 2.weight, 2.bias; take all that it is called with, or freeze those that shall stay"),
+    ("a schedule too short", lambda: fit(locoprop(lr_scheduler=one_cycle), (X, Y), (X, Y)),
+     "lr_scheduler.total_steps=1: the fit has 2 steps; give at least that, or a shorter fit"),
     ("no schedule made", lambda: fit(backprop(lr_scheduler=lambda o: 3), (X, Y)), "lr_scheduler: makes a int, not a s"),
     ("inner optimizer's name", lambda: InnerOptimizer("Adam"), "InnerOptimizer(optimizer='Adam'): must make an optimi"),
     ("inner rate below 0", lambda: solved_at_rate(-1.0), "InnerOptimizer(optimizer): Invalid learning rate: -1.0"),
@@ -238,6 +287,11 @@ OUTPUTS = [
     ("a loss a sample", lambda: both((X, Y), task=Lossy(lambda a: a.repeat(4))), "Lossy.loss: must return a tensor of"),
     ("a loss that is a float", lambda: both((X, Y), task=Lossy(float)), "a mean over terms, not a float"),
     ("a loss without gradient", lambda: both((X, Y), task=Lossy(torch.detach)), "Lossy.loss: has no gradient; make it"),
+    (
+        "a loss of a copy",
+        lambda: both((X, Y), net=Headed(lambda a: a.detach().requires_grad_())),
+        "Classification.loss: no gradient has reached the network in an epoch; make it of the output by functions of",
+    ),
     ("no loss", lambda: fit(backprop(task=Task()), (X, Y)), "Task must override loss(output, target)"),
 ]
 PARTS = [
@@ -254,6 +308,9 @@ PARTS = [
     ("images of floats", lambda: Reads(Y, Y, dtype=torch.float32).setup("fit"), "Reads.read: training images must "),
     ("tensors for a data set", lambda: Datasets((X, Y)), "such as TensorDataset(inputs, labels), or a list of"),
     ("samples of none", lambda: DatasetLoader([], 2, None), "data: list is empty; give it samples"),
+    ("arguments as text", lambda: main("fit --config a"), "main('fit --config a'): takes a list of arguments, ['fit'"),
+    ("those of a comparison", lambda: compare("runs"), "main('runs'): takes a list of arguments, ['runs']"),
+    ("one folder for a list", lambda: read_runs("runs", "train/loss"), "(names='runs'): give a list of folders, ['r"),
     ("a run of nothing", lambda: load_run(None), "load_run(folder=None): must be a path, as text"),
     ("a run without one", lambda: load_run("."), "no checkpoint of a run; name the folder of one, such as runs/"),
     ("a checkpoint by number", lambda: load_run(".", 12), "load_run(checkpoint=12): must be a path, as text"),
@@ -324,6 +381,20 @@ def test_the_rate_that_nobody_chose_is_said(caplog):
     caplog.clear()
     fit(locoprop(optimizer=SGD), (X, Y))
     assert "torch's default" not in caplog.text
+
+
+def test_parameters_that_are_frozen_may_be_left_out_of_the_optimizer():
+    module = locoprop()
+    module.network[2].bias.requires_grad_(False)
+    module = locoprop(module.network, optimizer=lambda p: SGD([one for one in p if one.requires_grad]))
+    fit(module, (X, Y))
+
+
+@pytest.mark.parametrize("callback", [EarlyStopping("train/loss", patience=0), Timer("00:00:01:00")])
+def test_a_schedule_may_be_shorter_than_a_fit_that_something_else_ends(callback):
+    with pytest.raises(ValueError, match="Tried to step 2 times") as stopped:
+        fit(locoprop(lr_scheduler=one_cycle), (X, Y), (X, Y), callbacks=[callback])
+    assert "its total_steps are over, and the fit goes on; give as many as it has" in sentence(stopped.value)
 
 
 def test_lambda_a_is_changed_where_the_sentence_says():

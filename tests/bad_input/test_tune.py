@@ -91,6 +91,7 @@ SPACE = [
         "model: {lambda_a: {uniform: [1, 9]}}",
         "space: model: must have exactly one of uniform, loguniform, integers, choice; write model.lambda_a on a line",
     ),
+    ("a configuration", "model: {class_path: LocoPropModule}", "--space space.yaml: is a configuration; name the set"),
     ("a kind of nobody", "model.lambda_a: {normal: [0, 1]}", "space: model.lambda_a: must have exactly one of uniform"),
     ("below 0", "model.lambda_a: {uniform: [-1, 1]}", "space: model.lambda_a=-1.0: lambda_a=-1.0: must be above 0"),
     ("infinite", "model.lambda_a: {uniform: [1, .inf]}", "space: model.lambda_a: uniform must be two numbers, the low"),
@@ -158,6 +159,24 @@ def test_a_wrong_sweep_is_refused(capsys, options, said):
 def test_a_wrong_study_is_refused(capsys, text, said):
     Path("study.yaml").write_text(text)
     assert said in sentence_of(main, ["study", "study.yaml", "--out", "a/b", "--plan"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("study study.yaml --out a --report", "--report: "),
+        ("study study.yaml --out a --report", "holds nothing of this study yet; run it without --report first, or n"),
+        ("study study.yaml --samples 8", "--samples 8; trials and seeds of a study stand in its file, under budget;"),
+        ("study study.yaml --scheduler=asha", "--scheduler=asha; trials and seeds of a study stand in its file"),
+        ("study --only a study.yaml", "--only took study.yaml as one of its own; put STUDY first, such as "
+         "locoprop-tune study study.yaml --only a."),
+        ("study study.yaml --add more.yaml --plan", "--add more.yaml: methods: each method stands at the left margin"),
+    ],
+)  # fmt: skip
+def test_a_study_that_is_asked_for_something_else_says_what(capsys, command, said):
+    Path("study.yaml").write_text(f"methods: {{{ADAM}}}}}")
+    Path("more.yaml").write_text(f"methods: {{{ADAM}}}}}")
+    assert said in sentence_of(main, command.split(), capsys)
 
 
 @pytest.mark.parametrize(("text", "said"), [row[1:] for row in SPACE], ids=[row[0] for row in SPACE])

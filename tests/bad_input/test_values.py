@@ -8,9 +8,9 @@ from locoprop_lightning import BackpropModule, LocalBackward, LocoPropModule
 from locoprop_lightning.callbacks import HyperparameterLogger, LocalLossHistory, LocalLossMonitor
 from locoprop_lightning.data import Digits, FashionMNIST
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.networks import MLP, Decoder, ResNet18
+from locoprop_lightning.networks import MLP, ConvNet, Decoder, DeepAutoencoder, ResNet18
 from locoprop_lightning.optimizers import FullPrecisionMuon, LinearDecay, Rule, SplitOptimizer, TensorFlowRMSprop
-from locoprop_lightning.oracles import GradientOracle
+from locoprop_lightning.oracles import GradientOracle, RMSOracle
 from locoprop_lightning.solvers import AndersonAcceleration, ClosedForm, GradientDescent, InnerOptimizer
 from locoprop_lightning.tasks import Classification
 
@@ -25,6 +25,14 @@ class Early:
         raise AttributeError("not made")
 
 
+class Elsewhere(BackpropModule):
+    """A network that makes a tensor on another device than its inputs are on."""
+
+    def __init__(self):
+        super().__init__(MLP(6, 6, 0, 3), Classification(3), SGD)
+        self.network.register_forward_pre_hook(lambda module, inputs: inputs[0] + torch.zeros(4, 6, device="meta"))
+
+
 def skipping(*patterns, **settings):
     network = nn.Sequential(*(nn.Linear(6, 6) for _ in range(30)))
     return LocoPropModule(
@@ -32,9 +40,31 @@ def skipping(*patterns, **settings):
     )
 
 
+def local_backward(units=3, **settings):
+    network = nn.Sequential(nn.Linear(6, units))
+    return LocalBackward(network, X, ClosedForm(), lambda_a=1.0, lambda_r=1.0, objective="squared", **settings)
+
+
+def of_other_units():
+    first, second = local_backward(4, oracle=RMSOracle()), local_backward(3, oracle=RMSOracle())
+    first(X, lambda output: output.square().mean())
+    second.load_state_dict(first.state_dict())
+
+
+def without_gradients(mode):
+    with mode():
+        backward()
+
+
+def detached(loss_of):
+    local = local_backward()
+    for _ in range(2):
+        local(X, lambda output: torch.zeros((), requires_grad=True))  # a batch without terms
+    local(X, loss_of)
+
+
 def backward(x=X, **arguments):
-    network = nn.Sequential(nn.Linear(6, 3))
-    local = LocalBackward(network, X, ClosedForm(), lambda_a=1.0, lambda_r=1.0, objective="squared")
+    local = local_backward()
     return local(x, lambda output: output.mean(), **arguments) if isinstance(x, Tensor) else local.load_state_dict(x)
 
 
@@ -56,6 +86,42 @@ LOCAL = [
         lambda: backward({"a": 1}),
         "LocalBackward(state_dict of a): must be what state_dict() has ",
     ),
+    ("a state of other units", of_other_units, "layer '0' is of 4 units there and of 3 here; load it into the network"),
+    (
+        "no_grad",
+        lambda: without_gradients(torch.no_grad),
+        "gradients are switched off by torch.no_grad or torch.inferen",
+    ),
+    (
+        "inference mode",
+        lambda: without_gradients(torch.inference_mode),
+        "LocalBackward: gradients are switched off by ",
+    ),
+    (
+        "a loss of a copy",
+        lambda: detached(lambda output: output.detach().requires_grad_().mean()),
+        "the loss does not depend on the network's output, and no layer has a gradient; make it of the argument",
+    ),
+    (
+        "a loss of another network",
+        lambda: detached(lambda output: nn.Linear(6, 3)(X).mean()),
+        "LocalBackward: the loss does not depend on the network's output",
+    ),
+    (
+        "inputs elsewhere",
+        lambda: backward(X.to("meta")),
+        "cannot take inputs [4, 6] of float32 on meta, its weights are on cpu; move one of the two by .to(...).",
+    ),
+    (
+        "a convolution of float64",
+        lambda: BackpropModule(nn.Conv2d(1, 1, 2), Classification(), SGD)(torch.zeros(1, 1, 3, 3).double()),
+        "should be the same); give the network the sizes and types of its data",
+    ),
+    (
+        "tensors of its own elsewhere",
+        lambda: Elsewhere()(X),
+        "); have the network make its own tensors on the device o",
+    ),
     ("layers by number", lambda: skipping(transfers={0: "tanh"}), "transfers={0: ...}: names of layers are texts; wr"),
     ("a layer's number", lambda: LocalLossHistory()[0], "LocalLossHistory[0]: names of layers are texts; write '0'"),
     ("a number of no layer", lambda: skipping().layers[30], "19 and 10 more; names are texts, such as '0'"),
@@ -71,6 +137,10 @@ FLAGS = [
     ("curves", lambda: LocalLossMonitor(curves=skipping), "LocalLossMonitor(curves=the function skipping): must be T"),
     ("histograms", lambda: LocalLossMonitor(histograms=Early), "LocalLossMonitor(histograms=Early): must be True or"),
     ("download", lambda: FashionMNIST(download="False"), "FashionMNIST(download='False'): must be True or False"),
+    ("pixels of an image file", lambda: MLP(6, 5, 1)(X.byte()), "MLP(inputs=a Tensor [4, 6] of uint8): must be floa"),
+    ("those of a convolution", lambda: ConvNet()(X.byte()), "ConvNet(inputs=a Tensor [4, 6] of uint8): must be floati"),
+    ("those of ResNet", lambda: ResNet18()(X.long()), "ResNet18(inputs=a Tensor [4, 6] of int64): must be floating-"),
+    ("those of an autoencoder", lambda: DeepAutoencoder(6)(X.byte()), "(inputs=a Tensor [4, 6] of uint8): must be fl"),
     ("bias", lambda: MLP(bias=X), "MLP(bias=a Tensor [4, 6] of float32): must be True or False"),
     ("convolutions", lambda: SplitOptimizer([X], SGD, SGD, convolutions=1), "SplitOptimizer(convolutions=1): must be"),
     ("nesterov", lambda: FullPrecisionMuon([X], nesterov="yes"), "FullPrecisionMuon(nesterov='yes'): must be True or"),

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_counts
@@ -12,11 +12,16 @@ from locoprop_lightning.tune.study import report, spec
 from locoprop_lightning.tune.study.store import Store
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command."""
+def make_parser(of_sweeps: Collection[str] = ()) -> argparse.ArgumentParser:
+    """The parser of the command.
+
+    Args:
+        of_sweeps: The options of a sweep, most of which a study has in its file.
+    """
     parser = Parser(
         prog="locoprop-tune study",
         instead="; trials and seeds of a study stand in its file, under budget",
+        elsewhere=of_sweeps,
         description="Compares methods with equal budgets: each has the same number of trials, then the best settings "
         "of each are trained with several new seeds. All that is found lies in OUT; what is there is never run again "
         "unless its settings changed, so that the same command goes on where a study was stopped.",
@@ -38,16 +43,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def study(arguments: Sequence[str]) -> int:
+def study(arguments: Sequence[str], of_sweeps: Collection[str] = ()) -> int:
     """Runs the command.
 
     Args:
         arguments: Its arguments.
+        of_sweeps: As in ``make_parser``.
 
     Returns:
         0, 1 where a method failed, 130 where it was interrupted.
     """
-    options = make_parser().parse_args(arguments)
+    options = make_parser(of_sweeps).parse_args(arguments)
     check_counts("", 0, concurrent=options.concurrent)
     if not 0 <= options.gpus_per_run <= 1:
         raise UserError(f"--gpus-per-run {options.gpus_per_run:g}: a run has one device; take a number from 0 to 1.")
@@ -63,7 +69,13 @@ def study(arguments: Sequence[str]) -> int:
     store = Store(folder.resolve(), list(loaded.methods))
     status = 0 if options.report else _run(loaded, store, options)
     if not options.plan and status != INTERRUPTED:
-        print(report.write(loaded, store))
+        told = report.write(loaded, store)
+        if told is None and options.report:
+            raise UserError(
+                f"--report: {store.folder} holds nothing of this study yet; run it without --report first, or name its "
+                "folder by --out."
+            )
+        print(told or f"{store.folder}: nothing of this study is stored yet.")
     return status
 
 

@@ -22,8 +22,8 @@ PAGE = "report.md"
 FOCUS = 7  # methods that a figure can name
 
 
-def write(study: Study, store: Store) -> str:
-    """Writes the page and the figures; gives what to say of them.
+def write(study: Study, store: Store) -> str | None:
+    """Writes the page and the figures; gives what to say of them, None where nothing of the study is stored yet.
 
     Args:
         study: The study.
@@ -33,7 +33,7 @@ def write(study: Study, store: Store) -> str:
     trials = {name: own for name, one in standing.items() if (own := one.trials)}
     finals = {name: list(runs.values()) for name, one in standing.items() if (runs := one.finals)}
     if not trials:
-        return f"{store.folder}: nothing of this study is stored yet."
+        return None
     known = paces.load(store.folder)
     methods = best_first(load_runs(finals, store, known), LOSS, DECAY)
     lines = {name: finals[name] for name in methods}

@@ -107,6 +107,8 @@ def load(path: Path, added: list[Path]) -> Study:
     entries = {str(name): (entry, path) for name, entry in content.get("methods", {}).items()}
     for file in added:
         for name, entry in _read(file, "--add").items():
+            if name == "methods" and isinstance(entry, dict) and "config" not in entry:
+                raise UserError(f"--add {file}: methods: each method stands at the left margin there; leave this out.")
             if str(name) in entries:
                 raise UserError(f"--add {file}: {name} is a method of the study already; give it another name.")
             entries[str(name)] = entry, file

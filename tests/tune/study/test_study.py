@@ -179,10 +179,10 @@ def test_one_process_has_the_folder(tmp_path):
         pass
 
 
-def test_a_report_of_nothing_says_so(tmp_path, capsys):
+def test_a_report_of_nothing_is_refused(tmp_path):
     study = Command(tmp_path / "s")
-    assert command([str(study.folder / "s.yaml"), "--out", str(study.out), "--report"]) == 0
-    assert "nothing of this study is stored yet" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds nothing of this study yet; run it without --report first, or name its"):
+        command([str(study.folder / "s.yaml"), "--out", str(study.out), "--report"])
 
 
 def test_a_run_that_needs_more_than_there_is(monkeypatch):
