@@ -12,7 +12,7 @@ say() { echo "release: $*"; }
 cd "$root"
 say "build"
 "$PYTHON" -m build --outdir "$work/dist" . > "$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
-rm -rf build locoprop_lightning.egg-info  # which setuptools leaves in the checkout
+rm -rf locoprop_lightning.egg-info  # which setuptools leaves in the checkout
 "$PYTHON" -m twine check --strict "$work"/dist/*
 
 say "install the wheel in a clean environment"
@@ -47,5 +47,8 @@ run locoprop-tune study study.yaml --quiet
 run locoprop-compare runs/digits --out curves.svg --table table.md
 for file in "${imported%/*}/py.typed" runs/tune/sweep/best.yaml results/study/report.md curves.svg table.md; do
   [ -e "$file" ] || { say "there is no $file" >&2; exit 1; }
+done
+for method in adam foof; do
+  grep -q "^| $method | 1 |" results/study/report.md || { say "the study has no row of $method" >&2; exit 1; }
 done
 say "all of it works"
