@@ -1,13 +1,14 @@
 """The arguments of a command as they are typed."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 from zipfile import is_zipfile
 
 from locoprop_lightning import shipped
-from locoprop_lightning.errors import UserError, near_names, shown
+from locoprop_lightning.errors import UserError, alike, near_names, shown
 from locoprop_lightning.files import load_yaml
 from locoprop_lightning.refusal import settings_of_classes
 from locoprop_lightning.results.settings import flatten
@@ -128,6 +129,8 @@ def meant(text: str, known: Collection[str]) -> str:
     if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
         file = "/" in found[1] or found[1].endswith(".yaml")
         return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
+    if found := re.search(r"argument subcommand: invalid choice: '([^']+)'", text):
+        return near_names(found[1], ("fit", "validate", "test", "predict", "configs"))
     found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
     if not found or text.startswith("Parser key"):
         return ""
@@ -135,5 +138,13 @@ def meant(text: str, known: Collection[str]) -> str:
     first, *below = name.split(".")
     if within := [part for part in below if part in known and "." not in part]:
         return f"; {within[0]} stands at the left margin, not below {first}"
-    alike = sorted(one for one in {*known} | settings_of_classes() if one.endswith(f".{(below or [first])[-1]}"))
-    return near_names(name, known, sure=alike[:4]) or "; locoprop fit --help all lists what there is"
+    last, ends = (below or [first])[-1], defaultdict(list)
+    for one in sorted({*known} | settings_of_classes()):
+        ends[one.rpartition(".")[2]].append(one)
+    near = near_names(name, known, sure=ends[last][:4]) or near_names(name, (), sure=_of_ends(last, ends))
+    return near or "; locoprop fit --help all lists what there is"
+
+
+def _of_ends(last: str, ends: Mapping[str, Sequence[str]]) -> list[str]:
+    """Settings whose last part is like another one, the shortest first."""
+    return sorted((one for end in alike(last, ends) for one in ends[end]), key=len)[:3]

@@ -36,9 +36,19 @@ def near_names(name: str, known: Iterable[str], sure: Sequence[str] = ()) -> str
         known: Names that there are.
         sure: Names that are told instead, where there are any.
     """
-    spelt = {one.lower(): one for one in known}
-    near = ", ".join(sure or [spelt[one] for one in difflib.get_close_matches(name.lower(), [*spelt], 3)])
+    near = ", ".join(sure or alike(name, known))
     return f"; near names are {near}" if near else ""
+
+
+def alike(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three names that are like another one, the nearest first.
+
+    Args:
+        name: The name.
+        known: Names that there are.
+    """
+    spelt = {one.lower(): one for one in known}
+    return [spelt[one] for one in difflib.get_close_matches(name.lower(), [*spelt], 3)]
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

@@ -15,7 +15,7 @@ from torch import nn, optim
 
 # Imported so that their short names work on the command line.
 from locoprop_lightning import callbacks, data, module, networks, optimizers, oracles, solvers, supervised, tasks
-from locoprop_lightning.errors import UserError, message_of, near_names
+from locoprop_lightning.errors import UserError, alike, message_of, near_names
 from locoprop_lightning.own_classes import half_made, other_arguments, unfinished
 from locoprop_lightning.supervised import SupervisedModule
 
@@ -114,7 +114,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
     if one and reason.startswith("Expected a <class 'list'>"):  # a setting that takes a list or one class
         owner, reason = one.groups()
     if name := re.search(rf"(?:{_NO_CLASS})\s*(.*)", reason):
-        reason = f"there is no class {name[1] or repr('')}; {_known(keys[-1])}"
+        reason = f"there is no class {name[1] or repr('')}; {_known(keys[-1], name[1])}"
     elif name := re.fullmatch(r"Expected an instantiatable class, but (?:(.*)\.)?(\w+) is abstract", reason):
         own = unfinished(f"{name[1]}.{name[2]}")
         reason = own or f"needs a class of its own (class_path), as {name[2]} is abstract; {_known(keys[-1])}"
@@ -253,9 +253,10 @@ def _text(chain: Sequence[BaseException]) -> str:
     return "\n".join(map(str, chain))
 
 
-def _known(key: str) -> str:
-    """What could stand for a setting."""
-    names = classes_of(key.rpartition(".")[2])
+def _known(key: str, given: str = "") -> str:
+    """What could stand for a setting, first what is like that which was given."""
+    classes = classes_of(key.rpartition(".")[2])
+    names = dict.fromkeys([*alike(given, classes), *classes])
     choice = f"{', '.join(names)}, or " if names else ""
     return f"take {choice}a class by its path, such as your_package.YourClass"
 

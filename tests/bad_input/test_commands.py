@@ -232,6 +232,7 @@ COMMANDS = [
     ("a model by number", "--model 3", "model: there is no class 3"),
     ("a command's other class", "--model.network os.system", "model.network: Import path os.system does not correspon"),
     ("nothing", "", "no command: take one of fit, validate, test, predict, such as locoprop fit --config FILE"),
+    ("a command misspelt", "fti", "invalid choice: 'fti' (choose from 'fit', 'validate', 'test', 'predict'); such as"),
     ("no such command", "train", "invalid choice: 'train' (choose from 'fit', 'validate', 'test', 'predict'); such as"),
     ("settings before the command", " --config CONFIGS/digits/foof.yaml fit", "put --config after the command"),
     ("fit alone", "fit", "are required: fit.data, fit.model; name a file by --config"),
