@@ -11,8 +11,8 @@ DOCS_INSTALLED := $(VENV)/.docs-installed
 AUDIT := $(VENV)/audit
 AUDIT_INSTALLED := $(AUDIT)/.installed
 AUDIT_TOOLS := cyclonedx-bom pip-audit pip-licenses uv
-# Side by side, each on one thread; of tests marked "alone" one at a time.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+# Side by side, each on one thread.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 GET_DATA = PYTHON="$(BIN)/python" bash scripts/get_fashion_mnist.sh data
 
 .DEFAULT_GOAL := help
@@ -50,7 +50,7 @@ test: lint types ## lint, types, then the tests and the examples in docstrings
 	$(PYTEST) -m "not soak" $(PYTEST_ARGS)
 
 test-fast: $(INSTALLED) ## the tests that start no cluster, browser or other process, and train for a moment at most
-	$(PYTEST) -m "not alone and not slow and not soak" $(PYTEST_ARGS)
+	$(PYTEST) -m "not processes and not slow and not soak" $(PYTEST_ARGS)
 
 soak: $(INSTALLED) ## what takes hours: every configuration killed and resumed, 20,000 steps, a sweep of 200 trials
 	$(BIN)/python -m pytest -m soak -s $(PYTEST_ARGS)

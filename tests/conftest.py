@@ -16,13 +16,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # its neighbours have the other threads
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    """Of tests marked "alone" no two run at a time: with ``--dist loadgroup`` one worker has them all."""
-    for item in items:
-        if item.get_closest_marker("alone"):
-            item.add_marker(pytest.mark.xdist_group("alone"))
-
-
 @pytest.fixture(autouse=True)
 def seed(monkeypatch):
     """Seeds torch, and hides the seed that an earlier test gave to Lightning; returns the seed."""

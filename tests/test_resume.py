@@ -314,7 +314,7 @@ def test_a_state_that_torch_does_not_read_back_leaves_weights_alone(tmp_path, ca
     assert "optimizer_states" not in content
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_killed_three_times_it_ends_as_if_nothing_had_been(tmp_path):
     """`tests/soak/test_killed.py` has all configurations, on one process and on two."""
     more = ["--trainer.max_epochs=30", "--checkpoints.every_n_steps=3"]

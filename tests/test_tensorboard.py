@@ -18,7 +18,7 @@ from locoprop_lightning.solvers import AndersonAcceleration
 from locoprop_lightning.tasks import Classification
 from tests.support import quiet_trainer, script
 
-pytestmark = pytest.mark.alone  # a server, and a browser where there is one
+pytestmark = pytest.mark.processes  # a server, and a browser where there is one
 page = script("tensorboard_screenshot", "scripts")
 LAYERS, STEPS, RUN, ITERATIONS = ("1", "3"), (0, 2, 4, 6, 8), "digits/mine", 4
 SETTINGS = {"data.batch_size": 500, "model.lambda_a": 100.0, "odd": None}

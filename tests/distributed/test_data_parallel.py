@@ -492,7 +492,7 @@ def agree(found, expected, tolerance):
         close(found[key].double(), value.double(), tolerance)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 @pytest.mark.parametrize("name", EVERY)
 def test_a_solver_on_parts_of_the_rows_gives_the_solution_of_all(three, alone, name):
     expected = {key: value for key, value in alone.items() if key.startswith(f"{name}/")}
@@ -500,7 +500,7 @@ def test_a_solver_on_parts_of_the_rows_gives_the_solution_of_all(three, alone, n
         agree({key: one["solvers"][key] for key in expected}, expected, 1e-9)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_an_oracle_on_parts_of_the_rows_learns_what_one_on_all_does(three):
     expected = observe_all()
     for key, value in expected.items():
@@ -511,7 +511,7 @@ def test_an_oracle_on_parts_of_the_rows_learns_what_one_on_all_does(three):
                 agree({key: one["oracles"][key]}, {key: value}, 1e-9)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_one_buffer_an_iteration(three):
     size = 3 * 3 * 6  # three layers of 3 units, 5 inputs and a bias
     for one in three:
@@ -519,7 +519,7 @@ def test_one_buffer_an_iteration(three):
         assert one["sums"]["fingerprints"] == [2] * 6  # one before each, and one at the end
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_processes_at_sums_of_different_layers_are_named(three):
     for one in three:
         order, shape, more = one["astray"]
@@ -532,7 +532,7 @@ def test_processes_at_sums_of_different_layers_are_named(three):
         assert all("must take the same way on every process" in said for said in (order, shape, more))
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")
 def test_back_propagation_weighs_the_processes(two):
     expected = train_plainly(1)
@@ -540,7 +540,7 @@ def test_back_propagation_weighs_the_processes(two):
         agree(one["plain"], expected, 1e-8)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_one_with_the_same_batches(two, name, tmp_path):
     with warnings.catch_warnings():
@@ -556,7 +556,7 @@ def test_two_processes_train_as_one_with_the_same_batches(two, name, tmp_path):
     assert all(x.isfinite().all() for x in flat(first["weights"]).values())
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_a_resumed_run_has_the_weights_of_one_never_stopped(two):
     for one in two:
         for key in ("weights", "oracle", "solver"):

@@ -157,7 +157,7 @@ def listening(processes):
     return found
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_bayesian_search_with_early_stopping(sweep, tmp_path):
     space = sweep.space(**LAMBDAS)
     config = sweep.config("foof", max_epochs=9)
@@ -199,7 +199,7 @@ def test_bayesian_search_with_early_stopping(sweep, tmp_path):
     assert len(runs) == 8 and all(run.seed == 0 and run.settings["threads"] == 1 for run in runs)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
     process, ours = sweep.begin(4, "--samples", 3, "--concurrent", 1, max_epochs=40)
     assert listening(ours) == {"127.0.0.1"}
@@ -223,7 +223,7 @@ def test_killed_workers_and_drivers_lose_no_epoch(sweep, tmp_path):
     assert undisturbed[-1] == pytest.approx(float(trials[0]["val/accuracy"]), abs=0)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_two_trials_share_a_gpu_and_outlive_their_node(sweep, tmp_path, monkeypatch):
     """The driver's node has no GPU; that of the other one is shared, until the node dies and a third one joins."""
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback alone
@@ -250,7 +250,7 @@ def test_two_trials_share_a_gpu_and_outlive_their_node(sweep, tmp_path, monkeypa
         assert first == 0 and second >= 12 and second % 12 == 0  # it went on from an epoch's end
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_a_terminated_sweep_says_so_leaves_no_process_and_goes_on(sweep, tmp_path):
     process, ours = sweep.begin(2, "--samples", 2, "--concurrent", 1, max_epochs=40)
     process.terminate()
@@ -266,7 +266,7 @@ def test_a_terminated_sweep_says_so_leaves_no_process_and_goes_on(sweep, tmp_pat
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.alone
+@pytest.mark.processes
 def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path):
     process, ours = sweep.begin(
         *(3, "--samples", 1, "--set", "data.batch_size=64", "--workers-per-trial", 2, "--cpus-per-trial", 2),
@@ -294,7 +294,7 @@ def test_a_trial_of_two_workers_is_one_of_one_with_their_batches(sweep, tmp_path
     assert run.values("val/loss")[-1] == pytest.approx(float(trials[0]["val/loss"]), abs=0)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_losses_that_are_not_finite_trials_that_fail_and_several_seeds(sweep, tmp_path):
     space = sweep.space(
         **{

@@ -79,7 +79,7 @@ def wait_for(condition, process, patience=120):
         time.sleep(0.05)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_a_study_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
     whole, killed = Command(tmp_path / "whole"), Command(tmp_path / "killed")
     done = whole.run()
@@ -113,7 +113,7 @@ def test_a_study_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_p
     assert told and losses[-1] == pytest.approx(float(told[1]), rel=0.02)
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")
 def test_a_method_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tune"])
@@ -138,7 +138,7 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch):
     assert {name: entry.left() for name, entry in study.entries(mine).items()} == {"adam": (0, 0), "mine": (1, 2)}
 
 
-@pytest.mark.alone
+@pytest.mark.processes
 def test_a_method_that_fails_keeps_no_other_from_going_on(tmp_path):
     broken = {
         "config": METHODS["foof"],
