@@ -17,6 +17,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 ROOT = Path(__file__).parents[1]
+HEADINGS = re.findall(r"^#+ (.+)$", (ROOT / "docs" / "mathematics.md").read_text(), re.MULTILINE)
 
 project = "LocoProp Lightning"
 author = "The LocoProp Lightning authors"
@@ -130,6 +131,23 @@ def _skip(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: An
     return True if (getattr(thing, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def _link_sources(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Makes links of what docstrings name of the mathematics: the review's equations, and the page's sections."""
+
+    def to(text: str, wanted: str) -> str:
+        (title, *_) = [one for one in HEADINGS if re.search(wanted, one, re.IGNORECASE)]
+        anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        return f"`{text} <../mathematics.html#{anchor}>`__"  # of a page of the reference
+
+    def sections(found: re.Match[str]) -> str:
+        told = re.sub(r"\d+", lambda n: to(n[0], rf"^{n[0]} "), found[2])
+        return f"the mathematics, section{found[1]} {told}"
+
+    for index, line in enumerate(lines):
+        line = re.sub(r"\beq\. (\d)", lambda found: to(found[0], rf"equation \({found[1]}\)"), line)
+        lines[index] = re.sub(r"``docs/mathematics\.md``, section(s?) (\d+(?: and \d+)?)", sections, line)
+
+
 def setup(app: Sphinx) -> None:
     """Formulas as MathML, which browsers draw without a script, pictures for dark pages, and links by title."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
@@ -137,3 +155,4 @@ def setup(app: Sphinx) -> None:
     app.add_transform(Punctuation)
     app.add_post_transform(Titles)
     app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-docstring", _link_sources)

@@ -16,6 +16,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # its neighbours have the other threads
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests with processes first, so that no worker ends with minutes of them when the others have done."""
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
+
+
 @pytest.fixture(autouse=True)
 def seed(monkeypatch):
     """Seeds torch, and hides the seed that an earlier test gave to Lightning; returns the seed."""
