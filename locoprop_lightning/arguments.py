@@ -129,8 +129,8 @@ def meant(text: str, known: Collection[str]) -> str:
     if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
         file = "/" in found[1] or found[1].endswith(".yaml")
         return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
-    if found := re.search(r"argument subcommand: invalid choice: '([^']+)'", text):
-        return near_names(found[1], ("fit", "validate", "test", "predict", "configs"))
+    if found := re.search(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", text):
+        return near_names(found[1], [*re.findall(r"\w+", found[2]), "configs"])
     found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
     if not found or text.startswith("Parser key"):
         return ""

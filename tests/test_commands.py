@@ -86,13 +86,17 @@ def check_tune(words, parsed):
         assert file is None or str(file) == "..." or shipped.find(file, kind, "").is_file()
 
 
+def is_quick(arguments):
+    """Whether a command of `locoprop` is on the digits, and on one process."""
+    return any("digits/" in word for word in arguments) and "--trainer.devices" not in arguments
+
+
 def check(words, parsed, monkeypatch):
     """Runs a command on the digits, and looks at any other."""
     program, *arguments = words
     if program == "locoprop":
-        digits = any("digits/" in word for word in arguments) and "--trainer.devices" not in arguments
         asked = any(word.endswith("help") for word in arguments)
-        if digits or asked:
+        if is_quick(arguments) or asked:
             main([*arguments, *([] if asked else QUICK)])
         else:
             with pytest.raises(ParsedError):

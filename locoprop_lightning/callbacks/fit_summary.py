@@ -15,6 +15,7 @@ from torch import Tensor
 
 from locoprop_lightning.callbacks.stopwatch import Stopwatch
 from locoprop_lightning.module import LocoPropModule
+from locoprop_lightning.results import metrics_csv
 from locoprop_lightning.solvers import Status
 from locoprop_lightning.supervised import SupervisedModule
 
@@ -42,7 +43,7 @@ def next_commands(loggers: Sequence[Logger], folder: Path) -> list[tuple[str, st
         if isinstance(logger, TensorBoardLogger):
             lines.append(("see the curves", f"tensorboard --logdir {shlex.quote(str(above))}"))
         elif isinstance(logger, CSVLogger):
-            lines.append(("see the metrics", f"less -S {shlex.quote(str(Path(logger.log_dir) / 'metrics.csv'))}"))
+            lines.append(("see the metrics", f"less -S {shlex.quote(str(Path(logger.log_dir) / metrics_csv.NAME))}"))
     if lines:
         lines.append(("compare", f"locoprop-compare {shlex.quote(str(methods))}"))
     return lines

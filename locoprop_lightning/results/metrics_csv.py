@@ -31,9 +31,10 @@ def read_scalars(folder: Path, wanted: set[str], seen: set[str]) -> dict[str, Po
     """
     path = folder / NAME
     scalars: dict[str, Points] = {}
-    seen |= set(_header(path)) - {"step"}
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for count, row in enumerate(csv.DictReader(file)):
+        table = csv.DictReader(file)
+        seen |= {*(table.fieldnames or ())} - {"step"}
+        for count, row in enumerate(table):
             try:
                 step = int(row["step"])
                 taken = {tag: float(row[tag]) for tag in wanted & row.keys() if row[tag]}

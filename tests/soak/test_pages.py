@@ -9,7 +9,15 @@ import sys
 import pytest
 
 from tests.support import ROOT
-from tests.test_commands import COMMANDS, TEXTS
+from tests.test_commands import COMMANDS, TEXTS, is_quick
+
+
+def run(command, folder):
+    """What a command prints, which ends well in a folder."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"}
+    done = subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, (command, done.stdout[-1000:], done.stderr[-2000:])
+    return done.stdout
 
 
 @pytest.mark.soak
@@ -20,13 +28,10 @@ def test_sweeps_and_studies_of_a_page_run(page, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "your_package.py").write_text(re.search(r"```python\n(.*?)```", TEXTS["own_solver.md"], re.S)[1])
     (tmp_path / "mine.yaml").write_text(re.search(r"```yaml\n(heavy_ball:.*?)```", TEXTS["studies.md"], re.S)[1])
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     ran = 0
     for program, *arguments in COMMANDS[page]:
         if program == "locoprop-tune" and "--address" not in arguments:
-            command = [sys.executable, "-m", "locoprop_lightning.tune", *arguments]
-            done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-            assert done.returncode == 0, (arguments, done.stdout[-1000:], done.stderr[-2000:])
+            run(["-m", "locoprop_lightning.tune", *arguments], tmp_path)
             ran += 1
     assert ran >= 2
     if page == "studies.md":
@@ -43,19 +48,17 @@ def test_long_fits_and_stored_results_of_a_page(page, tmp_path):
     for name in ("configs", "benchmarks", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
-    environment, ran = os.environ | {"PYTHONPATH": str(ROOT)}, 0
+    ran = 0
     for program, *arguments in COMMANDS[page]:
-        short = "--trainer.devices" not in arguments and any("digits/" in word for word in arguments)
-        if program == "locoprop" and arguments[0] == "fit" and not short and not arguments[-1].endswith("help"):
-            command = [sys.executable, "-m", "locoprop_lightning", *arguments]
+        fits = program == "locoprop" and arguments[0] == "fit" and not arguments[-1].endswith("help")
+        if fits and not is_quick(arguments):
+            printed = run(["-m", "locoprop_lightning", *arguments], tmp_path)
         elif program == "python" and arguments[1] in ("table", "figure"):
-            command = [sys.executable, *arguments]
+            printed = run(arguments, tmp_path)
         else:
             continue
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, (arguments, done.stdout[-1000:], done.stderr[-2000:])
         if arguments[1] == "table":
-            lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-            assert len(lines) > 3 and all(line in TEXTS[page] for line in lines), (arguments, done.stdout)
+            lines = [line for line in printed.splitlines() if line.startswith("| ")]
+            assert len(lines) > 3 and all(line in TEXTS[page] for line in lines), (arguments, printed)
         ran += 1
     assert ran
