@@ -29,7 +29,8 @@ from locoprop_lightning.solvers import (
     Recording,
     Solution,
     Status,
-    bounded,
+    within_decrease,
+    within_displacement,
 )
 
 _log = logging.getLogger(__name__)
@@ -247,8 +248,8 @@ class LocalEngine:
                 trained[info.name] = describe(rest, info.module)
         return trained
 
-    def solve(self, problems: Mapping[str, LocalProblem], batch: SharedBatch) -> dict[str, Solution]:
-        """Solves all problems of a step, and records what was wished for."""
+    def solve(self, problems: Mapping[str, LocalProblem], batch: SharedBatch, loss: Tensor) -> dict[str, Solution]:
+        """Solves all problems of a step, and records what was wished for; the loss is that of this process."""
         states = {name: self.local[name].solver_state for name in problems}
         run_all, agree = batch.processes.run, batch.processes.sum
         with torch.autocast(batch.device.type, enabled=False):
@@ -258,8 +259,12 @@ class LocalEngine:
         for name, solution in solutions.items():
             if solution.status is not Status.SOLVED:
                 self.local[name].count(solution.status)
-        bound = self.settings.max_displacement
-        return solutions if bound is None else {name: bounded(one, bound) for name, one in solutions.items()}
+        if (bound := self.settings.max_displacement) is not None:
+            solutions = {name: within_displacement(one, bound) for name, one in solutions.items()}
+        if (bound := self.settings.max_decrease) is not None:
+            applied = {name: one for name, one in solutions.items() if self.applies(one.status)}
+            solutions |= within_decrease(applied, batch.processes.mean(loss), bound, run_all)
+        return solutions
 
     def write(self, solutions: Mapping[str, Solution]) -> None:
         """Puts W0 - W+ where the gradients are; a refused solution leaves its layer without any."""

@@ -92,6 +92,7 @@ def make_problem(
         prepare=prepare,
         length=lambda_a if settings.step_length == "activations" else None,
         name=layer.name,
+        weight_gradient=plain,
     )
 
 

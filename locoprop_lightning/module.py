@@ -1,6 +1,6 @@
 """The Lightning module that trains every layer by its own local problem."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback
@@ -15,7 +15,7 @@ from locoprop_lightning.joined_batches import JoinedBatches
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.compiled import uncompiled
 from locoprop_lightning.layers.discovery import check_shapes
-from locoprop_lightning.local import LocalProblem, Transfer
+from locoprop_lightning.local import Transfer
 from locoprop_lightning.local_view import LocalView
 from locoprop_lightning.observer import asked, tell
 from locoprop_lightning.optimizers import owned_parameters
@@ -61,6 +61,8 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
             for ``ClosedForm`` alone. The first dimension of a layer's output must then be the samples.
         max_displacement: How far a layer may move in a step, relative to the norm of its weights (or of PyTorch's first
             ones, if that is larger); no bound if not given. Local losses are those of the solution before it is cut.
+        max_decrease: By how many times itself the loss, were it linear, may fall in a step, else all layers' steps are
+            shortened to that; no bound if not given. For losses that are never negative; 2 usually works.
         accumulate: Batches of the data whose rows are joined in one step; at the end of an epoch there may be fewer.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.
@@ -92,6 +94,7 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
         step_length: Literal["targets", "activations"] = "targets",
         shared_rows: Literal["expand", "reduce"] = "expand",
         max_displacement: float | None = None,
+        max_decrease: float | None = None,
         accumulate: int = 1,
         guard: bool = True,
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
@@ -118,6 +121,7 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
             step_length=step_length,
             shared_rows=shared_rows,
             max_displacement=max_displacement,
+            max_decrease=max_decrease,
             accumulate=accumulate,
         )
         self._joined: JoinedBatches | None = None
@@ -173,9 +177,9 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
         outer_rate, inner_rate = rates(self.trainer.optimizers, self._scheduled)
         problems = engine.problems(joined.tape, sampled, shared, inner_rate)  # T = f(A) - lambda_a D
         if joined.starting:
-            self._announce(problems)
+            print_layers(self.trainer, engine.found or [], engine.trained_by(problems, *self.trainer.optimizers))
         self.rest.look(self.network, (engine.local[name] for name in problems))
-        solutions = engine.solve(problems, shared)
+        solutions = engine.solve(problems, shared, loss)
         self.rest.step(self.network, self.trainer.optimizers[1], solutions, self._scheduled == "inner")
         engine.write(solutions)  # W0 - W+ where gradients are
         if shared.wish > Recording.NOTHING:
@@ -191,11 +195,6 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
         tape = self.engine.tape(self.network, self.communicator)
         self._joined = joined = JoinedBatches(tape, self.accumulate > 1, starting)
         return joined
-
-    def _announce(self, problems: Mapping[str, LocalProblem]) -> None:
-        """Prints who trains what, with the first batch."""
-        trained = self.engine.trained_by(problems, *self.trainer.optimizers)
-        print_layers(self.trainer, self.engine.found or [], trained)
 
     def _step_schedule(self) -> None:
         if (schedule := self.lr_schedulers()) is not None:

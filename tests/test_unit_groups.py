@@ -58,9 +58,10 @@ def train(fused, solver, oracle, transfer="identity", steps=4, **settings):
             output = network(x)
         draw = torch.randn(6, 3, generator=generator, dtype=torch.float64)
         sampled = [tape.gradients((output * draw).sum() / 6)]
-        (output - target).square().sum().div(12).backward()
+        loss = (output - target).square().sum().div(12)
+        loss.backward()
         batch = share_batch(Communicator(), x, output, 6, Recording.NOTHING)
-        engine.write(engine.solve(engine.problems(tape, sampled, batch), batch))
+        engine.write(engine.solve(engine.problems(tape, sampled, batch), batch, loss.detach()))
         optimizer.step()
     return network, engine
 

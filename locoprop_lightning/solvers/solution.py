@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
@@ -106,20 +106,6 @@ class Solution:
         axes.plot(self.losses.cpu(), marker=".", label=self.problem.name)
         axes.set(xlabel="inner iteration", ylabel="local loss a sample")
         return axes
-
-
-def bounded(solution: Solution, bound: float) -> Solution:
-    """A solution whose displacement is no longer than a part of the weights, or of PyTorch's first ones if larger.
-
-    Args:
-        solution: The solution.
-        bound: The part.
-    """
-    problem, v = solution.problem, solution.displacement
-    first = (problem.shape[0] / 3) ** 0.5  # expected norm of a matrix whose entries are uniform within 1/sqrt(d_in)
-    size = torch.linalg.vector_norm(problem.start_matrix()).clamp_min(first)
-    part = bound * size / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
-    return replace(solution, displacement=v * part.clamp_max(1.0))
 
 
 def check_outcome(method: str, outcome: Any, problem: LocalProblem) -> None:
