@@ -34,6 +34,7 @@ from locoprop_lightning.callbacks import (
     StepTimer,
 )
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
+from locoprop_lightning.class_names import YAML, with_paths
 from locoprop_lightning.distributed.loopback import meeting_place
 from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_arguments, check_counts
 from locoprop_lightning.files import expanded
@@ -41,7 +42,7 @@ from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.idle_settings import check_checkpoints, tell_idle
 from locoprop_lightning.loading import PARTS, check_made_of
 from locoprop_lightning.quiet import quiet
-from locoprop_lightning.refusal import missing, sentence, with_paths
+from locoprop_lightning.refusal import missing, sentence
 from locoprop_lightning.results.settings import NEUTRAL, flatten, written
 from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
@@ -62,7 +63,7 @@ class LocoPropCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=SettingsFile,
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML},
             args=None if args is None else list(args),
             run=run,
         )

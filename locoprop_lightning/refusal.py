@@ -8,16 +8,11 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, loggers
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn, optim
 
-# Imported so that their short names work on the command line.
-from locoprop_lightning import callbacks, data, module, networks, optimizers, oracles, solvers, supervised, tasks
+from locoprop_lightning.class_names import classes_of
 from locoprop_lightning.errors import UserError, alike, message_of, near_names
 from locoprop_lightning.own_classes import half_made, other_arguments, unfinished
-from locoprop_lightning.supervised import SupervisedModule
 
 
 def sentence(error: Exception) -> str | None:
@@ -189,51 +184,6 @@ _FORMS = {
     "callbacks": "a list of callbacks, or the name of one that there is, such as EarlyStopping",
     "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
 }
-
-CLASSES = {
-    "logger": ((loggers,), loggers.Logger),
-    "callbacks": ((lightning_callbacks, callbacks), Callback),
-    "model": ((module, supervised), SupervisedModule),
-    "solver": ((solvers,), solvers.LocalSolver),
-    "oracle": ((oracles,), oracles.Oracle),
-    "network": ((networks,), nn.Module),
-    "task": ((tasks,), tasks.Task),
-    "data": ((data,), LightningDataModule),
-    "optimizer": ((optimizers, optim), optim.Optimizer),
-    "rest_optimizer": ((optimizers, optim), optim.Optimizer),
-    "lr_scheduler": ((optimizers, optim.lr_scheduler), optim.lr_scheduler.LRScheduler),
-}
-
-
-def classes_of(key: str, ours: bool = False) -> dict[str, type]:
-    """The classes for a setting that are known by their names, in their order.
-
-    Args:
-        key: Last part of the setting's name.
-        ours: Whether those of torch are left out.
-    """
-    packages, kind = CLASSES.get(key, ((), object))
-    members = [member for package in packages for member in vars(package).values() if isinstance(member, type)]
-    made = {m.__name__: m for m in members if issubclass(m, kind) and m is not kind and not inspect.isabstract(m)}
-    own = __package__.partition(".")[0]
-    return {name: made[name] for name in sorted(made) if not ours or made[name].__module__.startswith(own)}
-
-
-def with_paths(arguments: Sequence[str]) -> list[str]:
-    """The arguments, a class of this package by its path, whatever others have its name.
-
-    Args:
-        arguments: Arguments of the command.
-    """
-    written: list[str] = []
-    before = ""
-    for argument in arguments:
-        flag, equals, value = argument.partition("=") if not before else (before, "", argument)
-        made = classes_of(flag.rpartition(".")[2].removeprefix("--"), ours=True).get(value)
-        path = f"{made.__module__}.{made.__name__}" if made is not None else value
-        written.append(f"{flag}={path}" if equals else path if before else argument)
-        before = argument if not before and not equals and argument.startswith("--") else ""
-    return written
 
 
 def _importer(chain: Sequence[BaseException]) -> str:
