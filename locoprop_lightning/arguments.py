@@ -8,6 +8,7 @@ from typing import Any
 from zipfile import is_zipfile
 
 from locoprop_lightning import shipped
+from locoprop_lightning.command_line import check_words
 from locoprop_lightning.errors import UserError, alike, near_names, shown
 from locoprop_lightning.files import load_yaml
 from locoprop_lightning.refusal import settings_of_classes
@@ -97,11 +98,14 @@ def _check_classes(part: Any, name: str) -> None:
 
 
 def check_typed(args: Sequence[str]) -> None:
-    """Refuses an option with one hyphen or a dash, or without a value: the parser would tell of something else.
+    """Refuses an option with one hyphen or a dash, without a value, or in one word with it.
+
+    The parser would tell of something else.
 
     Raises:
         UserError: Names the option.
     """
+    check_words(args)
     for one, after in zip(args, [*args[1:], "--"], strict=True):
         if dash := re.match(r"(-|[\u2010-\u2015\u2212]+-?)(?!inf\b|nan\b)([A-Za-z]\w[\w.]*)", one):
             raise UserError(f"{one}: an option begins with two hyphens; give --{dash[2]}.")
@@ -119,15 +123,19 @@ def without_checkpoint(args: Sequence[str]) -> list[str]:
     return kept
 
 
-def meant(text: str, known: Collection[str]) -> str:
+def meant(text: str, known: Collection[str], args: Sequence[str] = ()) -> str:
     """What may have been meant by what a refusal says is none, empty where a setting is known.
 
     Args:
         text: The parser's refusal.
         known: Dotted names of the settings that the command has.
+        args: Arguments of the command.
     """
     if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
         file = "/" in found[1] or found[1].endswith(".yaml")
+        before = list(args[: args.index(found[1])]) if found[1] in args else []
+        if file and before[-2:-1] and re.fullmatch(r"--[\w.]+", before[-2]):  # a shell makes several of a pattern
+            return f"; {before[-2]} takes one: give one of them, such as {before[-2]} {found[1]}"
         return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
     if found := re.search(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", text):
         return near_names(found[1], [*re.findall(r"\w+", found[2]), "configs"])

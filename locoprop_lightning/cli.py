@@ -35,8 +35,9 @@ from locoprop_lightning.callbacks import (
 )
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.class_names import YAML, with_paths
+from locoprop_lightning.command_line import check_arguments
 from locoprop_lightning.distributed.loopback import meeting_place
-from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_arguments, check_counts
+from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_counts
 from locoprop_lightning.files import expanded
 from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.idle_settings import check_checkpoints, tell_idle
@@ -107,7 +108,7 @@ class LocoPropCLI(LightningCLI):
             self.config = parser.parse_args(with_paths(with_files(given, groups)))
         except ArgumentError as error:
             known = {name.removeprefix("--") for one in self._parsers for name in one._option_string_actions}
-            message = f"{sentence(error)}{meant(str(error), known)}"
+            message = f"{sentence(error)}{meant(str(error), known, given)}"
             lacking = re.search(r"are required: .*; give --(\S+)$", message)
             empty = ", which is empty (null) in the file" if lacking and leaves_empty(given, lacking[1]) else ""
             raise UserError(message + empty) from error

@@ -348,6 +348,11 @@ COMPARED = [
     ("no such axis", "runs --x weeks", "argument --x: invalid choice: 'weeks'"),
     ("no such metric", "RUNS --metric acc", "acc"),
     ("a figure where none can be", "RUNS --out /proc/x/a.png", "/proc/x"),
+    (
+        "a checkpoint",
+        "RUNS/digits/foof/version_0/checkpoints/step=1.ckpt",
+        "step=1.ckpt: is a file; name the folder of a run, such as RUNS/digits/foof/version_0.",
+    ),
     ("no logs", "EMPTY", "No run has logged 'train/loss'; name folders of runs, such as runs/digits"),
     ("a table where none can be", "RUNS --table /proc/x/a.md", f"{NOWHERE}; name another plac"),
     (
@@ -384,4 +389,4 @@ def test_a_wrong_comparison_ends_with_one_sentence(logged, capsys, command, said
     Path("folder.png").mkdir()
     Path("file").touch()
     text = command.replace("RUNS", str(logged)).replace("FOLDER", "folder.png").replace("EMPTY", "folder.png")
-    assert said in sentence_of(compare, text.split(), capsys)
+    assert said.replace("RUNS", str(logged)) in sentence_of(compare, text.split(), capsys)
