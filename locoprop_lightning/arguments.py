@@ -1,5 +1,6 @@
 """The arguments of a command as they are typed."""
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -8,9 +9,11 @@ from typing import Any
 from zipfile import is_zipfile
 
 from locoprop_lightning import shipped
+from locoprop_lightning.class_names import classes_of
 from locoprop_lightning.command_line import check_words
 from locoprop_lightning.errors import UserError, alike, near_names, shown
 from locoprop_lightning.files import load_yaml
+from locoprop_lightning.loading import PARTS
 from locoprop_lightning.refusal import settings_of_classes
 from locoprop_lightning.results.settings import flatten
 
@@ -45,6 +48,12 @@ def with_files(args: Sequence[str], groups: Collection[str]) -> list[str]:
             content = load_yaml(path, f"config={file}")
             if not isinstance(content, dict):
                 raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
+            if shipped.is_space(content):
+                raise UserError(
+                    f"config={file}: is a search space; give it to locoprop-tune by --space, and name a configuration, "
+                    "such as digits/foof."
+                )
+            _check_parts(content, args, f"config={file}")
             _check_classes(content, f"config={file}")
             for group in {*groups} & {*content}:
                 if not isinstance(content[group], dict | None):
@@ -77,6 +86,22 @@ def leaves_empty(args: Sequence[str], name: str) -> bool:
     files = [file for before, one in pairwise(["", *args]) if (file := _file(before, one))]
     contents = [load_yaml(shipped.find(file, shipped.CONFIGS, "config="), file) for file in files]
     return any(flatten(content).get(name, name) is None for content in contents)
+
+
+def _check_parts(content: Mapping[Any, Any], args: Sequence[str], name: str) -> None:
+    """Refuses a model, and data, whose settings stand in the place of its class."""
+    for part in PARTS:
+        settings = content.get(part)
+        chosen = any(one.partition("=")[0] == f"--{part}" for one in args)
+        if isinstance(settings, dict) and settings and not chosen and not {"class_path", "init_args"} & {*settings}:
+            classes = classes_of(part, ours=True)
+            having = [one for one, made in classes.items() if {*settings} <= {*inspect.signature(made).parameters}]
+            one, *more = having or [*classes]
+            others = f" (or {', '.join(more)})" if more else ""
+            raise UserError(
+                f"{name}: {part}: has no class_path; write class_path: {one}{others}, and put these settings below "
+                "init_args."
+            )
 
 
 def _check_classes(part: Any, name: str) -> None:

@@ -108,6 +108,13 @@ WRITTEN = [
     ("a text for a group", within(checkpoints="no"), "a.yaml: checkpoints: must hold settings by name, not 'no'"),
     ("no class", within(*MODEL, solver={"average": 0.5}), "model.solver: needs a class of its own (class_path), as"),
     ("no class of it", within(*MODEL, solver={"init_args": {}}), "model: solver: has init_args without a class_path"),
+    ("a model without its class", lambda all: all.update(model=all["model"]["init_args"]), "a.yaml: model: has no "
+     "class_path; write class_path: LocoPropModule, and put these settings below init_args."),
+    ("a model of either class", lambda all: all.update(model={"task": "Classification"}), "write class_path: "
+     "BackpropModule (or LocoPropModule), and put these"),
+    ("data without their class", within(data={"valdation": 3}), "data: has no class_path; write class_path: Datasets"),
+    ("a search space", lambda all: (all.clear(), all.update({"model.lambda_a": {"loguniform": [1, 9]}})),
+     "--config=a.yaml: is a search space; give it to locoprop-tune by --space, and name a configuration, such as dig"),
     ("a class of nothing", within(*MODEL, solver={"class_path": None}), "solver: class_path: must be the path of a cl"),
     ("settings of nothing", within(*MODEL, solver={"class_path": "ClosedForm", "init_args": 3}),
      "solver: init_args: must hold settings of the class by name, not 3"),
