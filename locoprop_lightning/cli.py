@@ -33,6 +33,7 @@ from locoprop_lightning.callbacks import (
     SettingsFile,
     StepTimer,
 )
+from locoprop_lightning.callbacks.notice import Notice
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.class_names import YAML, with_paths
 from locoprop_lightning.command_line import check_arguments
@@ -211,7 +212,7 @@ class LocoPropCLI(LightningCLI):
         real = subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if real and self.trainer.is_global_zero:
             if (notice := self._folder.claim(path and Path(path))) is not None:
-                print(f"locoprop fit: {notice}.", file=sys.stderr)
+                self.trainer.callbacks.insert(0, Notice(f"locoprop fit: {notice}."))  # type: ignore[attr-defined]
         return arguments
 
     def before_fit(self) -> None:

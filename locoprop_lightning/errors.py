@@ -24,6 +24,9 @@ class UserError(ValueError):
     """A mistake that the user can mend; the message names the setting, the value and the way out."""
 
 
+BATCHES = "give batches, such as DataLoader(TensorDataset(x, y), batch_size=64)"  # in a refusal of single samples
+
+
 def near_names(name: str, known: Iterable[str], sure: Sequence[str] = ()) -> str:
     """What a refusal of a name ends with: up to three known ones that are like it; empty without.
 

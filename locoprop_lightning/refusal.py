@@ -83,7 +83,9 @@ def _construction(chain: Sequence[BaseException]) -> str:
     callers = r"jsonargparse|lightning\.pytorch\.cli|locoprop_lightning\.cli"
     known = [f"{one.__module__}.{one.__qualname__}" for one in made if not re.match(callers, one.__module__)]
     name = owner[1] if owner else known[-1] if known else "a class of the settings cannot be made"
-    return f"{name}: {' '.join(str(cause).split())} ({type(cause).__name__}{where})."
+    short = name.rpartition(".")[2]
+    place = next((f"trainer.{key}: " for key in ("callbacks", "logger") if short in classes_of(key)), "")
+    return f"{place}{name}: {' '.join(str(cause).split())} ({type(cause).__name__}{where})."
 
 
 _FOREIGN = re.compile(r"site-packages|dist-packages|[/\\]locoprop_lightning[/\\]")
@@ -135,7 +137,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
             reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
         if name[1].startswith(("network.", "task.", "solver.", "data.", "optimizer.")):
             reason = f"{name[1].partition('.')[0]} stands beside class_path; put settings of the class below init_args"
-        reason += near_names(name[1], _names(owner) or [])
+        names = _names(owner) or []
+        reason += near_names(name[1], names) if len(names) > SEEN else ""
         typed = any("NestedArg(" in str(cause) for cause in chain)  # on the command line, not in a file
         if typed and owner.endswith(
             (".SupervisedModule", ".LightningDataModule")
@@ -155,7 +158,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         allowed = allowed.replace("collections.abc.Iterable", "a list").replace("collections.abc.Sequence", "a list")
         allowed = form or allowed or (several and several[1]) or "a class with its init_args"
         got = value[1].partition("\n")[0] or repr("")
-        if allowed == "int" and re.fullmatch(r"-?\d+\.0", got):  # which may have been typed as 1e2
+        if allowed.startswith("int") and re.fullmatch(r"-?\d+\.0", got):  # which may have been typed as 1e2
             whole = re.search(r"Given value: (?:NestedArg\(.*val=')?([-+.\deE]+)(?:'\))?$", _text(chain), re.M)
             got = f"{whole[1] if whole else got}; write {got[:-2]}"
         if "float" in allowed and re.fullmatch(r"[-+]?\d+,\d+", got):
@@ -175,6 +178,7 @@ _WAYS = {
     "argument subcommand": "; such as locoprop fit --config FILE",
 }
 
+SEEN = 4  # of so many settings in a list, who reads it finds the one that was meant
 _GONE = {"reduction": "leave it out, or delete its line in the file; what it named is always done"}
 
 _FORMS = {
@@ -182,6 +186,7 @@ _FORMS = {
     "skip": "a list of patterns of layers, such as '[\"1\"]'",
     "include": "a list of patterns of layers, such as '[\"tokens\"]'",
     "callbacks": "a list of callbacks, or the name of one that there is, such as EarlyStopping",
+    "validation": "int, a number of samples that are held out",
     "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
 }
 
