@@ -26,14 +26,15 @@ from locoprop_lightning.callbacks import (
     BestCheckpoint,
     FitProgress,
     FitSummary,
-    HyperparameterLogger,
     LocalLossMonitor,
     PredictionWriter,
     RunCheckpoints,
     SettingsFile,
     StepTimer,
 )
+from locoprop_lightning.callbacks.hyperparameters import settings_logger
 from locoprop_lightning.callbacks.notice import Notice
+from locoprop_lightning.callbacks.run_checkpoints import check_kept
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
 from locoprop_lightning.class_names import YAML, with_paths
 from locoprop_lightning.command_line import check_arguments
@@ -45,7 +46,7 @@ from locoprop_lightning.idle_settings import check_checkpoints, tell_idle
 from locoprop_lightning.loading import PARTS, check_made_of
 from locoprop_lightning.quiet import quiet
 from locoprop_lightning.refusal import missing, sentence
-from locoprop_lightning.results.settings import NEUTRAL, flatten, written
+from locoprop_lightning.results.settings import flatten, written
 from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.trainer_refusal import check_monitors, check_settings, refused
@@ -225,6 +226,10 @@ class LocoPropCLI(LightningCLI):
             if isinstance(callback, RunCheckpoints):
                 callback.describe(shlex.join(["locoprop", *without_checkpoint(self._arguments)]), settings)
 
+    def after_fit(self) -> None:
+        """Ends with what is wrong where the weights were not kept."""
+        check_kept(self.trainer)
+
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; the model knows what it was made of, and checkpoints say it."""
         try:
@@ -259,26 +264,6 @@ class LocoPropCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(BestCheckpoint, "best")  # before the others, which remember what it knows
         parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
-
-
-def settings_logger(settings: Mapping[str, Any]) -> HyperparameterLogger:
-    """The callback that logs the settings that make a run's method.
-
-    Args:
-        settings: What ``LocoPropCLI.settings`` returns.
-    """
-    kept = {
-        name: value.rpartition(".")[2] if _is_path(value) else value
-        for name, value in settings.items()
-        if name == "seed_everything" or not NEUTRAL.match(name)
-    }
-    return HyperparameterLogger(kept)
-
-
-def _is_path(value: Any) -> bool:
-    """Whether a setting is the path of a class."""
-    parts = value.split(".") if isinstance(value, str) else []
-    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
 
 
 def main(args: Sequence[str] | None = None) -> None:

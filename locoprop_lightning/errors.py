@@ -21,7 +21,19 @@ TERMINATED = 128 + signal.SIGTERM  # the status of a command that the signal has
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the message names the setting, the value and the way out."""
+    """A mistake that the user can mend; the message names the setting, the value and the way out.
+
+    Attributes:
+        status: What a command ends with.
+    """
+
+    status = 2
+
+
+class Lost(UserError):
+    """What was done is lost, and no other settings bring it back; status 1 tells it from what was never begun."""
+
+    status = 1
 
 
 BATCHES = "give batches, such as DataLoader(TensorDataset(x, y), batch_size=64)"  # in a refusal of single samples
@@ -83,7 +95,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what
 def one_sentence(
     program: str, arguments: Sequence[str], sentence: Callable[[Exception], str | None] = message_of
 ) -> Iterator[None]:
-    """Ends the process with one sentence and status 2 where the user made a mistake.
+    """Ends the process with one sentence and its status, which is 2 where the user made a mistake.
 
     Args:
         program: Name that the sentence begins with.
@@ -97,7 +109,7 @@ def one_sentence(
         if message is None:
             raise
         print(f"{program}: error: {as_typed(message, arguments)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.status if isinstance(error, UserError) else UserError.status) from None
 
 
 def as_typed(message: str, arguments: Sequence[str]) -> str:
