@@ -1,5 +1,6 @@
 """The arguments of a command as they are typed."""
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -8,8 +9,11 @@ from typing import Any
 from zipfile import is_zipfile
 
 from locoprop_lightning import shipped
+from locoprop_lightning.class_names import classes_of
+from locoprop_lightning.command_line import check_words
 from locoprop_lightning.errors import UserError, alike, near_names, shown
 from locoprop_lightning.files import load_yaml
+from locoprop_lightning.loading import PARTS
 from locoprop_lightning.refusal import settings_of_classes
 from locoprop_lightning.results.settings import flatten
 
@@ -44,6 +48,12 @@ def with_files(args: Sequence[str], groups: Collection[str]) -> list[str]:
             content = load_yaml(path, f"config={file}")
             if not isinstance(content, dict):
                 raise UserError(f"config={file}: holds no settings; see configs/ for files that do.")
+            if shipped.is_space(content):
+                raise UserError(
+                    f"config={file}: is a search space; give it to locoprop-tune by --space, and name a configuration, "
+                    "such as digits/foof."
+                )
+            _check_parts(content, args, f"config={file}")
             _check_classes(content, f"config={file}")
             for group in {*groups} & {*content}:
                 if not isinstance(content[group], dict | None):
@@ -78,6 +88,22 @@ def leaves_empty(args: Sequence[str], name: str) -> bool:
     return any(flatten(content).get(name, name) is None for content in contents)
 
 
+def _check_parts(content: Mapping[Any, Any], args: Sequence[str], name: str) -> None:
+    """Refuses a model, and data, whose settings stand in the place of its class."""
+    for part in PARTS:
+        settings = content.get(part)
+        chosen = any(one.partition("=")[0] == f"--{part}" for one in args)
+        if isinstance(settings, dict) and settings and not chosen and not {"class_path", "init_args"} & {*settings}:
+            classes = classes_of(part, ours=True)
+            having = [one for one, made in classes.items() if {*settings} <= {*inspect.signature(made).parameters}]
+            one, *more = having or [*classes]
+            others = f" (or {', '.join(more)})" if more else ""
+            raise UserError(
+                f"{name}: {part}: has no class_path; write class_path: {one}{others}, and put these settings below "
+                "init_args."
+            )
+
+
 def _check_classes(part: Any, name: str) -> None:
     """Refuses what stands beside a class_path, with which the parser would take the class for none."""
     settings: dict[Any, Any] = (
@@ -97,11 +123,14 @@ def _check_classes(part: Any, name: str) -> None:
 
 
 def check_typed(args: Sequence[str]) -> None:
-    """Refuses an option with one hyphen or a dash, or without a value: the parser would tell of something else.
+    """Refuses an option with one hyphen or a dash, without a value, or in one word with it.
+
+    The parser would tell of something else.
 
     Raises:
         UserError: Names the option.
     """
+    check_words(args)
     for one, after in zip(args, [*args[1:], "--"], strict=True):
         if dash := re.match(r"(-|[\u2010-\u2015\u2212]+-?)(?!inf\b|nan\b)([A-Za-z]\w[\w.]*)", one):
             raise UserError(f"{one}: an option begins with two hyphens; give --{dash[2]}.")
@@ -119,15 +148,19 @@ def without_checkpoint(args: Sequence[str]) -> list[str]:
     return kept
 
 
-def meant(text: str, known: Collection[str]) -> str:
+def meant(text: str, known: Collection[str], args: Sequence[str] = ()) -> str:
     """What may have been meant by what a refusal says is none, empty where a setting is known.
 
     Args:
         text: The parser's refusal.
         known: Dotted names of the settings that the command has.
+        args: Arguments of the command.
     """
     if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
         file = "/" in found[1] or found[1].endswith(".yaml")
+        before = list(args[: args.index(found[1])]) if found[1] in args else []
+        if file and before[-2:-1] and re.fullmatch(r"--[\w.]+", before[-2]):  # a shell makes several of a pattern
+            return f"; {before[-2]} takes one: give one of them, such as {before[-2]} {found[1]}"
         return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
     if found := re.search(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", text):
         return near_names(found[1], [*re.findall(r"\w+", found[2]), "configs"])

@@ -59,6 +59,25 @@ def explained(network: nn.Module, inputs: Any) -> Iterator[None]:
         raise UserError(f"network={type(network).__name__}: cannot take {_shown(inputs)}{reason}{way}.") from error
 
 
+def check_gradient(network: nn.Module, output: Any, loss: Tensor) -> None:
+    """Refuses a network that has cut its output off from its weights, as no step could be made of it.
+
+    Args:
+        network: The network.
+        output: Its output in a training step.
+        loss: What is made of that.
+
+    Raises:
+        UserError: Names the network.
+    """
+    if loss.requires_grad or any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output)):
+        return
+    raise UserError(
+        f"network={type(network).__name__}: its output has no gradient in training; take torch.no_grad() and detach() "
+        "out of its forward."
+    )
+
+
 def _devices(network: nn.Module, inputs: Any) -> str:
     """Where inputs and weights are, and what to do, empty where they are together."""
     own = {str(leaf.device): None for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}

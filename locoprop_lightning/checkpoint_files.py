@@ -1,4 +1,4 @@
-"""Files of checkpoints: whether one is whole, and which is the newest that is."""
+"""Files of checkpoints: whether one is whole, which is the newest that is, and how one is written."""
 
 import pickle
 from collections.abc import Iterable
@@ -9,8 +9,10 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 from zlib import error as zlib_error
 
 import torch
+from lightning.pytorch import Trainer
 
 from locoprop_lightning.errors import UserError, near_names
+from locoprop_lightning.files import passing_name, settle, why_unwritten
 
 RUNS_CODE = "weights_only=False: would run whatever code a checkpoint holds; leave it out."
 BEST = "best.ckpt"  # weights alone, which no fit goes on from
@@ -115,3 +117,36 @@ def last_of(folder: Path, pattern: str) -> tuple[Path | None, list[str]]:
             return path, passed
         passed.append(f"{path} {reason}")
     return None, passed
+
+
+def write_whole(trainer: Trainer, path: Path, weights_only: bool) -> str | None:
+    """Writes a checkpoint, which takes its name when it is on the disk; nothing is left of one that fails.
+
+    Args:
+        trainer: The trainer.
+        path: The file.
+        weights_only: Whether it holds no state of optimizers.
+
+    Returns:
+        Why it could not be written, None where it is.
+
+    Raises:
+        OSError: Where several processes save, and this one cannot: the others do not know.
+        RuntimeError: As well.
+    """
+    passing, failure = passing_name(path), None
+    try:
+        trainer.save_checkpoint(passing, weights_only=weights_only)
+    except (OSError, RuntimeError) as error:
+        if trainer.world_size > 1:
+            raise
+        failure = error
+    if trainer.is_global_zero and failure is None:
+        try:
+            settle(passing, path)
+        except OSError as error:
+            failure = error
+    if failure is None:
+        return None
+    passing.unlink(missing_ok=True)
+    return why_unwritten(failure)

@@ -26,23 +26,27 @@ from locoprop_lightning.callbacks import (
     BestCheckpoint,
     FitProgress,
     FitSummary,
-    HyperparameterLogger,
     LocalLossMonitor,
     PredictionWriter,
     RunCheckpoints,
     SettingsFile,
     StepTimer,
 )
+from locoprop_lightning.callbacks.hyperparameters import settings_logger
+from locoprop_lightning.callbacks.notice import Notice
+from locoprop_lightning.callbacks.run_checkpoints import check_kept
 from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
+from locoprop_lightning.class_names import YAML, with_paths
+from locoprop_lightning.command_line import check_arguments
 from locoprop_lightning.distributed.loopback import meeting_place
-from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_arguments, check_counts
+from locoprop_lightning.errors import DISK, INTERRUPTED, TERMINATED, UserError, check_counts
 from locoprop_lightning.files import expanded
 from locoprop_lightning.help import long_form, main_page, page
 from locoprop_lightning.idle_settings import check_checkpoints, tell_idle
 from locoprop_lightning.loading import PARTS, check_made_of
 from locoprop_lightning.quiet import quiet
-from locoprop_lightning.refusal import missing, sentence, with_paths
-from locoprop_lightning.results.settings import NEUTRAL, flatten, written
+from locoprop_lightning.refusal import missing, sentence
+from locoprop_lightning.results.settings import flatten, written
 from locoprop_lightning.run_folder import RunFolder
 from locoprop_lightning.supervised import SupervisedModule
 from locoprop_lightning.trainer_refusal import check_monitors, check_settings, refused
@@ -62,7 +66,7 @@ class LocoPropCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=SettingsFile,
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML},
             args=None if args is None else list(args),
             run=run,
         )
@@ -106,7 +110,7 @@ class LocoPropCLI(LightningCLI):
             self.config = parser.parse_args(with_paths(with_files(given, groups)))
         except ArgumentError as error:
             known = {name.removeprefix("--") for one in self._parsers for name in one._option_string_actions}
-            message = f"{sentence(error)}{meant(str(error), known)}"
+            message = f"{sentence(error)}{meant(str(error), known, given)}"
             lacking = re.search(r"are required: .*; give --(\S+)$", message)
             empty = ", which is empty (null) in the file" if lacking and leaves_empty(given, lacking[1]) else ""
             raise UserError(message + empty) from error
@@ -209,7 +213,7 @@ class LocoPropCLI(LightningCLI):
         real = subcommand == "fit" and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if real and self.trainer.is_global_zero:
             if (notice := self._folder.claim(path and Path(path))) is not None:
-                print(f"locoprop fit: {notice}.", file=sys.stderr)
+                self.trainer.callbacks.insert(0, Notice(f"locoprop fit: {notice}."))  # type: ignore[attr-defined]
         return arguments
 
     def before_fit(self) -> None:
@@ -221,6 +225,10 @@ class LocoPropCLI(LightningCLI):
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, RunCheckpoints):
                 callback.describe(shlex.join(["locoprop", *without_checkpoint(self._arguments)]), settings)
+
+    def after_fit(self) -> None:
+        """Ends with what is wrong where the weights were not kept."""
+        check_kept(self.trainer)
 
     def instantiate_classes(self) -> None:
         """Makes model, data and trainer; the model knows what it was made of, and checkpoints say it."""
@@ -256,26 +264,6 @@ class LocoPropCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(BestCheckpoint, "best")  # before the others, which remember what it knows
         parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
-
-
-def settings_logger(settings: Mapping[str, Any]) -> HyperparameterLogger:
-    """The callback that logs the settings that make a run's method.
-
-    Args:
-        settings: What ``LocoPropCLI.settings`` returns.
-    """
-    kept = {
-        name: value.rpartition(".")[2] if _is_path(value) else value
-        for name, value in settings.items()
-        if name == "seed_everything" or not NEUTRAL.match(name)
-    }
-    return HyperparameterLogger(kept)
-
-
-def _is_path(value: Any) -> bool:
-    """Whether a setting is the path of a class."""
-    parts = value.split(".") if isinstance(value, str) else []
-    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
 
 
 def main(args: Sequence[str] | None = None) -> None:

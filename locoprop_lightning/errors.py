@@ -3,29 +3,40 @@
 In the checks ``owner`` is the name of the class whose settings these are, empty for a setting that stands alone.
 """
 
-import argparse
 import difflib
 import errno
 import math
 import re
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
 from textwrap import shorten
-from typing import Any, NoReturn
-
-import locoprop_lightning
+from typing import Any
 
 INTERRUPTED = 128 + signal.SIGINT  # the status of a command that Ctrl-C has ended
 TERMINATED = 128 + signal.SIGTERM  # the status of a command that the signal has ended
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the message names the setting, the value and the way out."""
+    """A mistake that the user can mend; the message names the setting, the value and the way out.
+
+    Attributes:
+        status: What a command ends with.
+    """
+
+    status = 2
+
+
+class Lost(UserError):
+    """What was done is lost, and no other settings bring it back; status 1 tells it from what was never begun."""
+
+    status = 1
+
+
+BATCHES = "give batches, such as DataLoader(TensorDataset(x, y), batch_size=64)"  # in a refusal of single samples
 
 
 def near_names(name: str, known: Iterable[str], sure: Sequence[str] = ()) -> str:
@@ -84,7 +95,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what
 def one_sentence(
     program: str, arguments: Sequence[str], sentence: Callable[[Exception], str | None] = message_of
 ) -> Iterator[None]:
-    """Ends the process with one sentence and status 2 where the user made a mistake.
+    """Ends the process with one sentence and its status, which is 2 where the user made a mistake.
 
     Args:
         program: Name that the sentence begins with.
@@ -98,7 +109,7 @@ def one_sentence(
         if message is None:
             raise
         print(f"{program}: error: {as_typed(message, arguments)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.status if isinstance(error, UserError) else UserError.status) from None
 
 
 def as_typed(message: str, arguments: Sequence[str]) -> str:
@@ -126,66 +137,6 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
     if len(meant) != 1:
         return message
     return meant[0] + (message[begins.end() :] if begins[1] else f": {message}")
-
-
-def check_arguments(arguments: Sequence[str] | None) -> None:
-    """Refuses a command line as one text, whose letters would be taken for arguments."""
-    if isinstance(arguments, str):
-        raise UserError(f"main({shown(arguments)}): takes a list of arguments, {shlex.split(arguments)}.")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser of a command's options that refuses in one sentence, without the page of its usage.
-
-    Args:
-        instead: Where that is which an unknown option, unlike all known ones, may have been meant for.
-        elsewhere: Options of a like command, of which that is told too.
-        settings: Those of argparse's parser.
-    """
-
-    def __init__(self, instead: str = "", elsewhere: Collection[str] = (), **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-        self.instead, self.elsewhere = instead, elsewhere
-        self._given: list[str] = []
-        version = f"locoprop-lightning {locoprop_lightning.__version__}"
-        self.add_argument("--version", action="version", version=version, help="show the version")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses, and knows in a refusal what was typed."""
-        self._given = [] if args is None else list(args)
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        """Refuses what was typed.
-
-        Raises:
-            UserError: Names the option, its value and the way out.
-        """
-        kinds = {"int": "a whole number", "float": "a number"}
-        if found := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
-            raise UserError(f"{found[1]} {found[3]}: must be {kinds[found[2]]}.")
-        lacking = re.fullmatch("the following arguments are required: ([A-Z]+)", message)
-        if lacking and (taken := self._taken()):
-            option, values = next(iter(taken.items()))
-            typed = shlex.join([values[-1], option, *values[:-1]])
-            way = f"put {lacking[1]} first, such as {self.prog} {typed}"
-            raise UserError(f"{option} took {values[-1]} as one of its own; {way}.")
-        name = re.match(r"unrecognized arguments: ([^\s=]+)", message)
-        known = () if name and name[1] in self.elsewhere else self._option_string_actions
-        near = near_names(name[1], known) or self.instead if name else ""
-        raise UserError(f"{message}{near}; {self.prog} --help lists all.")
-
-    def _taken(self) -> dict[str, list[str]]:
-        """What options that take several values have taken, by option."""
-        found: dict[str, list[str]] = {}
-        taking: list[str] = []
-        for one in self._given:
-            if one.startswith("-"):
-                action = self._option_string_actions.get(one)
-                taking = found.setdefault(one, []) if action is not None and action.nargs == "+" else []
-            else:
-                taking.append(one)
-        return {option: values for option, values in found.items() if len(values) > 1}
 
 
 def check_counts(owner: str, least: int, **values: int) -> None:

@@ -3,11 +3,49 @@
 from collections.abc import Set
 from typing import Any
 
-from lightning.pytorch import LightningModule
-from torch import nn
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from locoprop_lightning.errors import UserError
+from locoprop_lightning.errors import BATCHES, UserError, check_object, shown
 from locoprop_lightning.tasks import Task
+
+
+def check_data(trainer: Trainer) -> None:
+    """Refuses the class of data in place of an object, and tensors whose entries are no batches.
+
+    Args:
+        trainer: The trainer, with what it was called with.
+
+    Raises:
+        UserError: Names what was given.
+    """
+    loops: list[Any] = [trainer._active_loop]
+    if trainer.state.fn == TrainerFn.FITTING:
+        loops.append(trainer.fit_loop.epoch_loop.val_loop)
+    for loop in loops:
+        given = loop._data_source.instance
+        check_object("", object, "data", data=given)
+        single = [one for one in tree_leaves(given) if isinstance(one, Tensor | np.ndarray) and one.ndim < 2]
+        if single:
+            raise UserError(f"data={shown(given)}: the entries of {shown(single[0])} are single samples; {BATCHES}.")
+
+
+def check_fit(trainer: Trainer) -> None:
+    """Refuses a fit that had no batch.
+
+    Args:
+        trainer: The trainer, after the fit.
+
+    Raises:
+        UserError: Names the limit.
+    """
+    limit = trainer.limit_train_batches
+    if limit == 0 or trainer.num_training_batches == 0:
+        way = f"trainer.limit_train_batches={limit}); give data, and a limit above 0"
+        raise UserError(f"data: there is no batch to train on ({way}.")
 
 
 def check_batch(module: LightningModule, outputs: Any) -> None:

@@ -8,8 +8,8 @@ from textwrap import fill, indent, shorten
 
 from docstring_parser import parse
 
+from locoprop_lightning.class_names import CLASSES, classes_of
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.refusal import CLASSES, classes_of
 
 _WIDTH, _COLUMN = 80, 34
 _COMMANDS = {

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locoprop_lightning.batches import explained
+from locoprop_lightning.batches import check_gradient, explained
 from locoprop_lightning.distributed import connect, share_batch
 from locoprop_lightning.engine import LocalEngine
 from locoprop_lightning.errors import UserError, check_counts, check_object, listed
@@ -136,6 +136,7 @@ class LocalBackward:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UserError(f"LocalBackward: loss_of returned {found}; return a tensor of one number, such as a mean.")
+        check_gradient(self.network, output, loss)
         if not loss.requires_grad:
             raise UserError("LocalBackward: loss_of returned a tensor without a gradient; make it of the output.")
         batch = share_batch(processes, inputs, output, 1 if terms is None else terms, recording)

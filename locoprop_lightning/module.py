@@ -167,7 +167,7 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
         with uncompiled(), joined.tape.of(self.task.complete(target) and not self.task.padded(x)):
             output = self(x)
         own = self.share(x, output, target, asked(self.trainer))
-        loss = own.weigh(self.task.mean_loss(output, target))
+        loss = own.weigh(self.loss_of(output, target))
         draws = sampled_gradients(engine, joined.tape, self.task, output, target, own, self.global_step, len(joined))
         self.manual_backward(joined.take(own, draws, loss))
         if len(joined) < self.accumulate and not self.trainer.is_last_batch:

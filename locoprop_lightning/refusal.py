@@ -8,16 +8,11 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, loggers
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn, optim
 
-# Imported so that their short names work on the command line.
-from locoprop_lightning import callbacks, data, module, networks, optimizers, oracles, solvers, supervised, tasks
+from locoprop_lightning.class_names import classes_of
 from locoprop_lightning.errors import UserError, alike, message_of, near_names
 from locoprop_lightning.own_classes import half_made, other_arguments, unfinished
-from locoprop_lightning.supervised import SupervisedModule
 
 
 def sentence(error: Exception) -> str | None:
@@ -88,7 +83,9 @@ def _construction(chain: Sequence[BaseException]) -> str:
     callers = r"jsonargparse|lightning\.pytorch\.cli|locoprop_lightning\.cli"
     known = [f"{one.__module__}.{one.__qualname__}" for one in made if not re.match(callers, one.__module__)]
     name = owner[1] if owner else known[-1] if known else "a class of the settings cannot be made"
-    return f"{name}: {' '.join(str(cause).split())} ({type(cause).__name__}{where})."
+    short = name.rpartition(".")[2]
+    place = next((f"trainer.{key}: " for key in ("callbacks", "logger") if short in classes_of(key)), "")
+    return f"{place}{name}: {' '.join(str(cause).split())} ({type(cause).__name__}{where})."
 
 
 _FOREIGN = re.compile(r"site-packages|dist-packages|[/\\]locoprop_lightning[/\\]")
@@ -140,7 +137,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
             reason = f"{owner.rpartition('.')[2]} has no setting {name[1]!r} any more: {_GONE[name[1]]}"
         if name[1].startswith(("network.", "task.", "solver.", "data.", "optimizer.")):
             reason = f"{name[1].partition('.')[0]} stands beside class_path; put settings of the class below init_args"
-        reason += near_names(name[1], _names(owner) or [])
+        names = _names(owner) or []
+        reason += near_names(name[1], names) if len(names) > SEEN else ""
         typed = any("NestedArg(" in str(cause) for cause in chain)  # on the command line, not in a file
         if typed and owner.endswith(
             (".SupervisedModule", ".LightningDataModule")
@@ -160,7 +158,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         allowed = allowed.replace("collections.abc.Iterable", "a list").replace("collections.abc.Sequence", "a list")
         allowed = form or allowed or (several and several[1]) or "a class with its init_args"
         got = value[1].partition("\n")[0] or repr("")
-        if allowed == "int" and re.fullmatch(r"-?\d+\.0", got):  # which may have been typed as 1e2
+        if allowed.startswith("int") and re.fullmatch(r"-?\d+\.0", got):  # which may have been typed as 1e2
             whole = re.search(r"Given value: (?:NestedArg\(.*val=')?([-+.\deE]+)(?:'\))?$", _text(chain), re.M)
             got = f"{whole[1] if whole else got}; write {got[:-2]}"
         if "float" in allowed and re.fullmatch(r"[-+]?\d+,\d+", got):
@@ -180,6 +178,7 @@ _WAYS = {
     "argument subcommand": "; such as locoprop fit --config FILE",
 }
 
+SEEN = 4  # of so many settings in a list, who reads it finds the one that was meant
 _GONE = {"reduction": "leave it out, or delete its line in the file; what it named is always done"}
 
 _FORMS = {
@@ -187,53 +186,9 @@ _FORMS = {
     "skip": "a list of patterns of layers, such as '[\"1\"]'",
     "include": "a list of patterns of layers, such as '[\"tokens\"]'",
     "callbacks": "a list of callbacks, or the name of one that there is, such as EarlyStopping",
+    "validation": "int, a number of samples that are held out",
     "transfers": 'names of functions by layer, such as \'{"1": "tanh"}\'',
 }
-
-CLASSES = {
-    "logger": ((loggers,), loggers.Logger),
-    "callbacks": ((lightning_callbacks, callbacks), Callback),
-    "model": ((module, supervised), SupervisedModule),
-    "solver": ((solvers,), solvers.LocalSolver),
-    "oracle": ((oracles,), oracles.Oracle),
-    "network": ((networks,), nn.Module),
-    "task": ((tasks,), tasks.Task),
-    "data": ((data,), LightningDataModule),
-    "optimizer": ((optimizers, optim), optim.Optimizer),
-    "rest_optimizer": ((optimizers, optim), optim.Optimizer),
-    "lr_scheduler": ((optimizers, optim.lr_scheduler), optim.lr_scheduler.LRScheduler),
-}
-
-
-def classes_of(key: str, ours: bool = False) -> dict[str, type]:
-    """The classes for a setting that are known by their names, in their order.
-
-    Args:
-        key: Last part of the setting's name.
-        ours: Whether those of torch are left out.
-    """
-    packages, kind = CLASSES.get(key, ((), object))
-    members = [member for package in packages for member in vars(package).values() if isinstance(member, type)]
-    made = {m.__name__: m for m in members if issubclass(m, kind) and m is not kind and not inspect.isabstract(m)}
-    own = __package__.partition(".")[0]
-    return {name: made[name] for name in sorted(made) if not ours or made[name].__module__.startswith(own)}
-
-
-def with_paths(arguments: Sequence[str]) -> list[str]:
-    """The arguments, a class of this package by its path, whatever others have its name.
-
-    Args:
-        arguments: Arguments of the command.
-    """
-    written: list[str] = []
-    before = ""
-    for argument in arguments:
-        flag, equals, value = argument.partition("=") if not before else (before, "", argument)
-        made = classes_of(flag.rpartition(".")[2].removeprefix("--"), ours=True).get(value)
-        path = f"{made.__module__}.{made.__name__}" if made is not None else value
-        written.append(f"{flag}={path}" if equals else path if before else argument)
-        before = argument if not before and not equals and argument.startswith("--") else ""
-    return written
 
 
 def _importer(chain: Sequence[BaseException]) -> str:

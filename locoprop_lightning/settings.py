@@ -98,9 +98,10 @@ class LocalSettings:
         names = list(layers)
         if not names:
             told = "; ".join(f"{name or 'the network itself'}: {reason}" for name, reason in reasons.items())
+            frozen = reasons and {*reasons.values()} <= {"frozen", "partly frozen"}  # nor would that module train it
+            way = "unfreeze one by requires_grad_(True)" if frozen else "use BackpropModule"
             raise UserError(
-                f"LocoPropModule: the network has no layer to train locally{f' ({told})' if told else ''}; use "
-                "BackpropModule."
+                f"LocoPropModule: the network has no layer to train locally{f' ({told})' if told else ''}; {way}."
             )
         check_names("transfers", self.transfers, names)
         check_patterns("overrides", self.overrides, names, reasons)
@@ -120,6 +121,12 @@ class LocalSettings:
             raise UserError(
                 f"solver={name} solves the squared loss only: set objective to 'squared', or take another solver, such "
                 "as Majorization."
+            )
+        given = {layer: resolve_transfer(one).name for layer, one in self.transfers.items()}
+        if solver.squared_only and {*given.values()} - {"identity"}:
+            raise UserError(
+                f"transfers={given}: objective='squared' matches each layer through the identity, and solver={name} "
+                "takes no other; leave them out, or take objective='matching' and another solver, such as Majorization."
             )
         if oracle.asks_inverse and not solver.offers_inverse:
             raise UserError(

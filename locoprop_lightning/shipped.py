@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import locoprop_lightning
 from locoprop_lightning.errors import UserError, near_names, one_sentence
@@ -11,6 +12,7 @@ PACKAGE = Path(__file__).parent
 CONFIGS, SPACES, STUDIES = "configs", "tune/spaces", "tune/studies"
 # An installed package has them within itself, a checkout (and an editable install, which is one) beside it.
 ROOT = PACKAGE if (PACKAGE / CONFIGS).is_dir() else PACKAGE.parent
+KINDS = ("uniform", "loguniform", "integers", "choice")  # of a search space's settings, each of which has one
 NETWORKS = {
     "digits": "a small MLP on scikit-learn's digits: seconds",
     "fashion_mnist": "the review's MLP on Fashion-MNIST",
@@ -65,6 +67,26 @@ def find(name: str | Path, folder: str, option: str) -> Path:
     last = bare.rpartition("/")[2]
     hint = near_names(bare, known, sure=[one for one in known if one.rpartition("/")[2] == last][:4])
     raise UserError(f"{option}{name}: there is no such file, and none is shipped{hint}; locoprop configs lists them.")
+
+
+def is_configuration(content: Any) -> bool:
+    """Whether what a YAML holds is a configuration.
+
+    Args:
+        content: What it holds.
+    """
+    model = content.get("model") if isinstance(content, dict) else None
+    return isinstance(model, dict) and "class_path" in model
+
+
+def is_space(content: Any) -> bool:
+    """Whether what a YAML holds is a search space.
+
+    Args:
+        content: What it holds.
+    """
+    settings = list(content.values()) if isinstance(content, dict) else []
+    return bool(settings) and all(isinstance(one, dict) and {*KINDS} & {*one} for one in settings)
 
 
 def about(path: Path) -> str:

@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
 from locoprop_lightning import mixed_imports
-from locoprop_lightning.batches import explained
+from locoprop_lightning.batches import check_gradient, explained
 from locoprop_lightning.checkpoints import stamp, stamped
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
-from locoprop_lightning.fit_checks import check_batch, check_epoch
+from locoprop_lightning.fit_checks import check_batch, check_data, check_epoch, check_fit
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.compiled import original, tell_uncompiled
 from locoprop_lightning.layers.discovery import check_network, discover
@@ -108,6 +108,12 @@ class SupervisedModule(Loadable):
         terms = self.task.terms(target)
         weight = self.task.weight(target, terms)
         return share_batch(self.communicator, x, self.task.logits(output), terms, wish, weight)
+
+    def loss_of(self, output: Any, target: Any) -> Tensor:
+        """The task's mean loss of a training step, which must have a gradient."""
+        loss = self.task.mean_loss(output, target)
+        check_gradient(self.network, output, loss)
+        return loss
 
     def log_training(self, loss: Tensor, output: Any, target: Any, rate: float, logs: bool) -> Tensor:
         """Logs a training step, and gives the mean of its loss over processes, scalar.
@@ -215,6 +221,7 @@ class SupervisedModule(Loadable):
             UserError: For a search of the learning rate, which is no attribute here.
         """
         mixed_imports.check(self.trainer)
+        check_data(self.trainer)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LearningRateFinder):
                 raise UserError(
@@ -232,17 +239,10 @@ class SupervisedModule(Loadable):
         check_epoch(self, self.network, self.task, self.untouched.keys())
 
     def on_fit_end(self) -> None:
-        """Leaves the other processes.
-
-        Raises:
-            UserError: Where there was no data to train on.
-        """
+        """Leaves the other processes, and refuses a fit that had nothing to train on."""
         self.communicator.close()
         self.communicator = Communicator()
-        limit = self.trainer.limit_train_batches
-        if limit == 0 or self.trainer.num_training_batches == 0:
-            way = f"trainer.limit_train_batches={limit}); give data, and a limit above 0"
-            raise UserError(f"data: there is no batch to train on ({way}.")
+        check_fit(self.trainer)
 
     def on_after_backward(self) -> None:
         """Notes which parameters have a gradient for the first time."""
@@ -300,7 +300,7 @@ class BackpropModule(SupervisedModule):
         """One forward pass; Lightning does the rest."""
         x, target = self.task.inputs(batch), self.task.target(batch)
         output = self(x)
-        loss = self.task.mean_loss(output, target)
+        loss = self.loss_of(output, target)
         if self.communicator.size > 1:  # which may have different numbers of terms
             loss = self.share(x, output, target, 0).weigh(loss)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]

@@ -96,5 +96,8 @@ def test_the_last_checkpoint_is_found_or_missed_in_a_sentence(tmp_path, capsys):
     main(command("foof", tmp_path, "--trainer.max_steps=1"))
     assert "--ckpt_path last would go on from " in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main(command("foof", tmp_path, "--model.lr_scheduler=LinearDecay", "--model.lr_scheduler.warmup=500"))
+    assert "would go on from" not in capsys.readouterr().err  # of a run that is refused
+    with pytest.raises(SystemExit):
         main(command("foof", tmp_path, "--trainer.max_steps=3", "--trainer.logger.version=1"))
     assert "holds a run already; go on with it by --ckpt_path last, or name another folder" in capsys.readouterr().err

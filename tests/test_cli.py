@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import get_loader
 
 from locoprop_lightning.callbacks import FitSummary, StepTimer
+from locoprop_lightning.class_names import CLASSES, YAML, classes_of
 from locoprop_lightning.cli import LocoPropCLI, main
 from locoprop_lightning.layers import kind
 
@@ -199,6 +201,39 @@ def test_mistakes_end_with_one_sentence(capsys, more, message):
 def test_a_class_name_that_torchvision_has_too_is_ours(form, capsys):
     main(arguments("fit", *form, "--trainer.max_steps=1"))
     assert "16x64 + 16" in capsys.readouterr().out  # torchvision's has no such settings
+
+
+SHORT = """
+model:
+  class_path: LocoPropModule
+  init_args:
+    network: {class_path: MLP, init_args: {in_features: 64, hidden_features: 16, hidden_layers: 1}}
+    task: Classification
+    solver: ClosedForm
+    oracle: {class_path: RMSOracle}
+    objective: squared
+    lambda_a: 1
+    lambda_r: 1
+trainer: {callbacks: [{class_path: LocalSchedule, init_args: {lambda_a: {0: 1}}}]}
+data: Digits
+"""
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--model.network={class_path: MLP, init_args: {in_features: 64, hidden_features: 16}}"]], ids=len
+)
+def test_a_file_names_our_classes_as_the_command_line_does(folder, capsys, more):
+    (folder / "short.yaml").write_text(SHORT)
+    main(["fit", "--config=short.yaml", *QUIET, "--trainer.max_steps=1", *more])
+    assert "16x64 + 16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", CLASSES)
+def test_every_short_name_of_ours_is_known_in_files(key):
+    names = classes_of(key, ours=True)
+    text = yaml.safe_dump({"model": {key: [{"class_path": name} for name in names]}})
+    read = get_loader(YAML)(text)["model"][key]
+    assert [one["class_path"] for one in read] == [f"{one.__module__}.{one.__name__}" for one in names.values()]
 
 
 @pytest.mark.parametrize(

@@ -282,12 +282,14 @@ def test_a_run_that_has_ended_goes_on_with_more_epochs_or_steps(tmp_path, few):
     assert same(whole.network.state_dict(), longer.network.state_dict())
 
 
-def test_a_disk_that_fills_up_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("step", [10, 15])
+def test_a_disk_that_fills_up_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, capsys, step):
+    """From Python the trained module is at hand: the last one is told of as well, once, and `lost` says it."""
     full = RunCheckpoints(None, 5)
     save = Trainer.save_checkpoint
 
     def refuse(trainer, path, weights_only=None):
-        if trainer.global_step == 10:
+        if trainer.global_step == step:
             path.write_text("half")
             raise OSError(28, "No space left on device")
         save(trainer, path, weights_only)
@@ -295,10 +297,10 @@ def test_a_disk_that_fills_up_costs_a_checkpoint_and_not_the_run(tmp_path, monke
     monkeypatch.setattr(Trainer, "save_checkpoint", refuse)
     fit(tmp_path, [full], max_epochs=3)
     said = capsys.readouterr().err
-    assert re.search(
-        r"checkpoints: \S*step=10.ckpt cannot be written \(No space left on device\); the last whole one", said
-    )
-    assert steps(tmp_path) == [5, 15] and not list(tmp_path.rglob("*.new"))
+    text = rf"checkpoints: (\S*step={step}.ckpt cannot be written \(No space left on device\); the last whole one.*)\n"
+    (told,) = re.findall(text, said)
+    assert full.lost == (told if step == 15 else None)
+    assert steps(tmp_path) == sorted({5, 10, 15} - {step}) and not list(tmp_path.rglob("*.new"))
 
 
 def test_a_state_that_torch_does_not_read_back_leaves_weights_alone(tmp_path, capsys):

@@ -1,7 +1,9 @@
 """Configurations, spaces and studies are found by name from any folder, and listed."""
 
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,19 @@ import yaml
 
 from locoprop_lightning import __main__ as command
 from locoprop_lightning.errors import UserError
-from locoprop_lightning.shipped import CONFIGS, NETWORKS, SPACES, STUDIES, WIDTH, about, find, listing, name_of, names
+from locoprop_lightning.shipped import (
+    CONFIGS,
+    NETWORKS,
+    PACKAGE,
+    SPACES,
+    STUDIES,
+    WIDTH,
+    about,
+    find,
+    listing,
+    name_of,
+    names,
+)
 from tests.support import ROOT
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -106,6 +120,32 @@ def test_a_misspelt_name_ends_a_fit_with_near_ones(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "fit", "--config=digits/fof")
     assert stopped.value.code == 2 and "config=digits/fof: there is no such file" in capsys.readouterr().err
+
+
+class Stops:
+    """Ctrl-C while a module is imported."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.name:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("start", "module"), [("main", "cli"), ("tune", "tune.__main__"), ("compare", "results.compare")]
+)
+def test_ctrl_c_while_packages_are_imported_ends_with_one_sentence(monkeypatch, capsys, start, module):
+    above, _, last = f"{PACKAGE.name}.{module}".rpartition(".")
+    monkeypatch.delitem(sys.modules, f"{above}.{last}", raising=False)
+    monkeypatch.delattr(import_module(above), last, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Stops(f"{above}.{last}"), *sys.meta_path])
+    monkeypatch.setattr(sys, "argv", ["locoprop", "fit", "--config", "digits/foof"])
+    with pytest.raises(SystemExit) as stopped:
+        getattr(command, start)()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 130 and re.fullmatch(r"locoprop(-\w+)?: stopped by Ctrl-C\.\n", said)
 
 
 def test_who_reads_the_list_may_stop():

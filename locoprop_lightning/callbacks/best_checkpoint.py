@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from locoprop_lightning.callbacks.fit_summary import signal_ended
-from locoprop_lightning.callbacks.run_checkpoints import write_whole
-from locoprop_lightning.checkpoint_files import BEST
+from locoprop_lightning.checkpoint_files import BEST, write_whole
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.files import passing_name, settle
 from locoprop_lightning.run_folder import checkpoint_folder

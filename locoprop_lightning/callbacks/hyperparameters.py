@@ -9,6 +9,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard.summary import hparams
 
 from locoprop_lightning.errors import check_object
+from locoprop_lightning.results.settings import NEUTRAL
 from locoprop_lightning.supervised import SupervisedModule
 
 # What TensorBoard shows first, of every run: it ticks five settings, those that differ before others, then by name; and
@@ -61,3 +62,23 @@ def _with_first(summary: Any) -> Any:
     data = plugin_data_pb2.HParamsPluginData(experiment=content, version=metadata.PLUGIN_DATA_VERSION)
     summary.value[0].metadata.plugin_data.content = data.SerializeToString()
     return summary
+
+
+def settings_logger(settings: Mapping[str, Any]) -> HyperparameterLogger:
+    """The callback that logs the settings that make a run's method.
+
+    Args:
+        settings: What ``LocoPropCLI.settings`` returns.
+    """
+    kept = {
+        name: value.rpartition(".")[2] if _is_path(value) else value
+        for name, value in settings.items()
+        if name == "seed_everything" or not NEUTRAL.match(name)
+    }
+    return HyperparameterLogger(kept)
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a setting is the path of a class."""
+    parts = value.split(".") if isinstance(value, str) else []
+    return len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()

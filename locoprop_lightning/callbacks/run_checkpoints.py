@@ -18,10 +18,11 @@ from torch import Tensor
 
 from locoprop_lightning import random_state
 from locoprop_lightning.callbacks.fit_summary import next_commands, signal_ended
+from locoprop_lightning.checkpoint_files import write_whole
 from locoprop_lightning.checkpoints import at_next_epoch
 from locoprop_lightning.edited_settings import edited
-from locoprop_lightning.errors import UserError, check_counts, check_positive
-from locoprop_lightning.files import SETTINGS_FILE, passing_name, settle, why_unwritten
+from locoprop_lightning.errors import Lost, UserError, check_counts, check_positive
+from locoprop_lightning.files import SETTINGS_FILE
 from locoprop_lightning.quiet import leave_terminal
 from locoprop_lightning.run_folder import checkpoint_folder, settings_folder
 
@@ -37,11 +38,14 @@ class RunCheckpoints(Checkpoint):
     One is written before the first step, when the time has come, at the end, and at a signal: SIGUSR1 asks for one,
     SIGTERM, Ctrl-C and the closing of the terminal (SIGHUP) for one and the end of the fit. Each is on the disk before
     it takes its name. A batch that is begun is ended first, and so is the validation or the end of an epoch that
-    follows it.
+    follows it. One that cannot be written is told of, and the fit goes on; `lost` says it where that is the last one.
 
     Args:
         minutes: Minutes between two checkpoints; null for no clock.
         every_n_steps: Steps between two checkpoints; null for none by steps.
+
+    Attributes:
+        lost: Why the weights at the end of the fit are on no disk, in one sentence; None where they are.
     """
 
     ends_summary = True  # with the commands that come next, which stand below the files
@@ -54,6 +58,8 @@ class RunCheckpoints(Checkpoint):
         self.minutes = minutes
         self.every_n_steps = every_n_steps
         self.last: Path | None = None
+        self.lost: str | None = None
+        self._failure: str | None = None  # of the last one, until it is told
         self._before: Path | None = None
         self._step = -1  # of the last one
         self._written = 0.0  # when it was written
@@ -88,11 +94,15 @@ class RunCheckpoints(Checkpoint):
             self._random = None
         self._watch(trainer)
         self._due, self._signal, self._written, self._step = False, None, time.monotonic(), trainer.global_step
-        self.last = self._before = None
+        self.last = self._before = self.lost = self._failure = None
         if trainer.ckpt_path is not None:
             self.last = Path(str(trainer.ckpt_path))
         elif (failure := self._save(trainer)) is not None:
             raise UserError(failure)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Tells of one that could not be written; at the end of the fit it is tried again first."""
+        self._tell_failure()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,11 +134,14 @@ class RunCheckpoints(Checkpoint):
         """Writes the last one."""
         if trainer.global_step != self._step:
             self._save_and_stop(trainer)
+        self.lost, self._failure = self._failure, None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the summary with the checkpoint, and the way to go on from it."""
         self._unwatch()
         self._tell(trainer, ended=True)
+        if self.lost is not None and self._command is None:
+            print(f"checkpoints: {self.lost}", file=sys.stderr)  # the command ends with it
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where an interrupted fit can go on."""
@@ -180,9 +193,11 @@ class RunCheckpoints(Checkpoint):
 
     def _save_and_stop(self, trainer: Trainer) -> None:
         """Writes one, and ends the fit where a signal has asked for it."""
-        if trainer.global_step != self._step and (failure := self._save(trainer)) is not None:
-            print(f"checkpoints: {failure}", file=sys.stderr)
+        if trainer.global_step != self._step:
+            self._failure = self._save(trainer)
         asked, self._due, self._signal = self._signal, False, None
+        if asked in STOPS:
+            self._tell_failure()
         if asked is signal.SIGINT:
             raise KeyboardInterrupt
         stop = asked in STOPS
@@ -190,6 +205,11 @@ class RunCheckpoints(Checkpoint):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             raise SIGTERMException
+
+    def _tell_failure(self) -> None:
+        if self._failure is not None:
+            print(f"checkpoints: {self._failure}", file=sys.stderr)
+            self._failure = None
 
     def _save(self, trainer: Trainer) -> str | None:
         """Writes one and removes the last but two; says what went wrong."""
@@ -248,11 +268,11 @@ class RunCheckpoints(Checkpoint):
         settings = settings_folder(trainer) / SETTINGS_FILE
         if not trainer.is_global_zero:
             return
-        lines = [] if self.last is None else [("checkpoint", str(self.last))]
+        lines = [] if self.last is None or self.lost else [("checkpoint", str(self.last))]
         lines += next_commands(trainer.loggers, folder)
         if self.last is not None and self._command:
             checkpoint = f"--ckpt_path {shlex.quote(str(self.last))}"
-            if ended and settings.is_file():
+            if ended and not self.lost and settings.is_file():
                 lines.append(("test", f"locoprop test --config {shlex.quote(str(settings))} {checkpoint}"))
             elif not self._told_of_objects:
                 lines.append(("go on", f"{self._command} {checkpoint}"))
@@ -260,37 +280,18 @@ class RunCheckpoints(Checkpoint):
             print(f"  {name:<20} {value}")
 
 
-def write_whole(trainer: Trainer, path: Path, weights_only: bool) -> str | None:
-    """Writes a checkpoint, which takes its name when it is on the disk; nothing is left of one that fails.
+def check_kept(trainer: Trainer) -> None:
+    """Refuses to call a fit done whose weights are on no disk.
 
     Args:
-        trainer: The trainer.
-        path: The file.
-        weights_only: Whether it holds no state of optimizers.
-
-    Returns:
-        Why it could not be written, None where it is.
+        trainer: The trainer, after the fit.
 
     Raises:
-        OSError: Where several processes save, and this one cannot: the others do not know.
-        RuntimeError: As well.
+        Lost: Says why.
     """
-    passing, failure = passing_name(path), None
-    try:
-        trainer.save_checkpoint(passing, weights_only=weights_only)
-    except (OSError, RuntimeError) as error:
-        if trainer.world_size > 1:
-            raise
-        failure = error
-    if trainer.is_global_zero and failure is None:
-        try:
-            settle(passing, path)
-        except OSError as error:
-            failure = error
-    if failure is None:
-        return None
-    passing.unlink(missing_ok=True)
-    return why_unwritten(failure)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, RunCheckpoints) and callback.lost:
+            raise Lost(callback.lost)
 
 
 def _is_plain(state: Any) -> bool:

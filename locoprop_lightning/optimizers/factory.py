@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,5 +127,8 @@ def make_from(setting: str, factory: Callable[..., Any], argument: Any) -> Any:
         lacks = str(error) or "a method that its base class leaves open, such as get_lr"
         raise UserError(f"{setting}: its class lacks {lacks}; add it.") from error
     except (TypeError, ValueError) as error:
+        if lacking := re.match(r"(\w+)\.__init__\(\) missing .* argument.*?: '(\w+)'", str(error)):
+            way = f"give a function that has it, such as partial({lacking[1]}, {lacking[2]}=...)"
+            raise UserError(f"{setting}: {error}; {way}.") from error
         hint = "; SplitOptimizer gives matrices one rule and the rest another" if "2D" in str(error) else ""
         raise UserError(f"{setting}: {error}{hint}.") from error

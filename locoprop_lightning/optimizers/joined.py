@@ -30,9 +30,10 @@ def check_maker(setting: str, given: Any) -> None:
     """
     if not callable(given):
         text = f"a {type(given).__name__} that is made already" if isinstance(given, _MADE) else shown(given)
-        raise UserError(
-            f"{setting}: is {text}; give a function that makes one, such as partial(SGD, lr=1.0) for an optimizer."
-        )
+        such = "partial(SGD, lr=1.0) for an optimizer"
+        if setting == "lr_scheduler":
+            such = "partial(StepLR, step_size=100) for a schedule"
+        raise UserError(f"{setting}: is {text}; give a function that makes one, such as {such}.")
 
 
 class NamesNeeded(UserError):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from locoprop_lightning.errors import Parser, UserError, check_arguments, check_fraction, one_sentence
+from locoprop_lightning.command_line import Parser, check_arguments
+from locoprop_lightning.errors import UserError, check_fraction, one_sentence
 from locoprop_lightning.files import check_file, expanded
 from locoprop_lightning.results.curves import AXES, fold_runs
 from locoprop_lightning.results.figure import check_focus, check_format, draw

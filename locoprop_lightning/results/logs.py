@@ -35,7 +35,8 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
         if not root.exists():
             raise UserError(f"{path}: there is no such folder; name folders of runs, such as runs/digits.")
         if root.is_file() and "tfevents" not in root.name and root.name != metrics_csv.NAME:
-            raise UserError(f"{path}: is a file; name the folder of a run, such as {root.parent}.")
+            run = root.parent.parent if root.parent.name == "checkpoints" else root.parent
+            raise UserError(f"{path}: is a file; name the folder of a run, such as {run}.")
         recorded = dict.fromkeys(metrics_csv.folders(root), metrics_csv) | dict.fromkeys(events.folders(root), events)
         for folder, kind in sorted(recorded.items(), key=lambda entry: entry[0]):
             if folder.resolve() not in runs:

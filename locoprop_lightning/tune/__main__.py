@@ -11,7 +11,8 @@ from pathlib import Path
 
 from locoprop_lightning import shipped
 from locoprop_lightning.cli import one_sentence
-from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_arguments, check_counts, check_positive
+from locoprop_lightning.command_line import Parser, check_arguments
+from locoprop_lightning.errors import INTERRUPTED, UserError, check_counts, check_positive
 from locoprop_lightning.files import check_folder, expanded, parse_json
 from locoprop_lightning.results.names import trial_number
 from locoprop_lightning.results.settings import pairs

@@ -26,10 +26,9 @@ from optuna.distributions import (
 
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.files import load_yaml
-from locoprop_lightning.shipped import SPACES, find
+from locoprop_lightning.shipped import KINDS, SPACES, find, is_configuration
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-KINDS = ("uniform", "loguniform", "integers", "choice")
 
 
 class Dimension(NamedTuple):
@@ -79,7 +78,7 @@ class Space:
         """
         if not isinstance(settings, dict) or not settings:
             raise UserError(f"{name}: holds no settings, such as model.lambda_a: {{loguniform: [10, 5000]}}.")
-        if isinstance(model := settings.get("model"), dict) and "class_path" in model:
+        if is_configuration(settings):
             raise UserError(f"{name}: is a configuration; name the settings that are searched, with their ranges.")
         dimensions: dict[str, Dimension] = {}
         for key, value in settings.items():

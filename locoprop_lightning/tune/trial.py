@@ -20,7 +20,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from locoprop_lightning.callbacks import FitSummary
-from locoprop_lightning.cli import LocoPropCLI, settings_logger
+from locoprop_lightning.callbacks.hyperparameters import settings_logger
+from locoprop_lightning.cli import LocoPropCLI
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.files import SETTINGS_FILE, replace
 from locoprop_lightning.run_folder import checkpoint_folder

@@ -107,8 +107,13 @@ LAYERS = [
     ),
     (
         "transfers of no layer",
-        """--model.transfers '{"9": "tanh"}'""",
+        """--model.objective matching --model.solver Majorization --model.transfers '{"9": "tanh"}'""",
         "transfers: '9' is not a local layer; they are 1",
+    ),
+    (
+        "transfers under the squared loss",
+        """--model.transfers '{"1": "relu"}'""",
+        "--model.transfers={'1': 'relu'}: objective='squared' matches each layer through the identity, and solver=Clo",
     ),
     (
         "solver of the squared loss",
@@ -179,6 +184,9 @@ TRAINER = [
     ("a callback's setting", "--trainer.callbacks LocalSchedule --trainer.callbacks.lambda_a 3",
      "trainer.callbacks.lambda_a: must be dict, not 3"),
     ("a callback of nowhere", "--trainer.callbacks nowhere.Mine", "trainer.callbacks: No module named 'nowhere'"),
+    ("a callback's settings that cross", "--trainer.callbacks ModelCheckpoint --trainer.callbacks.every_n_epochs 1 "
+     "--trainer.callbacks.every_n_train_steps 10",
+     "error: --trainer.callbacks: lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint: Combination of par"),
     ("logger not installed", "--trainer.logger WandbLogger", "WandbLogger: Requirement 'wandb"),
 ]  # fmt: skip
 DEVICES = [
@@ -251,6 +259,7 @@ COMMANDS = [
     ("validation below 0", f"{PIXELS} --data.validation=-1", "validation=-1): must be a whole number, at least 0"),
     ("part of an image", "--data.batch_size 1.5", "data.batch_size: must be int, not 1.5"),
     ("unsafe checkpoint", "--weights_only false", "weights_only=False: would run whatever code a checkpoint holds; le"),
+    ("a part of the images", "--data.validation 0.1", "validation: must be int, a number of samples that are held out"),
     ("best of nothing", "validate --config CONFIGS/digits/foof.yaml --trainer.accelerator=cpu --ckpt_path best",
      "ckpt_path=best: there is no runs/digits/foof/*/checkpoints/best.ckpt, which a fit with validation writes; take"),
     ("best", "--ckpt_path best", "ckpt_path=best: holds weights alone; name a file, or take last"),
@@ -272,6 +281,11 @@ ROWS = [*NUMBERS, *LAYERS, *TRAINER, *DEVICES, *COMMANDS]
 @pytest.mark.parametrize(("command", "said"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_a_wrong_command_ends_with_one_sentence(command, said, capsys):
     assert said in sentence_of(main, command, capsys)
+
+
+def test_a_list_of_few_settings_has_no_near_names_beside_it(capsys):
+    said = sentence_of(main, "--model.oracle RMSOracle --model.oracle.power 1", capsys)
+    assert said.endswith("RMSOracle has no setting 'power'; it has beta, eps, per")
 
 
 IN_VAIN = [

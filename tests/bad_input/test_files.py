@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from tensorboard.compat.tensorflow_stub.io import gfile
 
 from locoprop_lightning import load_run
@@ -287,6 +287,45 @@ def test_a_disk_that_is_full_when_the_logs_begin_ends_the_run(capsys, monkeypatc
     assert threading.active_count() <= threads + 1
 
 
+ENDS = ["--trainer.max_steps 2", "--trainer.max_epochs 1 --trainer.max_steps=-1 --trainer.limit_train_batches 2"]
+FULL = "/checkpoints/step={}.ckpt cannot be written (No space left on device); the last whole one is "
+
+
+def fill(monkeypatch, *at):
+    """Has the disk be full for checkpoints at some steps."""
+    save = Trainer.save_checkpoint
+
+    def refuse(trainer, path, weights_only=None):
+        if trainer.global_step in at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(trainer, path, weights_only)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", refuse)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("more", ["", "--checkpoints.every_n_steps 1"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_fit_whose_weights_are_on_no_disk_says_so_last_and_ends_with_status_1(capsys, monkeypatch, ends, more):
+    fill(monkeypatch, 2)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments(f"--trainer.limit_val_batches 0 {ends} {more}"))
+    said = capsys.readouterr()
+    assert stopped.value.code == 1 and said.err.count("cannot be written") == 1
+    assert said.err.splitlines()[-1].startswith("locoprop: error: runs/") and FULL.format(2) in said.err
+    assert "Summary" in said.out and "go on" in said.out and "locoprop test" not in said.out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_checkpoint_that_a_later_one_replaces_is_a_warning(capsys, monkeypatch, ends):
+    fill(monkeypatch, 1)
+    main(arguments(f"--trainer.limit_val_batches 0 {ends} --checkpoints.every_n_steps 1"))
+    said = capsys.readouterr()
+    assert said.err.count("cannot be written") == 1 and FULL.format(1) in said.err
+    assert "locoprop test" in said.out and "checkpoints/step=2.ckpt" in said.out
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_two_runs_do_not_write_into_one_folder(capsys):
     """The second one is refused before it writes, as long as the first one is there."""
@@ -348,6 +387,11 @@ COMPARED = [
     ("no such axis", "runs --x weeks", "argument --x: invalid choice: 'weeks'"),
     ("no such metric", "RUNS --metric acc", "acc"),
     ("a figure where none can be", "RUNS --out /proc/x/a.png", "/proc/x"),
+    (
+        "a checkpoint",
+        "RUNS/digits/foof/version_0/checkpoints/step=1.ckpt",
+        "step=1.ckpt: is a file; name the folder of a run, such as RUNS/digits/foof/version_0.",
+    ),
     ("no logs", "EMPTY", "No run has logged 'train/loss'; name folders of runs, such as runs/digits"),
     ("a table where none can be", "RUNS --table /proc/x/a.md", f"{NOWHERE}; name another plac"),
     (
@@ -384,4 +428,4 @@ def test_a_wrong_comparison_ends_with_one_sentence(logged, capsys, command, said
     Path("folder.png").mkdir()
     Path("file").touch()
     text = command.replace("RUNS", str(logged)).replace("FOLDER", "folder.png").replace("EMPTY", "folder.png")
-    assert said in sentence_of(compare, text.split(), capsys)
+    assert said.replace("RUNS", str(logged)) in sentence_of(compare, text.split(), capsys)

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import StepLR
 
-from locoprop_lightning import BackpropModule, LocoPropModule, load_run
+from locoprop_lightning import BackpropModule, LocalBackward, LocoPropModule, load_run
 from locoprop_lightning.callbacks import LocalSchedule, PredictionWriter, RunCheckpoints
 from locoprop_lightning.cli import main
 from locoprop_lightning.data import Datasets, Digits, FashionMNIST, TextFiles
@@ -147,6 +148,15 @@ def fit(module, *batches, **settings):
     quiet_trainer(max_steps=2, num_sanity_val_steps=0, **settings).fit(module, Given(*batches))
 
 
+def fit_on(*loaders):
+    quiet_trainer(max_steps=2, num_sanity_val_steps=0).fit(locoprop(), *loaders)
+
+
+def by_hand(net):
+    local = LocalBackward(net, X, ClosedForm(), lambda_a=1.0, lambda_r=1.0, objective="squared")
+    local(X, lambda output: nn.functional.cross_entropy(output, Y))
+
+
 def both(*batches, net=None, **arguments):
     """Fits the module of local losses, whose sentence must be that of back-propagation."""
     with pytest.raises(UserError) as refused:
@@ -228,6 +238,13 @@ MODULES = [
         lambda: fit(locoprop(kind=type("Three", (Overrides,), {"count": 3})), (X, Y)),
         "returns 3 optimizers, an",
     ),
+    (
+        "transfers under the squared loss",
+        lambda: locoprop(transfers={"0": "tanh"}),
+        "transfers={'0': 'tanh'}: objective="
+        "'squared' matches each layer through the identity, and solver=ClosedForm takes no other; leave them out",
+    ),
+    ("all layers frozen", lambda: locoprop(network().requires_grad_(False)), "(0: frozen; 2: frozen); unfreeze one by"),
     ("another kind of solver", lambda: setattr(locoprop(), "solver", 3), "solver=3: must be a"),
 ]
 OPTIMIZERS = [
@@ -244,6 +261,10 @@ OPTIMIZERS = [
     ("inner rate below 0", lambda: solved_at_rate(-1.0), "InnerOptimizer(optimizer): Invalid learning rate: -1.0"),
     ("inner rate infinite", lambda: solved_at_rate(float("inf")), "InnerOptimizer(optimizer): lr=inf: must be a finit"),
     ("an optimizer made", lambda: fit(backprop(optimizer=SGD(network().parameters())), (X, Y)), "is a SGD that is mad"),
+    ("a schedule made", lambda: fit(backprop(lr_scheduler=StepLR(SGD([X]), 1)), (X, Y)),
+     "is a StepLR that is made already; give a function that makes one, such as partial(StepLR, step_size=100) for"),
+    ("a schedule without its steps", lambda: fit(backprop(lr_scheduler=StepLR), (X, Y)),
+     "argument: 'step_size'; give a function that has it, such as partial(StepLR, step_size=...)"),
     ("a schedule's name", lambda: fit(backprop(lr_scheduler="cosine"), (X, Y)), "lr_scheduler: is 'cosine'; give a f"),
     ("Muon's rate as text", lambda: FullPrecisionMuon([X], lr="1"), "FullPrecisionMuon(lr='1'): must be a number"),
     ("Muon's decay as text", lambda: FullPrecisionMuon([X], weight_decay="1"), "weight_decay='1'): must be a number"),
@@ -259,6 +280,20 @@ OPTIMIZERS = [
     ("warmup as text", lambda: LinearDecay(SGD(network().parameters()), warmup="x"), "LinearDecay(warmup='x'): must b"),
 ]  # fmt: skip
 BATCHES = [
+    ("a class", lambda: fit_on(Digits), "data=Digits: give an object, Digits(...), not the class"),
+    ("the class for validation", lambda: fit_on(Given((X, Y)), Digits), "data=Digits: give an object, Digits(...)"),
+    (
+        "tensors",
+        lambda: fit_on((X, Y)),
+        "data=a tuple of 2: the entries of a Tensor [4] of int64 are single samples; "
+        "give batches, such as DataLoader(TensorDataset(x, y), batch_size=64)",
+    ),
+    ("arrays", lambda: fit_on({"x": X.numpy(), "y": Y.numpy()}), "the entries of a ndarray [4] of int64 are single s"),
+    (
+        "one sample",
+        lambda: both((X[0], Y[:1]), net=MLP(6, 5, 1, 3)),
+        "MLP(inputs=a Tensor [6] of float32): has no first dimension of samples; give batches, such as DataLoader(",
+    ),
     ("too wide", lambda: both((torch.zeros(4, 7), Y)), "network=Sequential: cannot take inputs [4, 7] of float32 (mat"),
     ("of whole numbers", lambda: both((X.long(), Y)), "cannot take inputs [4, 6] of int64 (mat1 and mat2 must have th"),
     ("of float64", lambda: both((X.double(), Y)), "cannot take inputs [4, 6] of float64"),
@@ -283,6 +318,21 @@ OUTPUTS = [
     ("a pair", lambda: both((X, Y), net=Headed(lambda a: (a, a))), "the network's output is a tuple, not a tensor of"),
     ("a dictionary", lambda: both((X, Y), net=Headed(lambda a: {"a": a})), "the network's output is a dict, not a ten"),
     ("nothing", lambda: both((X, Y), net=Headed(lambda a: None)), "the network's output is a NoneType, not a tensor o"),
+    (
+        "without a gradient",
+        lambda: both((X, Y), net=Headed(torch.detach)),
+        "network=Headed: its output has no gradient in training; take torch.no_grad() and detach() out of its forward",
+    ),
+    (
+        "without a gradient, drawn labels",
+        lambda: fit(locoprop(Headed(torch.detach), oracle=WhitenedOracle()), (X, Y)),
+        "network=Headed: its output has no gradient",
+    ),
+    (
+        "without a gradient, by hand",
+        lambda: by_hand(Headed(torch.detach)),
+        "network=Headed: its output has no gradient",
+    ),
     ("flat", lambda: both((X, Y), net=Headed(torch.flatten)), "the network's output [12] must be [n, num_classes, ..."),
     ("a loss a sample", lambda: both((X, Y), task=Lossy(lambda a: a.repeat(4))), "Lossy.loss: must return a tensor of"),
     ("a loss that is a float", lambda: both((X, Y), task=Lossy(float)), "a mean over terms, not a float"),
@@ -365,6 +415,14 @@ NUMBERS = [
     ("code", lambda: DeepAutoencoder(code="x"), "DeepAutoencoder(code='x'): must be a whole number"),
 ]
 ROWS = [*MODULES, *OPTIMIZERS, *BATCHES, *OUTPUTS, *PARTS, *PROBLEMS, *NUMBERS]
+
+
+def test_a_network_without_a_gradient_is_validated():
+    """Its output is only refused where a step is to be made of it."""
+    for module in (locoprop(Headed(torch.detach)), backprop(Headed(torch.detach))):
+        for mode in (True, False):
+            quiet_trainer(inference_mode=mode).validate(module, Given((X, Y)), verbose=False)
+        assert module.task.mean_loss(module(X), Y) > 0
 
 
 @pytest.mark.parametrize(("call", "said"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])

@@ -170,6 +170,8 @@ def test_a_wrong_study_is_refused(capsys, text, said):
         ("study study.yaml --scheduler=asha", "--scheduler=asha; trials and seeds of a study stand in its file"),
         ("study --only a study.yaml", "--only took study.yaml as one of its own; put STUDY first, such as "
          "locoprop-tune study study.yaml --only a."),
+        (f"study study.yaml --add {CONFIGS}/digits/foof.yaml --plan", "digits/foof.yaml: is a configuration; write a "
+         "file with a line NAME: {config: "),
         ("study study.yaml --add more.yaml --plan", "--add more.yaml: methods: each method stands at the left margin"),
     ],
 )  # fmt: skip

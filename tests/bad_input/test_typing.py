@@ -1,5 +1,6 @@
 """Slips of the hand in commands and files of settings: each is refused by the option that was typed, with a way out."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ TYPED = [
     ("no value", "--model.lambda_a --model.lambda_r 3", "error: --model.lambda_a: has no value; give it one, or leave"),
     ("one hyphen", "-model.lambda_a 3", "error: -model.lambda_a: an option begins with two hyphens"),
     ("one hyphen behind", "fit -model.lambda_a 3", "-model.lambda_a: an option begins with two hyphens; give --model."),
+    ("an option and its value in one word", "fit '--config digits/foof'",
+     "error: '--config digits/foof' is one word; give option and value as two, or as --config=digits/foof."),
+    ("all options in one word", "fit '--config digits/foof --trainer.max_steps 3'", " is one word; give each as its "),
+    ("several files of a pattern", "--ckpt_path a/1.ckpt a/2.ckpt a/3.ckpt",
+     "arguments: a/2.ckpt a/3.ckpt; --ckpt_path takes one: give one of them, such as --ckpt_path a/2.ckpt"),
     ("a dash", "fit \u2014model.lambda_a 3", "an option begins with two hyphens; give --model.lambda_a"),
     ("two values", "--model.lambda_a 3 4", "arguments: 4; settings have a name, such as --model.lambda_a 3"),
     ("a number of 400 digits", f"--model.lambda_a {'9' * 400}", "--model.lambda_a: must be a finite number"),
@@ -102,6 +108,13 @@ WRITTEN = [
     ("a text for a group", within(checkpoints="no"), "a.yaml: checkpoints: must hold settings by name, not 'no'"),
     ("no class", within(*MODEL, solver={"average": 0.5}), "model.solver: needs a class of its own (class_path), as"),
     ("no class of it", within(*MODEL, solver={"init_args": {}}), "model: solver: has init_args without a class_path"),
+    ("a model without its class", lambda all: all.update(model=all["model"]["init_args"]), "a.yaml: model: has no "
+     "class_path; write class_path: LocoPropModule, and put these settings below init_args."),
+    ("a model of either class", lambda all: all.update(model={"task": "Classification"}), "write class_path: "
+     "BackpropModule (or LocoPropModule), and put these"),
+    ("data without their class", within(data={"valdation": 3}), "data: has no class_path; write class_path: Datasets"),
+    ("a search space", lambda all: (all.clear(), all.update({"model.lambda_a": {"loguniform": [1, 9]}})),
+     "--config=a.yaml: is a search space; give it to locoprop-tune by --space, and name a configuration, such as dig"),
     ("a class of nothing", within(*MODEL, solver={"class_path": None}), "solver: class_path: must be the path of a cl"),
     ("settings of nothing", within(*MODEL, solver={"class_path": "ClosedForm", "init_args": 3}),
      "solver: init_args: must hold settings of the class by name, not 3"),
@@ -120,6 +133,8 @@ OTHERS = [
     ("trials as a word", tune, f"{SWEEP} --samples x", "error: --samples x: must be a whole number."),
     ("time with a unit", tune, f"{SWEEP} --time-budget 5m", "error: --time-budget 5m: must be a number."),
     ("no such search", tune, f"{SWEEP} --search bayes", "--search: invalid choice: 'bayes' (choose from 'random', "),
+    ("one word", tune, "'--config digits/foof'", "'--config digits/foof' is one word; give option and value as two"),
+    ("one word of many", compare, "runs '--x time --text'", "'--x time --text' is one word; give each as its own"),
     ("an option misspelt", tune, f"{SWEEP} --sample 3", "--sample 3; near names are --samples, "),
     ("a study's option", tune, "study digits --reprot", "--reprot; near names are --report, "),
     (
@@ -205,5 +220,5 @@ def test_an_anchor_that_holds_itself_is_named(text, capsys):
 
 @pytest.mark.parametrize(("of", "command", "said"), [row[1:] for row in OTHERS], ids=[row[0] for row in OTHERS])
 def test_the_other_commands_show_no_page_of_their_usage(of, command, said, capsys):
-    assert said in sentence_of(of, command.split(), capsys)
+    assert said in sentence_of(of, shlex.split(command), capsys)
     assert "usage:" not in capsys.readouterr().err

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import locoprop_lightning
+from locoprop_lightning import __main__ as scripts
 from locoprop_lightning.results.compare import main as compare
 from locoprop_lightning.tune.__main__ import main
 from tests.support import ROOT
@@ -24,7 +25,10 @@ def test_the_former_name_works_in_the_checkout_and_says_the_new_one():
 def test_the_new_name_is_a_console_script():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
-    assert f"locoprop-tune = {main.__module__}:main" in settings["options.entry_points"]["console_scripts"]
+    assert (
+        f"locoprop-tune = {scripts.__name__}:{scripts.tune.__name__}"
+        in settings["options.entry_points"]["console_scripts"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from locoprop_lightning.errors import INTERRUPTED, Parser, UserError, check_counts
+from locoprop_lightning.command_line import Parser
+from locoprop_lightning.errors import INTERRUPTED, UserError, check_counts
 from locoprop_lightning.shipped import STUDIES, find
 from locoprop_lightning.tune import stay_on_loopback
 from locoprop_lightning.tune.study import report, spec

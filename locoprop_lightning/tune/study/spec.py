@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from locoprop_lightning.errors import UserError, check_counts
 from locoprop_lightning.files import load_yaml
 from locoprop_lightning.results.table import rises
-from locoprop_lightning.shipped import CONFIGS, SPACES, find
+from locoprop_lightning.shipped import CONFIGS, SPACES, find, is_configuration
 from locoprop_lightning.tune.space import Space
 
 LOSS = "train/loss"
@@ -106,7 +106,11 @@ def load(path: Path, added: list[Path]) -> Study:
             raise UserError(f"{path}: {name}: must be a mapping of names to values.")
     entries = {str(name): (entry, path) for name, entry in content.get("methods", {}).items()}
     for file in added:
-        for name, entry in _read(file, "--add").items():
+        further = _read(file, "--add")
+        if is_configuration(further):
+            way = f"write a file with a line NAME: {{config: {file}, space: FILE}}"
+            raise UserError(f"--add {file}: is a configuration; {way}.")
+        for name, entry in further.items():
             if name == "methods" and isinstance(entry, dict) and "config" not in entry:
                 raise UserError(f"--add {file}: methods: each method stands at the left margin there; leave this out.")
             if str(name) in entries:
