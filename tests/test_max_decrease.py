@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from locoprop_lightning import LocalBackward
-from locoprop_lightning.oracles import RMSOracle, SpectralOracle, WhitenedOracle
+from locoprop_lightning.oracles import GradientOracle, RMSOracle, SpectralOracle, WhitenedOracle
 from locoprop_lightning.solvers import AndersonAcceleration, ClosedForm, Majorization
 from tests.support import close
 
@@ -99,6 +99,23 @@ def test_losses_that_are_below_zero_or_not_finite_bound_nothing_and_one_of_zero_
     close(moves, free, 1e-12)
     loss, true, moves = stepped("foof", 1.0, lambda output, y: F.cross_entropy(output, y) * 0)
     assert loss == 0 and all(not move.any() for move in moves)
+
+
+def test_steps_against_the_gradient_are_not_cut(monkeypatch):
+    """As momentum may ask for, where a batch disagrees with those before."""
+
+    class Uphill(GradientOracle):
+        def direction(self, gradient, terms, state):
+            return -gradient
+
+        def weight_direction(self, weight_gradient, terms, state):
+            return -weight_gradient
+
+    monkeypatch.setitem(METHODS, "uphill", (lambda: ClosedForm(), lambda: Uphill(), METHODS["foof"][2]))
+    _, true, free = stepped("uphill", None)
+    _, _, moves = stepped("uphill", 1e-3)
+    assert fall(true, free) < 0
+    close(moves, free, 1e-12)
 
 
 def test_layers_that_are_refused_take_no_part(monkeypatch):

@@ -29,6 +29,6 @@ __all__ = [
     "Solution",
     "Status",
     "Step",
-    "within_displacement",
     "within_decrease",
+    "within_displacement",
 ]
