@@ -92,7 +92,7 @@ def _check_parts(content: Mapping[Any, Any], args: Sequence[str], name: str) -> 
     """Refuses a model, and data, whose settings stand in the place of its class."""
     for part in PARTS:
         settings = content.get(part)
-        chosen = any(one.partition("=")[0] == f"--{part}" for one in args)
+        chosen = any(one.partition("=")[0] in (f"--{part}", f"--{part}.class_path") for one in args)
         if isinstance(settings, dict) and settings and not chosen and not {"class_path", "init_args"} & {*settings}:
             classes = classes_of(part, ours=True)
             having = [one for one, made in classes.items() if {*settings} <= {*inspect.signature(made).parameters}]
@@ -159,8 +159,9 @@ def meant(text: str, known: Collection[str], args: Sequence[str] = ()) -> str:
     if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", text):
         file = "/" in found[1] or found[1].endswith(".yaml")
         before = list(args[: args.index(found[1])]) if found[1] in args else []
-        if file and before[-2:-1] and re.fullmatch(r"--[\w.]+", before[-2]):  # a shell makes several of a pattern
-            return f"; {before[-2]} takes one: give one of them, such as {before[-2]} {found[1]}"
+        option, value = before[-2:] if len(before) > 1 else ("", "")
+        if file and "/" in value and re.fullmatch(r"--[\w.]+", option):  # a shell makes several of a pattern
+            return f"; {option} takes one: give one of them, such as {option} {found[1]}"
         return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
     if found := re.search(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", text):
         return near_names(found[1], [*re.findall(r"\w+", found[2]), "configs"])

@@ -28,6 +28,7 @@ CLASSES = {
     "rest_optimizer": ((optimizers, optim), optim.Optimizer),
     "lr_scheduler": ((optimizers, optim.lr_scheduler), optim.lr_scheduler.LRScheduler),
 }
+_OWN = __package__
 
 
 def classes_of(key: str, ours: bool = False) -> dict[str, type]:
@@ -40,8 +41,7 @@ def classes_of(key: str, ours: bool = False) -> dict[str, type]:
     packages, kind = CLASSES.get(key, ((), object))
     members = [member for package in packages for member in vars(package).values() if isinstance(member, type)]
     made = {m.__name__: m for m in members if issubclass(m, kind) and m is not kind and not inspect.isabstract(m)}
-    own = __package__.partition(".")[0]
-    return {name: made[name] for name in sorted(made) if not ours or made[name].__module__.startswith(own)}
+    return {name: made[name] for name in sorted(made) if not ours or made[name].__module__.startswith(_OWN)}
 
 
 def _path(key: str, name: Any) -> Any:
@@ -70,11 +70,30 @@ def with_paths(arguments: Sequence[str]) -> list[str]:
 _SPELT = re.compile(r"""^(\{\s*["']?class_path["']?\s*:\s*["']?|)(\w+)(?=["'\s,}]|$)""")  # alone, or with its settings
 
 
-def _with_paths(part: Any, key: str = "") -> Any:
+def _with_path(key: str, part: Any) -> Any:
+    """A setting that a file has, likewise; below a class of one's own a text is no class."""
+    if isinstance(part, list):
+        return [_with_path(key, one) for one in part]
+    if not isinstance(part, dict) or "class_path" not in part:
+        return _path(key, part)
+    made = part | {"class_path": _path(key, part["class_path"])}
+    if isinstance(settings := part.get("init_args"), dict):
+        ours = str(made["class_path"]).startswith(f"{_OWN}.")
+        made["init_args"] = {
+            name: _with_path(str(name), one) if ours or isinstance(one, dict) else one for name, one in settings.items()
+        }
+    return made
+
+
+def _with_paths(content: Any) -> Any:
     """What a file holds, likewise."""
-    if isinstance(part, dict):
-        return {name: _with_paths(one, key if name == "class_path" else str(name)) for name, one in part.items()}
-    return [_with_paths(one, key) for one in part] if isinstance(part, list) else _path(key, part)
+    if not isinstance(content, dict):
+        return content
+    made = {key: _with_path(str(key), part) for key, part in content.items()}
+    for group in ("trainer", "model"):  # a model may have its class from the command line
+        if isinstance(part := made.get(group), dict) and "class_path" not in part:
+            made[group] = {key: _with_path(str(key), one) for key, one in part.items()}
+    return made
 
 
 YAML = "yaml_of_this_package"  # a mode of the parser

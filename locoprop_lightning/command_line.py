@@ -40,7 +40,9 @@ def check_words(arguments: Sequence[str]) -> None:
     Raises:
         UserError: Names the word, and what to write.
     """
-    for one in arguments:
+    for before, one in zip(["", *arguments], arguments, strict=False):
+        if before.startswith("--") and "=" not in before:  # its value, which may begin with a hyphen
+            continue
         if found := re.fullmatch(r"(--?\w[\w.+-]*)\s+(\S+)(\s.*)?", one, re.S):
             option, value, more = found.groups()
             way = "give each as its own" if more else f"give option and value as two, or as {option}={value}"

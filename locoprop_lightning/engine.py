@@ -248,6 +248,7 @@ class LocalEngine:
                 trained[info.name] = describe(rest, info.module)
         return trained
 
+    @torch.no_grad()
     def solve(self, problems: Mapping[str, LocalProblem], batch: SharedBatch, loss: Tensor) -> dict[str, Solution]:
         """Solves all problems of a step, and records what was wished for; the loss is that of this process."""
         states = {name: self.local[name].solver_state for name in problems}
@@ -256,14 +257,14 @@ class LocalEngine:
             recording, guard = Recording(batch.wish), self.settings.guard
             solver = self.solver.taking(self._scheduled.iterations)
             solutions = solver.solve_all(problems, states, recording, run_all, agree, retries=guard)
-        for name, solution in solutions.items():
-            if solution.status is not Status.SOLVED:
-                self.local[name].count(solution.status)
-        if (bound := self.settings.max_displacement) is not None:
-            solutions = {name: within_displacement(one, bound) for name, one in solutions.items()}
-        if (bound := self.settings.max_decrease) is not None:
-            applied = {name: one for name, one in solutions.items() if self.applies(one.status)}
-            solutions |= within_decrease(applied, batch.processes.mean(loss), bound, run_all)
+            for name, solution in solutions.items():
+                if solution.status is not Status.SOLVED:
+                    self.local[name].count(solution.status)
+            if (bound := self.settings.max_displacement) is not None:
+                solutions = {name: within_displacement(one, bound) for name, one in solutions.items()}
+            if (bound := self.settings.max_decrease) is not None:
+                applied = {name: one for name, one in solutions.items() if self.applies(one.status)}
+                solutions |= within_decrease(applied, batch.processes.mean(loss), bound, run_all)
         return solutions
 
     def write(self, solutions: Mapping[str, Solution]) -> None:

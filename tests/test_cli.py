@@ -8,6 +8,7 @@ from jsonargparse import get_loader
 from locoprop_lightning.callbacks import FitSummary, StepTimer
 from locoprop_lightning.class_names import CLASSES, YAML, classes_of
 from locoprop_lightning.cli import LocoPropCLI, main
+from locoprop_lightning.command_line import check_words
 from locoprop_lightning.layers import kind
 
 ROOT = Path(__file__).parents[1]
@@ -228,11 +229,34 @@ def test_a_file_names_our_classes_as_the_command_line_does(folder, capsys, more)
     assert "16x64 + 16" in capsys.readouterr().out
 
 
+def test_a_file_may_leave_its_class_to_the_command_line(folder, capsys):
+    part = yaml.safe_load(SHORT)
+    (folder / "part.yaml").write_text(yaml.safe_dump(part | {"model": part["model"]["init_args"]}))
+    for chosen in (["--model=LocoPropModule"], ["--model.class_path", "locoprop_lightning.LocoPropModule"]):
+        main(["fit", *chosen, "--config=part.yaml", *QUIET, "--trainer.max_steps=1"])
+        assert "16x64 + 16" in capsys.readouterr().out
+
+
+def test_a_value_may_begin_with_a_hyphen():
+    check_words(["fit", "--trainer.logger.name", "-x my run", "--trainer.logger.version=-1 of 2"])
+
+
+def test_a_text_below_a_class_of_ones_own_stays_a_text():
+    own = {"class_path": "mine.Net", "init_args": {"network": "MLP", "task": "Classification"}}
+    nested = {"class_path": "mine.Net", "init_args": {"network": {"class_path": "MLP"}, "kinds": ["MLP"]}}
+    model = {"class_path": "mine.Module", "init_args": {"network": own, "oracle": "RMSOracle"}}
+    data = {"class_path": "mine.Data", "init_args": {"data": "Digits"}}
+    read = get_loader(YAML)(yaml.safe_dump({"model": model, "data": data, "notes": {"solver": "ClosedForm"}}))
+    assert read == {"model": model, "data": data, "notes": {"solver": "ClosedForm"}}
+    read = get_loader(YAML)(yaml.safe_dump({"model": nested}))["model"]["init_args"]
+    assert read == {"network": {"class_path": "locoprop_lightning.networks.mlp.MLP"}, "kinds": ["MLP"]}
+
+
 @pytest.mark.parametrize("key", CLASSES)
 def test_every_short_name_of_ours_is_known_in_files(key):
     names = classes_of(key, ours=True)
-    text = yaml.safe_dump({"model": {key: [{"class_path": name} for name in names]}})
-    read = get_loader(YAML)(text)["model"][key]
+    model = {"class_path": "LocoPropModule", "init_args": {key: [{"class_path": name} for name in names]}}
+    read = get_loader(YAML)(yaml.safe_dump({"model": model}))["model"]["init_args"][key]
     assert [one["class_path"] for one in read] == [f"{one.__module__}.{one.__name__}" for one in names.values()]
 
 

@@ -42,8 +42,9 @@ def within_decrease(
         run_all: Runs a function a layer.
     """
     falls = run_all({name: partial(_fall, solution) for name, solution in solutions.items()})
-    fall, most = sum(falls.values(), torch.zeros_like(loss)), bound * loss
-    part = torch.where((loss >= 0) & (fall > most), most / fall, 1.0)
+    most = bound * loss.reshape(())
+    fall = sum(falls.values(), torch.zeros_like(most))
+    part = torch.where((most >= 0) & (fall > most), most / fall, 1.0)
     return {
         name: replace(one, displacement=one.displacement * part.to(one.displacement)) for name, one in solutions.items()
     }

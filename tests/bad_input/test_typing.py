@@ -41,6 +41,8 @@ TYPED = [
     ("all options in one word", "fit '--config digits/foof --trainer.max_steps 3'", " is one word; give each as its "),
     ("several files of a pattern", "--ckpt_path a/1.ckpt a/2.ckpt a/3.ckpt",
      "arguments: a/2.ckpt a/3.ckpt; --ckpt_path takes one: give one of them, such as --ckpt_path a/2.ckpt"),
+    ("a file without its option", "--trainer.max_steps 10 digits/foof",
+     "arguments: digits/foof; settings have a name, such as --config digits/foof"),
     ("a dash", "fit \u2014model.lambda_a 3", "an option begins with two hyphens; give --model.lambda_a"),
     ("two values", "--model.lambda_a 3 4", "arguments: 4; settings have a name, such as --model.lambda_a 3"),
     ("a number of 400 digits", f"--model.lambda_a {'9' * 400}", "--model.lambda_a: must be a finite number"),
