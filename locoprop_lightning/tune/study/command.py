@@ -92,6 +92,7 @@ def _run(loaded: spec.Study, store: Store, options: argparse.Namespace) -> int:
         if options.plan:
             print(paces.plan(entries, options.concurrent))
             return 0
+        store.tidy()
         resources = driver.Resources(loaded.budget.threads, options.gpus_per_run, options.concurrent)
         try:
             if options.paces or not all(one.finished for one in entries.values()) or paces.lacking(entries, store):

@@ -111,10 +111,9 @@ class Entry(Standing):
         return self._job({"seed": seed}, best["values"], seed, self.final_mark(best), None)
 
     def _job(self, part: Line, values: dict[str, Any], seed: int, mark: str, limits: list[float] | None) -> Job:
-        (kind, index), name = next(iter(part.items())), self.method.name
         settings = self.method.settings | values
-        line = {"method": name, "local": self.local, **part, "mark": mark, "values": values}
-        folder = self.store.folder / "work" / f"{name}-{mark}-{kind}{index}"
+        line = {"method": self.method.name, "local": self.local, **part, "mark": mark, "values": values}
+        folder = self.store.work(line)
         threads = self.study.budget.threads
         config, judge = str(self.method.config), self.study.judge
         return Job(line, config, settings, seed, threads, self.gpus, str(folder), judge, limits)

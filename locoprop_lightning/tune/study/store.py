@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -98,6 +99,20 @@ class Store:
         places = {method: place for place, method in enumerate(self.order)}
         lines.sort(key=lambda one: (places.get(one["method"], len(places)), one["method"], one[part]))
         replace(self.folder / name, "".join(json.dumps(one) + "\n" for one in lines))
+
+    def work(self, line: Line) -> Path:
+        """The folder in which a run works.
+
+        Args:
+            line: Its line, or what is known of it before.
+        """
+        part = f"trial{line['trial']}" if "trial" in line else f"seed{line['seed']}"
+        return self.folder / "work" / f"{line['method']}-{line['mark']}-{part}"
+
+    def tidy(self) -> None:
+        """Removes the working folders of runs that are stored, as a kill between the two leaves them."""
+        for line in [*self.lines(TRIALS), *self.lines(FINALS)]:
+            shutil.rmtree(self.work(line), ignore_errors=True)
 
     def curve(self, method: str, seed: int) -> Path:
         """The file with the losses of a final run.
