@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from locoprop_lightning.callbacks.fit_summary import signal_ended
+from locoprop_lightning.callbacks.fit_summary import signal_ended, summary_line
 from locoprop_lightning.checkpoint_files import BEST, write_whole
 from locoprop_lightning.errors import UserError, check_object
 from locoprop_lightning.files import passing_name, settle
@@ -103,7 +103,7 @@ class BestCheckpoint(Checkpoint):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the summary with the best weights."""
         if trainer.is_global_zero and self.path is not None:
-            print(f"  {'best weights':<20} {self.path} ({self._judged} {self.value:.4f} at step {self.step})")
+            print(summary_line("best weights", f"{self.path} ({self._judged} {self.value:.4f} at step {self.step})"))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Does so where a signal ends the fit."""

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +49,19 @@ def next_commands(loggers: Sequence[Logger], folder: Path) -> list[tuple[str, st
     if lines:
         lines.append(("compare", f"locoprop-compare {shlex.quote(str(methods))}"))
     return lines
+
+
+def summary_line(name: str, value: str) -> str:
+    """A line of the summary; a command that a terminal has no room for is continued, an option a line.
+
+    Args:
+        name: What it tells of.
+        value: What it tells; a command has its options behind ``--``.
+    """
+    line = f"  {name:<20} {value}"
+    if not sys.stdout.isatty() or len(line) <= shutil.get_terminal_size().columns:
+        return line
+    return line.replace(" --", " \\\n      --")
 
 
 def signal_ended(trainer: Trainer, exception: BaseException) -> bool:
@@ -130,7 +145,7 @@ class FitSummary(Stopwatch):
             if not any(getattr(one, "ends_summary", False) for one in trainer.checkpoint_callbacks):
                 lines += next_commands(trainer.loggers, Path(folder))
         # Plain lines, not a table: a folder that is cut or wrapped could not be copied.
-        print("\nSummary", *(f"  {name:<20} {value}" for name, value in lines), sep="\n")
+        print("\nSummary", *(summary_line(name, value) for name, value in lines), sep="\n")
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"smoothed": self._smoothed, "seconds": self.seconds, "steps": self.steps}

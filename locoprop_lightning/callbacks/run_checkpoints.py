@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from locoprop_lightning import random_state
-from locoprop_lightning.callbacks.fit_summary import next_commands, signal_ended
+from locoprop_lightning.callbacks.fit_summary import next_commands, signal_ended, summary_line
 from locoprop_lightning.checkpoint_files import write_whole
 from locoprop_lightning.checkpoints import at_next_epoch
 from locoprop_lightning.edited_settings import edited
@@ -277,7 +277,7 @@ class RunCheckpoints(Checkpoint):
             elif not self._told_of_objects:
                 lines.append(("go on", f"{self._command} {checkpoint}"))
         for name, value in lines:
-            print(f"  {name:<20} {value}")
+            print(summary_line(name, value))
 
 
 def check_kept(trainer: Trainer) -> None:

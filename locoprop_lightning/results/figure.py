@@ -13,7 +13,7 @@ from locoprop_lightning.results.curves import Curve
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 
-_GREY = "#BBBBBB"  # of curves that are not in focus
+GREY = "#BBBBBB"  # of curves that are not in focus
 _PARTS = 150  # of a long curve in a figure, which would have megabytes else
 
 
@@ -182,7 +182,7 @@ def _draw_lines(axes: Any, curves: dict[str, Curve], focus: Sequence[str], log: 
     for name, curve in sorted(curves.items(), key=lambda item: item[0] in focus):
         line, starts = thinned(curve, parts if name in focus else parts // 4)
         if name not in focus:
-            axes.plot(curve.x[line], curve.middle[line], color=_GREY, linewidth=0.8)
+            axes.plot(curve.x[line], curve.middle[line], color=GREY, linewidth=0.8)
             continue
         look = style(list(focus).index(name))
         axes.plot(curve.x[line], curve.middle[line], label=_label(name, curve), **look)

@@ -1,5 +1,6 @@
 import contextlib
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from locoprop_lightning import BackpropModule, LocoPropModule, UserError
 from locoprop_lightning.callbacks import FitSummary, LocalLossMonitor, PredictionWriter, StepTimer
-from locoprop_lightning.callbacks.fit_summary import next_commands
+from locoprop_lightning.callbacks.fit_summary import next_commands, summary_line
 from locoprop_lightning.data import Digits
 from locoprop_lightning.networks import MLP
 from locoprop_lightning.observer import SolveObserver
@@ -105,6 +106,18 @@ def test_runs_are_compared_below_a_folder_of_logs_alone(folder, logs, above, met
     board = TensorBoardLogger("runs", default_hp_metric=False)
     told = dict(next_commands([board], Path(logs.format(here=folder))))
     assert told == {"see the curves": f"tensorboard --logdir {above}", "compare": f"locoprop-compare {methods}"}
+
+
+def test_a_long_command_of_the_summary_is_continued_on_a_terminal_alone(monkeypatch):
+    command = "locoprop test --config runs/version_0/config.yaml --ckpt_path runs/version_0/checkpoints/last.ckpt"
+    assert summary_line("test", command) == f"  {'test':<20} {command}"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = summary_line("test", command).splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) == 3
+    assert shlex.split(" ".join(line.removesuffix("\\") for line in lines))[1:] == shlex.split(command)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert summary_line("test", command) == f"  {'test':<20} {command}"
 
 
 def test_summary_goes_on_over_a_resume():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locoprop_lightning.results.figure import logarithmic, save, style
+from locoprop_lightning.results.figure import GREY, logarithmic, save, style
 
 OURS, RIVALS = "#D55E00", "#0072B2"
 
@@ -48,11 +48,12 @@ def draw_ends(values: Mapping[str, Sequence[float]], local: set[str], path: Path
     _save(figure, path)
 
 
-def draw_tuning(values: Mapping[str, Sequence[float]], path: Path) -> None:
+def draw_tuning(values: Mapping[str, Sequence[float]], focus: Sequence[str], path: Path) -> None:
     """Draws the best trial so far against the number of trials, a line a method.
 
     Args:
         values: The best of the first trials, NaN where there is none, by method [trials].
+        focus: The methods that have a colour each; the others are grey.
         path: File to write; its PNG is written beside it.
     """
     from matplotlib.figure import Figure
@@ -60,10 +61,14 @@ def draw_tuning(values: Mapping[str, Sequence[float]], path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for index, (name, best) in enumerate(values.items()):
-        places = range(1, len(best) + 1)
+    for name in [*(one for one in values if one not in focus), *focus]:
+        best = values[name]
         mark = "o" if len(best) == 1 else None  # a line needs two points
-        axes.plot(places, best, label=name, marker=mark, markersize=4, drawstyle="steps-post", **style(index))
+        look = style(focus.index(name)) if name in focus else {"color": GREY, "linewidth": 0.8}
+        label = name if name in focus else "_"
+        axes.plot(range(1, len(best) + 1), best, label=label, marker=mark, markersize=4, drawstyle="steps-post", **look)
+    if len(focus) < len(values):
+        axes.plot([], [], color=GREY, label="the others")
     if all(value > 0 for best in values.values() for value in best if math.isfinite(value)):
         axes.set_yscale("log")
         logarithmic(axes.yaxis)

@@ -38,9 +38,9 @@ def write(study: Study, store: Store) -> str | None:
     methods = best_first(load_runs(finals, store, known), LOSS, DECAY)
     lines = {name: finals[name] for name in methods}
     parts = [f"# {study.title}", *_unfinished(standing, store), setting(study, trials, finals, known)]
+    local = {name for name, own in trials.items() if own[0]["local"]}
     if methods:
         reference = study.reference if study.reference in methods else next(iter(methods))
-        local = {name for name, own in lines.items() if own[0]["local"]}
         last = {name: [c.smoothed.last for c in curves] for name, curves in methods.items()}
         draw_ends(last, local, store.folder / "ends.svg")
         figures(methods, in_focus(methods, local, reference), store.folder)
@@ -54,7 +54,9 @@ def write(study: Study, store: Store) -> str | None:
         ]
         parts += ["![Train loss against seconds](seconds.svg)"] if (store.folder / "seconds.svg").is_file() else []
         parts += ["## Which differences stand", pairs(methods)]
-    draw_tuning({name: best_so_far(own, study.rising) for name, own in trials.items()}, store.folder / "tuning.svg")
+    searched = {name: best_so_far(own, study.rising) for name, own in trials.items()}
+    named = in_focus(_ranked(searched, methods, study.rising), local, study.reference)
+    draw_tuning(searched, named, store.folder / "tuning.svg")
     parts += [
         "## Tuning",
         markdown(tuning(trials, study.rising)),
@@ -177,6 +179,13 @@ def in_focus(methods: Iterable[str], local: set[str], reference: str) -> list[st
     kinds = [name for name in methods if name in local], [name for name in methods if name not in local]
     named = {reference, *kinds[0][:3], *kinds[1][:3]}
     return [name for name in methods if name in named]
+
+
+def _ranked(searched: Mapping[str, Sequence[float]], methods: Methods, rising: bool) -> list[str]:
+    """All methods, the best first: those with final runs in their order, then the others by their best trial."""
+    sign = -1 if rising else 1
+    last = {name: sign * best[-1] if math.isfinite(best[-1]) else math.inf for name, best in searched.items()}
+    return [*methods, *sorted((name for name in searched if name not in methods), key=last.__getitem__)]
 
 
 def figures(methods: Methods, focus: Sequence[str], folder: Path) -> None:
