@@ -2,14 +2,29 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from locoprop_lightning.command_line import stopped_by_ctrl_c
 from locoprop_lightning.shipped import answer
 
 
+@contextmanager
+def started(program: str) -> Iterator[None]:
+    """What all commands begin with: modules of the working directory are found, behind all others.
+
+    Args:
+        program: The command.
+    """
+    if "" not in sys.path:
+        sys.path.append("")
+    with stopped_by_ctrl_c(program):
+        yield
+
+
 def main() -> None:
     """Runs the command; what needs neither torch nor Lightning is answered without them."""
-    with stopped_by_ctrl_c("locoprop"):
+    with started("locoprop"):
         try:
             answered = answer(sys.argv[1:])
             sys.stdout.flush()
@@ -24,7 +39,7 @@ def main() -> None:
 
 def tune() -> int:
     """Runs `locoprop-tune`."""
-    with stopped_by_ctrl_c("locoprop-tune"):
+    with started("locoprop-tune"):
         from locoprop_lightning.tune.__main__ import main
 
         return main()
@@ -32,7 +47,7 @@ def tune() -> int:
 
 def compare() -> None:
     """Runs `locoprop-compare`."""
-    with stopped_by_ctrl_c("locoprop-compare"):
+    with started("locoprop-compare"):
         from locoprop_lightning.results.compare import main
 
         main()

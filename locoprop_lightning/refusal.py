@@ -125,7 +125,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         given = re.search(r"NestedArg\(key='([^']+)'", _text(chain))
         setting, reason = f"{setting}.{given[1]}" if given else setting, "must be a finite number"
     elif re.match(r"No module named|module '.*' has no attribute", reason):
-        where = " (PYTHONPATH=. finds modules in this folder)" if reason.startswith("No module") else ""
+        where = " (looked for in this folder, too)" if reason.startswith("No module") else ""
         reason = f"{reason}{where}; {_importer(chain) or _known(keys[-1])}"
     elif lacking := re.match(r"the following arguments are required: (\w+)", reason):
         reason = f"{reason} (of {owner.rpartition('.')[2]}); give --{setting}.{lacking[1]}"

@@ -134,7 +134,7 @@ def test_fit_validate_test_and_predict(folder, capsys):
         ),
         (
             ["--model.solver", "nowhere.Mine"],
-            "No module named 'nowhere' (PYTHONPATH=. finds modules in this folder); take AndersonAcceleration, "
+            "No module named 'nowhere' (looked for in this folder, too); take AndersonAcceleration, "
             "ClosedForm, ConjugateGradient, FixedPointIteration, GradientDescent, InnerOptimizer, Majorization, or a "
             "class by its path, such as your_package.YourClass",
         ),

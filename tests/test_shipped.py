@@ -122,6 +122,16 @@ def test_a_misspelt_name_ends_a_fit_with_near_ones(monkeypatch, capsys):
     assert stopped.value.code == 2 and "config=digits/fof: there is no such file" in capsys.readouterr().err
 
 
+def test_modules_of_the_working_directory_are_found_behind_all_others(monkeypatch, capsys):
+    Path("module_here.py").write_text(
+        "from locoprop_lightning.solvers import GradientDescent\n\n\nclass Mine(GradientDescent):\n    pass\n"
+    )
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "fit", "--config", "digits/foof", "--model.solver", "module_here.Mine", "--print_config")
+    assert stopped.value.code == 0 and sys.path[-1] == "" and "module_here.Mine" in capsys.readouterr().out
+
+
 class Stops:
     """Ctrl-C while a module is imported."""
 

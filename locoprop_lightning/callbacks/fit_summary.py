@@ -133,7 +133,9 @@ class FitSummary(Stopwatch):
                 failed = ", ".join(f"{count} {status}" for status, count in counts.items())
                 lines.append((f"layer {layer}", f"{failed} of {self.steps} local solutions"))
                 if counts.get(Status.NONFINITE.value, 0) > self.steps / 2:
-                    lines.append(("", "most of them were not finite: look at the inputs and the loss"))
+                    lines.append(
+                        ("", "most of them were not finite: look at inputs and loss; a larger lambda_r may help")
+                    )
                 elif sum(counts.get(s.value, 0) for s in (Status.DIVERGED, Status.NONFINITE)) > self.steps / 2:
                     lines.append(("", "most of them failed: a larger lambda_r or a smaller lambda_a helps"))
             if skipped := pl_module.rest.skipped:

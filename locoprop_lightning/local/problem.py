@@ -44,6 +44,9 @@ class LocalProblem:
             is known.
 
     Attributes:
+        operator: How the layer acts: ``apply``, ``adjoint``, ``gram``, ``trace``.
+        transfer: f, with ``bound``, its steepest slope L.
+        lambda_r: As given.
         lambda_a: As given; where M has a ``length``, that relative to D's root mean square.
     """
 

@@ -33,7 +33,7 @@ def _warn(methods: dict[str, list[Run]], metric: str, decay: float) -> None:
     untimed = [run.shown for run in runs if not run.timed]
     if untimed:
         told = f"{untimed[0]}{' ...' if len(untimed) > 1 else ''}"
-        known = "contain validation, or are not known of a metrics.csv"
+        known = "contain validation, or are not known of a metrics.csv; fits with StepTimer() have them"
         print(f"no time/step_ms in {len(untimed)} of {len(runs)} runs ({told}), whose seconds {known}", file=sys.stderr)
 
 

@@ -155,7 +155,9 @@ def comparison(methods: Mapping[str, Sequence[Run]], metric: str, decay: float, 
         "last step": (".0f", lambda c: float(c.raw.steps[-1])),
         "last": (".4g", lambda c: c.smoothed.last),
         "best": (".4g", lambda c: float(best(c.smoothed.values))),
-        (at := f"at {common:.1f} s"): (".4g", lambda c: c.smoothed.after(common)),
-        "ms a step": (".1f", lambda c: c.run.pace(metric)),
     }
+    at = f"at {common:.1f} s"
+    if common > 0:
+        columns[at] = ".4g", lambda c: c.smoothed.after(common)
+    columns["ms a step"] = ".1f", lambda c: c.run.pace(metric)
     return method_rows(curves, columns, none={at: "not yet"})

@@ -186,8 +186,8 @@ ROWS = [
     ("a solver without a step", lambda: write("own.py", OWN), "--model.solver own.Steps --model.objective matching",
      "--model.solver: own.Steps lacks step(); add it (it has steps)"),
     ("a network that imports what is not there", lambda: write("own_g.py", "import nothere_g" + OWN),
-     "--model.network own_g.Still", "model.network: No module named 'nothere_g' (PYTHONPATH=. finds modules in this "
-     "folder); install it, as own_g.Still imports it"),
+     "--model.network own_g.Still", "model.network: No module named 'nothere_g' (looked for in this "
+     "folder, too); install it, as own_g.Still imports it"),
     ("an optimizer that imports what is not there", lambda: write("own_h.py", "import nothere_h"),
      "--model.optimizer own_h.Mine", "); install it, as own_h.Mine imports it"),
     ("a network made early", lambda: write("own_b.py", OWN), "--model.network own_b.Early",

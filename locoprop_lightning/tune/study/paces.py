@@ -144,11 +144,12 @@ def plan(entries: Mapping[str, Entry], at_a_time: int) -> str:
         if ran:
             ms, steps = statistics.median(line["ms"] for line in ran), ran[0]["steps"]
         else:
+            print(f"{name}: a few steps are run for its pace", file=sys.stderr)
             ms, _ = pace(str(entry.method.config), entry.method.settings, entry.study.budget.threads, entry.gpus, 2, 5)
             steps = entry.steps()
         seconds = (trials + finals) * steps * ms / 1000
         total += seconds
         rows.append([name, str(trials), str(finals), str(steps), f"{ms:.1f}", f"{seconds / 60:.1f}"])
     slots = at_a_time or max(1, cores // next(iter(entries.values())).study.budget.threads)
-    told = f"{total / slots / 60:.0f} minutes at most with {slots} runs at a time"
-    return f"{as_shown(rows)}\n\n{told}; trials that are stopped early take less."
+    told = f"{math.ceil(total / slots / 60)} minutes at most with {slots} runs at a time"
+    return f"{as_shown(rows)}\n\n{told}, and seconds for each to start; trials that are stopped early take less."

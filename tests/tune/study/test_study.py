@@ -98,7 +98,9 @@ def test_a_study_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_p
         wait_for(condition, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    (killed.out / "work" / killed.last_work()).mkdir(exist_ok=True)  # as a kill right after its line was stored leaves it
+    (killed.out / "work" / killed.last_work()).mkdir(
+        exist_ok=True
+    )  # as a kill right after its line was stored leaves it
     done = killed.run()
     assert done.returncode == 0, done.stderr
     assert killed.found() == whole.found() and killed.report() == whole.report()
