@@ -132,7 +132,7 @@ def _skip(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: An
 
 
 def _link_sources(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Makes links of what docstrings name of the mathematics: the review's equations, and the page's sections."""
+    """Makes links of what docstrings name of the mathematics: parts of the review, the page's sections, and papers."""
 
     def to(text: str, wanted: str) -> str:
         (title, *_) = [one for one in HEADINGS if re.search(wanted, one, re.IGNORECASE)]
@@ -145,7 +145,13 @@ def _link_sources(app: Sphinx, what: str, name: str, thing: Any, options: Any, l
 
     for index, line in enumerate(lines):
         line = re.sub(r"\beq\. (\d)", lambda found: to(found[0], rf"equation \({found[1]}\)"), line)
-        lines[index] = re.sub(r"``docs/mathematics\.md``, section(s?) (\d+(?: and \d+)?)", sections, line)
+        line = re.sub(r"``docs/mathematics\.md``, section(s?) (\d+(?: and \d+)?)", sections, line)
+        line = re.sub(r"Proposition \d|Algorithms \d and \d", lambda found: to(found[0], found[0]), line)
+        line = re.sub(r"(?<=review, )section 3\.\d", lambda found: to(found[0], rf"^{found[0]}\b"), line)
+        line = re.sub(r"(?<=review, )section [23]\b(?!\.)", lambda found: to(found[0], "^2 "), line)
+        lines[index] = re.sub(
+            r"(?<=[a-z.],? )(\(?)((?:19|20)\d\d)\b", lambda one: one[1] + to(one[2], "^Sources"), line
+        )
 
 
 def setup(app: Sphinx) -> None:

@@ -164,6 +164,9 @@ def meant(text: str, known: Collection[str], args: Sequence[str] = ()) -> str:
             return f"; {option} takes one: give one of them, such as {option} {found[1]}"
         return f"; settings have a name, such as {f'--config {found[1]}' if file else '--model.lambda_a 3'}"
     if found := re.search(r"argument subcommand: invalid choice: '([^']+)' \(choose from (.*)\)", text):
+        if found[1] in ("compare", "tune", "study", "sweep"):
+            program = "locoprop-compare" if found[1] == "compare" else "locoprop-tune"
+            return f"; {program} is a command of its own"
         return near_names(found[1], [*re.findall(r"\w+", found[2]), "configs"])
     found = re.search(r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'", text)
     if not found or text.startswith("Parser key"):

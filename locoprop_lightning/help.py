@@ -91,7 +91,8 @@ _GROUPS = {  # (name, value, sentence, commands)
         ("trainer.precision", "NAME", "Takes 32, bf16-mixed or bf16-true.", _ALL),
     ),
     "Checkpoints and logs": (
-        ("ckpt_path", "FILE", "Goes on from a checkpoint, or from last.", _ALL),
+        ("ckpt_path", "FILE", "Goes on from a checkpoint, or from last.", ("fit",)),
+        ("ckpt_path", "FILE", "Takes a checkpoint, or best or last.", _ALL[1:]),
         ("checkpoints.minutes", "NUMBER", "Writes a checkpoint so often (5).", ("fit",)),
         ("checkpoints.every_n_steps", "N", "Writes a checkpoint every N steps.", ("fit",)),
         ("local_losses.every_n_steps", "N", "Logs the local losses every N steps.", ("fit",)),
@@ -152,19 +153,20 @@ def command_page(command: str) -> str:
             f"  {f'--{name} {value}'.rstrip():<{_COLUMN}} {told}" for name, value, told, of in settings if command in of
         ]
         groups.append("\n".join([f"{title}:", *lines, ""]))
-    return _PAGE.format(command=command, told=_COMMANDS[command], groups="\n".join(groups), classes=_classes())
+    kinds = [*_SHOWN] if command == "fit" else ["network", "task", "data"]
+    return _PAGE.format(command=command, told=_COMMANDS[command], groups="\n".join(groups), classes=_classes(kinds))
 
 
-def _classes() -> str:
+def _classes(kinds: Sequence[str] = tuple(_SHOWN)) -> str:
     """The classes of this package that can be named without their paths."""
     return "\n".join(
         fill(
             ", ".join(classes_of(key, ours=True)) + ".",
             _WIDTH,
-            initial_indent=f"{title + ':':<10}",
+            initial_indent=f"{_SHOWN[key] + ':':<10}",
             subsequent_indent=" " * 10,
         )
-        for key, title in _SHOWN.items()
+        for key in kinds
     )
 
 

@@ -55,14 +55,14 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
         overrides: By pattern of layers, of which a later match wins: lambda_a, lambda_r, and unit_groups, into how many
             equal groups of neighbouring units the oracle takes it apart, such as 3 for queries, keys and values in one.
         step_length: lambda_a is the length of the oracle's step in "targets", or that of a layer's step in
-            "activations": the root mean square by which its outputs move, measured on 256 rows or more.
+            "activations": the root mean square by which its outputs move, on 256 rows or more (mathematics, section 9).
         shared_rows: What a row is where a layer acts at several positions of a sample: "expand" takes each position for
             one, "reduce" a sample, with the mean of its inputs and the sum of its gradients (Eschenhagen et al., 2023),
             for ``ClosedForm`` alone. The first dimension of a layer's output must then be the samples.
         max_displacement: How far a layer may move in a step, relative to the norm of its weights (or of PyTorch's first
             ones, if that is larger); no bound if not given. Local losses are those of the solution before it is cut.
         max_decrease: By how many times itself the loss, were it linear, may fall in a step, else all layers' steps are
-            shortened to that; no bound if not given. For losses that are never negative; 2 usually works.
+            shortened to that (Polyak, 1969); no bound if not given. For losses that are never negative; 2 often works.
         accumulate: Batches of the data whose rows are joined in one step; at the end of an epoch there may be fewer.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.

@@ -6,12 +6,13 @@ import sys
 import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import requires
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from locoprop_lightning.class_names import classes_of
-from locoprop_lightning.errors import UserError, alike, message_of, near_names
+from locoprop_lightning.errors import UserError, alike, listed, message_of, near_names
 from locoprop_lightning.own_classes import half_made, other_arguments, unfinished
 
 
@@ -121,12 +122,15 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         reason = f"is a group of settings; give one of them, such as --{setting}.NAME VALUE"
     elif re.match("Spaces not allowed in keys", reason):
         reason = "must be a function by its path, such as your_package.your_function"
+    elif re.match("Key must be a string", reason):
+        reason = "a setting below it is misspelt, or takes no mapping by numbers"
     elif "too large to convert" in reason:
         given = re.search(r"NestedArg\(key='([^']+)'", _text(chain))
         setting, reason = f"{setting}.{given[1]}" if given else setting, "must be a finite number"
     elif re.match(r"No module named|module '.*' has no attribute", reason):
-        where = " (looked for in this folder, too)" if reason.startswith("No module") else ""
-        reason = f"{reason}{where}; {_importer(chain) or _known(keys[-1])}"
+        way = _importer(chain) or _known(keys[-1])
+        where = " (looked for in this folder, too)" if reason.startswith("No module") and "[" not in way else ""
+        reason = f"{reason}{where}; {way}"
     elif lacking := re.match(r"the following arguments are required: (\w+)", reason):
         reason = f"{reason} (of {owner.rpartition('.')[2]}); give --{setting}.{lacking[1]}"
     elif re.match(r"Import path .* does not correspond to a subclass of", reason):
@@ -163,6 +167,8 @@ def _refusal(chain: Sequence[BaseException]) -> str:
             got = f"{whole[1] if whole else got}; write {got[:-2]}"
         if "float" in allowed and re.fullmatch(r"[-+]?\d+,\d+", got):
             got = f"{got}; write {got.replace(',', '.')}"
+        near = alike(got, classes_of("callbacks")) if setting.endswith("callbacks") else []
+        allowed = allowed.replace("EarlyStopping", listed(near)) if near else allowed
         reason = f"must be {allowed}, not {got}"
     return f"{setting}: {reason}"
 
@@ -200,7 +206,16 @@ def _importer(chain: Sequence[BaseException]) -> str:
     if not given:
         return ""
     path, lacking = given[1] or given[4], given[2] or given[3]
+    if extra := _extra(lacking):
+        return f"install it by pip install 'locoprop-lightning[{extra}]'"
     return "" if f"{path}.".startswith(f"{lacking}.") else f"install it, as {path} imports it"
+
+
+def _extra(module: str) -> str:
+    """The extra of this package that installs a module; empty where none does."""
+    wanted = re.escape(module.partition(".")[0].replace("_", "-"))
+    found = re.search(rf"^{wanted}\b.*extra == .(?!dev)(\w+)", "\n".join(requires("locoprop-lightning") or ()), re.M)
+    return found[1] if found else ""
 
 
 def _text(chain: Sequence[BaseException]) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rehearses a release: builds wheel and sdist, checks their metadata, and runs the wheel in a clean environment, in an
-# empty folder outside the checkout. The environment is new, and sees what PYTHON has installed, but for this package:
-# an editable install is a line of a .pth file, which Python reads in its own site-packages alone.
+# empty folder outside the checkout. The environment is new, and has of what PYTHON has installed the wheel's own
+# requirements alone, as its metadata names them.
 set -euo pipefail
 PYTHON=${PYTHON:-python3}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,10 +17,10 @@ rm -rf locoprop_lightning.egg-info  # which setuptools leaves in the checkout
 
 say "install the wheel in a clean environment"
 "$PYTHON" -m venv "$work/env"
-heavy=$("$PYTHON" -c 'import torch; from pathlib import Path; print(Path(torch.__file__).parents[1])')
 bin=$work/env/bin
-echo "$heavy" > "$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/heavy.pth"
 "$bin/python" -m pip install --quiet --no-deps --no-index "$work"/dist/*.whl
+site=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+say "$("$PYTHON" scripts/link_requirements.py 'locoprop-lightning[tune]' "$site")"
 mkdir "$work/empty"
 cd "$work/empty"
 unset PYTHONPATH

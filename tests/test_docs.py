@@ -181,7 +181,8 @@ def test_signatures_name_the_arguments(package):
             assert not {"args", "kwargs"} & {*inspect.signature(part).parameters}, name
 
 
-SOURCE = re.compile(r"\breview\b|\b(19|20)\d\d\b|docs/mathematics.md, section")
+SOURCE = re.compile(r"\breview\b|[a-z.],? \(?(19|20)\d\d\b|docs/mathematics.md, section")
+FORMULA = re.compile(r"\^-|\^T|\|\||<-|sum_|sqrt|\bgrad\b")
 
 
 @pytest.mark.parametrize("package", ["solvers", "oracles"])
@@ -193,6 +194,28 @@ def test_the_reference_has_the_source_of_every_formula(package):
     assert len(made) > 4
     for one in made:
         assert inspect.isabstract(one) or SOURCE.search(one.__doc__.replace("`", "")), one.__name__
+
+
+@pytest.mark.parametrize("package", locoprop_lightning._PACKAGES)
+def test_whatever_has_a_formula_has_its_source(package):
+    """In its own words, or those of its class."""
+    parts = importlib.import_module(f"{locoprop_lightning.__name__}.{package}")
+    for name in parts.__all__:
+        one = getattr(parts, name)
+        own = [vars(one)[key] for key in vars(one) if not key.startswith("_")] if isinstance(one, type) else []
+        told = [(getattr(part, "__doc__", None) or "").replace("`", "") for part in (one, *own)]
+        assert SOURCE.search(told[0]) or not any(map(FORMULA.search, told)), name
+
+
+def test_every_paper_that_is_named_is_among_the_sources():
+    """By its first author and year."""
+    _, sources = PAGES["mathematics.md"].split("\n## Sources\n")
+    texts = [path.read_text() for path in (ROOT / "locoprop_lightning").rglob("*.py")] + [*PAGES.values()]
+    paper = re.compile(r"([A-Z][a-z]\w+)(?:,? (?:and )?[A-Z][\w' ]+| et\s+al\.)*,?\s+\(?((?:19|20)\d\d)\)")
+    named = {found for text in texts for found in paper.findall(text)}
+    assert len(named) > 12
+    for author, year in named:
+        assert any(author in entry and year in entry for entry in sources.split("\n- ")), (author, year)
 
 
 def test_sphinx_reads_docstrings_as_they_are_meant():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -46,7 +46,11 @@ def next_commands(loggers: Sequence[Logger], folder: Path) -> list[tuple[str, st
             lines.append(("see the curves", f"tensorboard --logdir {shlex.quote(str(above))}"))
         elif isinstance(logger, CSVLogger):
             lines.append(("see the metrics", f"less -S {shlex.quote(str(Path(logger.log_dir) / metrics_csv.NAME))}"))
-    if lines:
+        elif isinstance(logger, WandbLogger):
+            run = logger.experiment
+            upload = f"wandb sync {shlex.quote(str(Path(run.dir).parent))}"  # of a run that was logged offline
+            lines.append(("see the curves", run.url) if run.url else ("upload the curves", upload))
+    if any(isinstance(logger, TensorBoardLogger | CSVLogger) for logger in loggers):
         lines.append(("compare", f"locoprop-compare {shlex.quote(str(methods))}"))
     return lines
 

@@ -269,11 +269,12 @@ class RunCheckpoints(Checkpoint):
         if not trainer.is_global_zero:
             return
         lines = [] if self.last is None or self.lost else [("checkpoint", str(self.last))]
-        lines += next_commands(trainer.loggers, folder)
+        lines += (logged := next_commands(trainer.loggers, folder))
         if self.last is not None and self._command:
             checkpoint = f"--ckpt_path {shlex.quote(str(self.last))}"
             if ended and not self.lost and settings.is_file():
-                lines.append(("test", f"locoprop test --config {shlex.quote(str(settings))} {checkpoint}"))
+                names = ["test"] if len(logged) > 1 else ["test", "predict"]
+                lines += [(one, f"locoprop {one} --config {shlex.quote(str(settings))} {checkpoint}") for one in names]
             elif not self._told_of_objects:
                 lines.append(("go on", f"{self._command} {checkpoint}"))
         for name, value in lines:

@@ -20,7 +20,8 @@ class LinearOperator(ABC):
     """The linear map V -> Y V^T of a layer at fixed inputs Y, from [d_out, width] to rows [n, d_out].
 
     What an operator gives of all rows (``n``, ``adjoint``, ``gram``, ``trace``, ``total``) is of the whole batch; rows
-    that are taken or given (``apply``, ``adjoint``, ``sample``) are those at hand, which need not be all of them.
+    that are taken or given (``apply``, ``adjoint``, ``sample``) are those at hand, which need not be all of them. See
+    ``docs/mathematics.md``, section 11.
 
     Attributes:
         bias: Whether the layer has a bias.

@@ -62,7 +62,7 @@ class Preconditioner:
     and may be gathered in between. One that is far larger than the average so far is scaled back: a single batch would
     else be most of the average for as long as it takes to decay. A second one in a row is taken as it is, and a first
     one that is far larger still than the second is left out from then on. What evolves lives in a state that the caller
-    keeps and saves.
+    keeps and saves (``docs/mathematics.md``, section 10).
 
     Args:
         average: Decay of the moving average of the moment, in [0, 1); 0 takes the current batch alone.

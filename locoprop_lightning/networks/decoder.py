@@ -67,7 +67,7 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """Predicts each next token: tokens [n, length] to logits [n, length, vocabulary].
 
-    What the "Modded-NanoGPT optimization benchmark" trains (KellerJordan/modded-nanogpt, records/track_3_optimization)
+    What the "Modded-NanoGPT optimization benchmark" trains (Jordan et al., 2024, modded-nanogpt, track 3)
     with 12 blocks of width 768 and heads of 128: pre-norm blocks, squared ReLU, rotary attention with normalised
     queries and keys, RMS normalisation (here without weights), an output layer of its own, and logits that are bounded
     smoothly. Output projections of the blocks, the output layer and all biases start at zero; embeddings are standard

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
@@ -74,6 +74,15 @@ def test_summary_smooths_the_raw_losses(tmp_path, capsys):
     assert f"  see the curves       tensorboard --logdir {tmp_path.parent}\n" in printed  # where the run has a name
 
 
+class Told(WandbLogger):
+    """Of a run with an address or without one, as wandb has it."""
+
+    experiment = None
+
+    def __init__(self, url):
+        self.experiment = SimpleNamespace(url=url, dir="my runs/offline-run-1/files")
+
+
 def test_the_summary_names_what_fits_the_loggers():
     folder = Path("runs/digits/foof/version_0")
     board = TensorBoardLogger("runs", name="digits/foof", version=0, default_hp_metric=False)
@@ -88,6 +97,10 @@ def test_the_summary_names_what_fits_the_loggers():
     ]
     assert [name for name, _ in next_commands([board, csv], folder)] == ["see the curves", "see the metrics", "compare"]
     assert next_commands([DummyLogger()], folder) == []
+    assert next_commands([Told(None)], folder) == [("upload the curves", "wandb sync 'my runs/offline-run-1'")]
+    assert next_commands([Told("https://wandb.ai/me/p/runs/1")], folder) == [
+        ("see the curves", "https://wandb.ai/me/p/runs/1")
+    ]
     assert next_commands([board], Path("my runs/a"))[0][1] == "tensorboard --logdir 'my runs'"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import math
 import pickle
 import platform
 import shutil
@@ -231,13 +232,13 @@ def plain(gpus: float, validate: bool) -> dict[str, str]:
 
 
 def highest(losses: list[float], settled: int = 100) -> float | None:
-    """Highest raw loss once training has settled, None where it is not finite.
+    """Highest raw loss once training has settled, None where it is not finite or the run ends before.
 
     Args:
         losses: Loss of every step [steps].
         settled: Steps that do not count.
     """
-    return finite(max(losses[settled + 1 :], default=losses[-1]))
+    return finite(max(losses[settled + 1 :], default=math.nan))
 
 
 def here(trainer: Trainer) -> Line:
