@@ -149,9 +149,7 @@ def _link_sources(app: Sphinx, what: str, name: str, thing: Any, options: Any, l
         line = re.sub(r"Proposition \d|Algorithms \d and \d", lambda found: to(found[0], found[0]), line)
         line = re.sub(r"(?<=review, )section 3\.\d", lambda found: to(found[0], rf"^{found[0]}\b"), line)
         line = re.sub(r"(?<=review, )section [23]\b(?!\.)", lambda found: to(found[0], "^2 "), line)
-        lines[index] = re.sub(
-            r"(?<=[a-z.],? )(\(?)((?:19|20)\d\d)\b", lambda one: one[1] + to(one[2], "^Sources"), line
-        )
+        lines[index] = re.sub(r"([a-z.],? \(?)((?:19|20)\d\d)\b", lambda one: one[1] + to(one[2], "^Sources"), line)
 
 
 def setup(app: Sphinx) -> None:
