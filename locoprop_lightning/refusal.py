@@ -6,7 +6,7 @@ import sys
 import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -213,8 +213,12 @@ def _importer(chain: Sequence[BaseException]) -> str:
 
 def _extra(module: str) -> str:
     """The extra of this package that installs a module; empty where none does."""
+    try:
+        needed = requires("locoprop-lightning") or []
+    except PackageNotFoundError:  # run from its sources
+        return ""
     wanted = re.escape(module.partition(".")[0].replace("_", "-"))
-    found = re.search(rf"^{wanted}\b.*extra == .(?!dev)(\w+)", "\n".join(requires("locoprop-lightning") or ()), re.M)
+    found = re.search(rf"^{wanted}\b.*extra == .(?!dev)(\w+)", "\n".join(needed), re.M)
     return found[1] if found else ""
 
 

@@ -1,3 +1,5 @@
+import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -235,6 +237,29 @@ def test_a_file_may_leave_its_class_to_the_command_line(folder, capsys):
     for chosen in (["--model=LocoPropModule"], ["--model.class_path", "locoprop_lightning.LocoPropModule"]):
         main(["fit", *chosen, "--config=part.yaml", *QUIET, "--trainer.max_steps=1"])
         assert "16x64 + 16" in capsys.readouterr().out
+
+
+class Without:
+    """A machine on which an optimizer's package is not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "pytorch_optimizer":
+            raise ModuleNotFoundError("No module named 'pytorch_optimizer'", name="pytorch_optimizer")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_extra_that_installs_a_package_is_named_where_ours_is_installed(folder, capsys, monkeypatch, ours):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pytorch_optimizer"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Without(), *sys.meta_path])
+    if not ours:
+        monkeypatch.setattr("locoprop_lightning.refusal.requires", lambda name: requires("a-package-of-nobody"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "digits/soap"])
+    way = (
+        "; install it by pip install 'locoprop-lightning[baselines]'" if ours else " (looked for in this folder, too);"
+    )
+    assert stopped.value.code == 2 and f"No module named 'pytorch_optimizer'{way}" in capsys.readouterr().err
 
 
 def test_a_value_may_begin_with_a_hyphen():

@@ -61,11 +61,6 @@ class Command:
         best = {path.name: path.read_text() for path in (self.out / "best").glob("*.yaml")}
         return stored, curves, best
 
-    def last_work(self):
-        """The name of the folder in which the last stored final run was made."""
-        line = self.lines(FINALS)[-1]
-        return f"{line['method']}-{line['mark']}-seed{line['seed']}"
-
     def report(self):
         """The page, without measured paces."""
         (self.out / "paces.json").unlink(missing_ok=True)
@@ -98,9 +93,8 @@ def test_a_study_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_p
         wait_for(condition, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    (killed.out / "work" / killed.last_work()).mkdir(
-        exist_ok=True
-    )  # as a kill right after its line was stored leaves it
+    stored = Store(killed.out)
+    stored.work(stored.lines(FINALS)[-1]).mkdir(exist_ok=True)  # as a kill right after it was stored leaves it
     done = killed.run()
     assert done.returncode == 0, done.stderr
     assert killed.found() == whole.found() and killed.report() == whole.report()
