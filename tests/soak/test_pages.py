@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from glob import glob
 
 import pytest
 
@@ -58,7 +59,8 @@ def test_long_fits_and_benchmarks_of_a_page(page, tmp_path):
             printed = run(["-m", "locoprop_lightning", *arguments], tmp_path)
         elif program == "python" and arguments[0] != "scripts/tensorboard_screenshot.py":  # which needs a browser
             short = ["--max-steps", "3", "--out", "short"] if "run" in arguments else []
-            printed = run([*arguments, *short], tmp_path)
+            files = [file for word in arguments for file in sorted(glob(word, root_dir=tmp_path)) or [word]]
+            printed = run([*files, *short], tmp_path)
         else:
             continue
         if "table" in arguments:
