@@ -5,7 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
 from glob import glob
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 
@@ -13,12 +18,39 @@ from tests.support import ROOT
 from tests.test_commands import COMMANDS, TEXTS, is_quick
 
 
-def run(command, folder):
+def run(command, folder, **environment):
     """What a command prints, which ends well in a folder."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"} | environment
     done = subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, (command, done.stdout[-1000:], done.stderr[-2000:])
     return done.stdout
+
+
+@contextmanager
+def running(program, arguments, **options):
+    """A program of this environment that runs until it is told to end."""
+    with subprocess.Popen([f"{sys.prefix}/bin/{program}", *arguments], **options) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def until(condition, process, patience=120):
+    """Waits for what a process that runs on brings about."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.5)
+
+
+def answers(address):
+    """Whether a server is there, and has runs."""
+    try:
+        with urlopen(f"{address}/data/runs") as answer:
+            return answer.read().strip() not in (b"", b"[]")
+    except URLError:
+        return False
 
 
 @pytest.mark.soak
@@ -42,6 +74,34 @@ def test_sweeps_and_studies_of_a_page_run(page, tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_the_cluster_of_a_page_runs_a_sweep(tmp_path):
+    """Its machines are processes on loopback with one home."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    address, mode, token = "10.0.0.1", "RAY_AUTH_MODE=token", ["ray", "get-auth-token", "--generate"]
+    values = {"--config": "digits/foof", "--space": "foof", "--storage": str(tmp_path / "shared")}
+    short = ["--samples", "4", "--name", "first", "--set", "trainer.max_epochs=1"]
+    page = COMMANDS["sweeping.md"]
+    assert page.index(["export", mode]) < page.index(token)
+    nodes = [words[1:] for words in page if words[:2] == ["ray", "start"]]
+    (sweep,) = (words[1:] for words in page if words[0] == "locoprop-tune" and "--address" in words)
+    for option, value in values.items():
+        sweep[sweep.index(option) + 1] = value
+    with tempfile.TemporaryDirectory(prefix="r") as home, ExitStack() as stack:  # sockets have short names
+        own = {"HOME": home, "RAY_TMPDIR": home} | dict([mode.split("=")])
+        with running("ray", token[1:], env=os.environ | own) as asked:
+            asked.wait()
+        for node in nodes:
+            words = [word.replace(address, "127.0.0.1") for word in node]
+            options = {"env": os.environ | own, "stdout": subprocess.PIPE, "text": True}
+            process = stack.enter_context(running("ray", [*words, "--block"], **options))
+            assert any("Ray runtime started" in line for line in process.stdout), node
+        printed = run(["-m", "locoprop_lightning.tune", *sweep, *short], tmp_path, **own)
+    assert len(nodes) == 2 and "best: " in printed
+    assert len([*tmp_path.glob("shared/first/*/progress/trial.json")]) == 4
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("page", ["README.md", "tried.md", "inspecting.md", "results.md", "performance.md"])
 def test_long_fits_and_benchmarks_of_a_page(page, tmp_path):
@@ -57,6 +117,10 @@ def test_long_fits_and_benchmarks_of_a_page(page, tmp_path):
         fits = program == "locoprop" and arguments[0] == "fit" and not arguments[-1].endswith("help")
         if fits and not is_quick(arguments):
             printed = run(["-m", "locoprop_lightning", *arguments], tmp_path)
+        elif program == "tensorboard":
+            with running(program, arguments, cwd=tmp_path) as server:
+                until(lambda: answers("http://127.0.0.1:6006"), server)
+            printed = ""
         elif program == "python" and arguments[0] != "scripts/tensorboard_screenshot.py":  # which needs a browser
             short = ["--max-steps", "3", "--out", "short"] if "run" in arguments else []
             files = [file for word in arguments for file in sorted(glob(word, root_dir=tmp_path)) or [word]]
