@@ -94,6 +94,25 @@ def checked(path: Path, resume: bool) -> Path:
     raise UserError(f"ckpt_path={path}: {reason}{way}{near}.")
 
 
+def check_epochs(path: Path, max_epochs: int | None) -> None:
+    """Refuses to go on from a checkpoint to an epoch that is behind it.
+
+    Args:
+        path: A whole checkpoint.
+        max_epochs: Epochs of the fit; any number of them if not given, or -1.
+
+    Raises:
+        UserError: Names both numbers.
+    """
+    loops = torch.load(path, map_location="meta", weights_only=True, mmap=True).get("loops", {})
+    done = loops.get("fit_loop", {}).get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    if max_epochs is not None and -1 < max_epochs < done:
+        raise UserError(
+            f"trainer.max_epochs={max_epochs}: {path} has {done} epochs already; give more, or leave out --ckpt_path "
+            "to start over."
+        )
+
+
 def resumable(folder: Path, pattern: str) -> list[Path]:
     """Checkpoints that a fit may go on from, the last one first.
 

@@ -35,7 +35,7 @@ from locoprop_lightning.callbacks import (
 from locoprop_lightning.callbacks.hyperparameters import settings_logger
 from locoprop_lightning.callbacks.notice import Notice
 from locoprop_lightning.callbacks.run_checkpoints import check_kept
-from locoprop_lightning.checkpoint_files import RUNS_CODE, checked
+from locoprop_lightning.checkpoint_files import RUNS_CODE, check_epochs, checked
 from locoprop_lightning.class_names import YAML, with_paths
 from locoprop_lightning.command_line import check_arguments
 from locoprop_lightning.distributed.loopback import meeting_place
@@ -138,7 +138,11 @@ class LocoPropCLI(LightningCLI):
         if path not in (None, "best", "last"):
             checked(Path(path), resume=command == "fit")
         if command in ("validate", "test", "predict") and path is None:
-            print(f"locoprop {command}: no --ckpt_path, so the network has its initial weights.", file=sys.stderr)
+            print(
+                f"locoprop {command}: no --ckpt_path, so the network has its initial weights; --ckpt_path best takes "
+                "those of the newest run.",
+                file=sys.stderr,
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the trainer; without checkpoints where the settings say so."""
@@ -206,6 +210,8 @@ class LocoPropCLI(LightningCLI):
             arguments["ckpt_path"] = path
         if path is not None:  # so that the run's own file names what it went on from
             self.config[subcommand].ckpt_path = str(arguments["ckpt_path"])
+        if subcommand == "fit" and path is not None:
+            check_epochs(Path(path), self.trainer.max_epochs)
         if subcommand in ("validate", "test") and path is not None:  # whose results go by the method's name
             check_made_of(Path(arguments["ckpt_path"]), self.model)
         if subcommand != "fit" and self.trainer.is_global_zero:

@@ -1,7 +1,8 @@
 """Local training as a backward pass, for a loop or a LightningModule of one's own."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,11 @@ from locoprop_lightning.settings import LocalSettings, Scheduled
 from locoprop_lightning.solvers import LocalSolver, Recording, Solution
 
 _UNITS = "units"  # in a state, those of each layer
+
+
+def _done(*arguments: Any, **options: Any) -> NoReturn:
+    """Stands where ``backward`` is of a loss that has gone backward."""
+    raise UserError("LocalBackward: it has made the backward pass already; leave loss.backward() out.")
 
 
 class LocalBackward:
@@ -111,7 +117,8 @@ class LocalBackward:
 
         Raises:
             UserError: Where a layer turns out not to be its matrix times its input, where one was replaced, for a loss
-                that is not one number with a gradient at the network, and where gradients are switched off.
+                that is not one number with a gradient at the network or calls its layers again, and where gradients are
+                switched off.
         """
         engine, processes = self.engine, connect()
         if not callable(loss_of):
@@ -132,7 +139,8 @@ class LocalBackward:
         joined = JoinedBatches(engine.tape(self.network, processes), False, False)
         with uncompiled(), joined.tape.of(True), explained(self.network, inputs):
             output = call(self.network, inputs)
-        loss = loss_of(output)
+        with self._called_once():
+            loss = loss_of(output)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UserError(f"LocalBackward: loss_of returned {found}; return a tensor of one number, such as a mean.")
@@ -155,7 +163,26 @@ class LocalBackward:
         solutions = engine.solve(problems, batch, loss.detach())
         engine.write(solutions)
         self.solutions = solutions if recording > Recording.NOTHING else {}
-        return loss.detach()
+        loss = loss.detach()
+        loss.backward = _done  # type: ignore[method-assign]
+        return loss
+
+    @contextmanager
+    def _called_once(self) -> Iterator[None]:
+        """Refuses another call of the local layers, whose rows would be in no local problem."""
+
+        def refuse(module: nn.Module, inputs: Any) -> None:
+            if torch.is_grad_enabled():
+                raise UserError(
+                    "LocalBackward: loss_of has called the network again; make the loss of the output that it is given."
+                )
+
+        hooks = [self.engine.layers[name].module.register_forward_pre_hook(refuse) for name in self._local]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _check_reached(self, loss: Tensor) -> None:
         """Refuses a loss that is made of something else, as long as none has reached the network.

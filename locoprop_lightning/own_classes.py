@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from locoprop_lightning.errors import listed
+from locoprop_lightning.errors import alike, listed
 
 
 def half_made(chain: Sequence[BaseException]) -> str | None:
@@ -38,6 +38,17 @@ def other_arguments(error: Exception) -> str | None:
     if not re.search(r"[/\\](locoprop_lightning|lightning)[/\\]", last.filename) or called.startswith("Trainer."):
         return None
     return f"{text}; give {called} the arguments of the method that it overrides."
+
+
+def misspelt(reason: str) -> str:
+    """What a module, not of this package, has in place of a class that it has not; empty where nothing is like it.
+
+    Args:
+        reason: What Python has said of it.
+    """
+    found = re.match(rf"module '((?!{__package__}\b)[\w.]+)' has no attribute '(\w+)'", reason)
+    near = alike(found[2], vars(sys.modules[found[1]])) if found and found[1] in sys.modules else []
+    return f"near names are {', '.join(f'{found[1]}.{one}' for one in near)}" if found and near else ""
 
 
 def unfinished(path: str) -> str:

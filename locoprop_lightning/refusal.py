@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from locoprop_lightning.class_names import classes_of
 from locoprop_lightning.errors import UserError, alike, listed, message_of, near_names
-from locoprop_lightning.own_classes import half_made, other_arguments, unfinished
+from locoprop_lightning.own_classes import half_made, misspelt, other_arguments, unfinished
 
 
 def sentence(error: Exception) -> str | None:
@@ -128,7 +128,7 @@ def _refusal(chain: Sequence[BaseException]) -> str:
         given = re.search(r"NestedArg\(key='([^']+)'", _text(chain))
         setting, reason = f"{setting}.{given[1]}" if given else setting, "must be a finite number"
     elif re.match(r"No module named|module '.*' has no attribute", reason):
-        way = _importer(chain) or _known(keys[-1])
+        way = misspelt(reason) or _importer(chain) or _known(keys[-1])
         where = " (looked for in this folder, too)" if reason.startswith("No module") and "[" not in way else ""
         reason = f"{reason}{where}; {way}"
     elif lacking := re.match(r"the following arguments are required: (\w+)", reason):

@@ -1,9 +1,11 @@
-"""How objects show themselves: in one line, by the settings that they were given."""
+"""How objects show themselves: in one line, by the settings that they were given; and what settings they have."""
 
 import inspect
 from typing import Any, Self
 
 from torch import Tensor, nn
+
+from locoprop_lightning.errors import listed, near_names
 
 
 class _Arguments:
@@ -18,7 +20,30 @@ class _Arguments:
         return signature.replace(parameters=[*signature.parameters.values()][1:])
 
 
-class Shown:
+class Told:
+    """Tells of an argument that a class does not have which ones it has; Python's own sentence names none.
+
+    Example:
+        >>> class Thing(Told):
+        ...     def __init__(self, size, depth=3):
+        ...         self.size = size
+        >>> Thing(2, dept=4)
+        Traceback (most recent call last):
+        TypeError: Thing has no argument 'dept'; it has size, depth; near names are depth
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
+        if kwargs:
+            parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
+            known = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+            unknown = [name for name in kwargs if name not in known]
+            if unknown and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+                has = f"it has {listed(known, 30)}" if known else "it has none"
+                raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; {has}{near_names(unknown[0], known)}")
+        return super().__new__(cls)
+
+
+class Shown(Told):
     """Shows an object as its class with those settings that it was given and that are not the default.
 
     Where it keeps a setting under the name of the argument, the value is today's.
@@ -41,7 +66,7 @@ class Shown:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
         if cls.__init__ is object.__init__ and (args or kwargs):  # which takes them where there is a __new__
             raise TypeError(f"{cls.__name__}() takes no arguments")
-        made = super().__new__(cls)
+        made = super().__new__(cls, *args, **kwargs)
         signature = inspect.signature(cls.__init__)
         try:
             bound = signature.bind(made, *args, **kwargs).arguments

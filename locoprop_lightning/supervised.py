@@ -26,11 +26,11 @@ from locoprop_lightning.optimizers.factory import optimizer_from, schedule_from
 from locoprop_lightning.optimizers.joined import JoinedOptimizer, describe
 from locoprop_lightning.optimizers.remainders import tell_dropped
 from locoprop_lightning.optimizers.schedule import check_length, tell_length
-from locoprop_lightning.reprs import sized
+from locoprop_lightning.reprs import Told, sized
 from locoprop_lightning.tasks import MeanLoss, Task, detached
 
 
-class SupervisedModule(Loadable):
+class SupervisedModule(Told, Loadable):
     """Evaluation, logging, and checks of checkpoints.
 
     Args:

@@ -298,7 +298,10 @@ def test_a_broken_file_of_settings_is_named(folder, capsys, text, message, flag)
 
 def test_without_a_checkpoint_the_weights_are_said_to_be_initial(capsys):
     main(arguments("validate"))
-    assert "locoprop validate: no --ckpt_path, so the network has its initial weights." in capsys.readouterr().err
+    assert (
+        "locoprop validate: no --ckpt_path, so the network has its initial weights; --ckpt_path best takes"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("setting", "names"), [("optimizer", "Adam, SplitOptimizer"), ("lr_scheduler", "LinearDecay")])

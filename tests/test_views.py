@@ -36,7 +36,7 @@ def test_a_setting_that_was_changed_is_shown_as_it_is():
     solver = pickle.loads(pickle.dumps(FixedPointIteration(4)))
     solver.iterations = 6
     assert repr(solver) == "FixedPointIteration(iterations=6)"
-    with pytest.raises(TypeError, match="unexpected keyword argument 'memory'"):
+    with pytest.raises(TypeError, match="has no argument 'memory'; it has iterations"):
         FixedPointIteration(memory=3)
 
 

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from locoprop_lightning.errors import UserError, check_choice, check_counts, check_positive
 from locoprop_lightning.networks.images import check_images
+from locoprop_lightning.reprs import Told
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-class DeepAutoencoder(nn.Sequential):
+class DeepAutoencoder(Told, nn.Sequential):
     """784-1000-500-250-30-250-500-1000-784 with a linear code, as Amid et al. (2022) train it.
 
     Flattens its input [n, ...] and returns logits of the pixels [n, in_features]. Weights are drawn as Glorot and

@@ -4,9 +4,10 @@ from torch import Tensor, nn
 
 from locoprop_lightning.errors import check_counts
 from locoprop_lightning.networks.images import check_images
+from locoprop_lightning.reprs import Told
 
 
-class ConvNet(nn.Sequential):
+class ConvNet(Told, nn.Sequential):
     """DeepOBS's 2c2d (Schneider et al., 2019): two 5x5 convolutions with pools, 3136-1024-10, ReLU.
 
     Takes images [n, channels, 28, 28] and returns logits [n, num_classes]. Weights are drawn from a normal distribution

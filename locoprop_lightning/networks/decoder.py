@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from locoprop_lightning.errors import UserError, check_counts, check_positive
+from locoprop_lightning.reprs import Told
 
 _BASE = 1024.0  # of the rotation's frequencies
 _SCALE = 1.36  # of attention, over the root of a head's size: 0.12 at 128
@@ -64,7 +65,7 @@ class DecoderBlock(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
+class Decoder(Told, nn.Module):
     """Predicts each next token: tokens [n, length] to logits [n, length, vocabulary].
 
     What the "Modded-NanoGPT optimization benchmark" trains (Jordan et al., 2024, modded-nanogpt, track 3)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from locoprop_lightning.errors import UserError, check_choice, check_counts, check_flags
 from locoprop_lightning.networks.images import check_images
+from locoprop_lightning.reprs import Told
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -19,7 +20,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class MLP(nn.Sequential):
+class MLP(Told, nn.Sequential):
     """Flattens its input [n, ...] and returns logits [n, out_features]; PyTorch's default initialisation.
 
     The defaults are the review's code: 784-512-(512 x 5)-10 with tanh, 1,720,330 parameters.

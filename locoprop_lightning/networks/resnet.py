@@ -5,9 +5,10 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from locoprop_lightning.errors import check_counts
 from locoprop_lightning.networks.images import check_images
+from locoprop_lightning.reprs import Told
 
 
-class ResNet18(ResNet):
+class ResNet18(Told, ResNet):
     """torchvision's ResNet-18 with another number of input channels; 28 x 28 pixels end as one.
 
     Takes images [n, channels, height, width] and returns logits [n, num_classes].

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from locoprop_lightning.errors import UserError, check_counts
+from locoprop_lightning.reprs import Told
 
 
 class Attention(nn.Module):
@@ -40,7 +41,7 @@ class Block(nn.Module):
         return out
 
 
-class Transformer(nn.Module):
+class Transformer(Told, nn.Module):
     """Predicts each next token: tokens [n, length] to logits [n, length, vocabulary].
 
     Embeddings are normal with standard deviation 0.02, linear layers keep PyTorch's initialisation.

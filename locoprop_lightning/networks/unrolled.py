@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from locoprop_lightning.errors import UserError, shown
+from locoprop_lightning.reprs import Told
 
 _NAMES = ("weight", "bias")
 
 
-class Unrolled(nn.Module):
+class Unrolled(Told, nn.Module):
     """What ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` computes, with its weights in layers ``nn.Linear``.
 
     torch reads the weights of its own layers in a kernel, where no input or output of a matrix can be seen. Here the

@@ -54,12 +54,13 @@ class LabelTask(Task):
         """
         self._check_labels(target)
         logits = self.tensor_of_logits(output)
-        flat, labels = logits.movedim(self.dim, -1).flatten(0, -2), target.flatten().long()
-        name, classes = type(self).__name__, flat.shape[1]
-        if len(flat) != len(labels):
+        logits_last = logits.movedim(self.dim, -1)
+        flat, labels = logits_last.flatten(0, -2), target.flatten().long()
+        name, classes, fitting = type(self).__name__, flat.shape[1], logits_last.shape[:-1]
+        if target.shape != fitting:
             raise UserError(
                 f"{name}: labels {list(target.shape)} do not fit outputs {list(logits.shape)}; give one label, a whole "
-                f"number, for every {classes} outputs."
+                f"number, for every {classes} outputs: labels {list(fitting)}."
             )
         if not self._looked and labels.is_cuda:  # which says it late, and of no name
             self._check_range(labels, classes)

@@ -359,6 +359,14 @@ def test_two_runs_do_not_write_into_one_folder(capsys):
     )
 
 
+def test_a_fit_that_is_to_end_before_its_checkpoint_leaves_nothing(capsys):
+    main(arguments("--trainer.max_epochs 2 --trainer.max_steps=-1 --trainer.limit_train_batches 1"))
+    said = sentence_of(main, "--ckpt_path last --trainer.max_epochs 1", capsys)
+    assert said.startswith("locoprop: error: --trainer.max_epochs=1: runs/digits/foof/version_0/checkpoints/step=2.")
+    assert "has 2 epochs already; give more, or leave out --ckpt_path" in said
+    assert [one.name for one in Path("runs/digits/foof").iterdir()] == ["version_0"]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_port_that_is_taken_is_named(capsys, monkeypatch):
     with socket.socket() as taken:

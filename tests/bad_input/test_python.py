@@ -306,6 +306,7 @@ BATCHES = [
     ("labels float", lambda: both((X, Y.float())), "Classification: the batch's labels are float32, not whole numbers"),
     ("labels one-hot", lambda: both((X, nn.functional.one_hot(Y))), "labels [4, 3] do not fit outputs [4, 3]; give on"),
     ("labels too few", lambda: both((X, Y[:3])), "labels [3] do not fit outputs [4, 3]; give one label, a whole numbe"),
+    ("labels in a column", lambda: both((X, Y[:, None])), "for every 3 outputs: labels [4]."),
     ("labels as text", lambda: both((X, ["a"] * 4)), "Classification: the batch's labels are list, not whole numbers"),
     ("labels of NumPy", lambda: both((X, np.zeros(4, int))), "Classification: the batch's labels are ndarray, not who"),
     ("none at all", lambda: fit(backprop()), "data: there is no batch to train on (trainer.limit_train_batches=1.0)"),

@@ -63,6 +63,18 @@ def detached(loss_of):
     local(X, loss_of)
 
 
+def called_again():
+    local = local_backward()
+
+    def distilled(output):
+        with torch.no_grad():
+            now = local.network(X)
+        return (output - now).square().mean()
+
+    local(X, distilled)
+    local(X, lambda output: local.network(X).mean())
+
+
 def backward(x=X, **arguments):
     local = local_backward()
     return local(x, lambda output: output.mean(), **arguments) if isinstance(x, Tensor) else local.load_state_dict(x)
@@ -106,6 +118,12 @@ LOCAL = [
         "a loss of another network",
         lambda: detached(lambda output: nn.Linear(6, 3)(X).mean()),
         "LocalBackward: the loss does not depend on the network's output",
+    ),
+    ("backward twice", lambda: backward().backward(), "it has made the backward pass already; leave loss.backward() o"),
+    (
+        "the network called again",
+        called_again,
+        "loss_of has called the network again; make the loss of the output that",
     ),
     (
         "inputs elsewhere",
@@ -173,6 +191,21 @@ def test_a_wrong_value_is_refused_by_one_sentence(call, said):
     with pytest.raises(UserError) as refused:
         call()
     assert said in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: MLP(hidden=3), "MLP has no argument 'hidden'; it has in_features, hidden_features, "),
+        (lambda: LocoPropModule(lamda_a=3), "; near names are lambda_a, lambda_r"),
+        (lambda: ClosedForm(averge=0.5), "ClosedForm has no argument 'averge'; it has average, "),
+        (lambda: Digits(batchsize=3), "; near names are batch_size"),
+    ],
+)
+def test_an_argument_that_a_class_has_not_is_told_with_those_it_has(call, said):
+    with pytest.raises(TypeError) as refused:
+        call()
+    assert said in str(refused.value)
 
 
 def test_a_class_without_settings_takes_none():

@@ -1,5 +1,6 @@
 """Commands of the pages, as they stand there, that take long; `tests/test_commands.py` looks at all of them."""
 
+import json
 import os
 import re
 import shutil
@@ -44,13 +45,20 @@ def until(condition, process, patience=120):
         time.sleep(0.5)
 
 
-def answers(address):
-    """Whether a server is there, and has runs."""
+def shows(address, least):
+    """Whether a TensorBoard server answers, with so many runs."""
     try:
         with urlopen(f"{address}/data/runs") as answer:
-            return answer.read().strip() not in (b"", b"[]")
+            return len(json.load(answer)) >= least
     except URLError:
         return False
+
+
+def serve(arguments, folder):
+    """Starts TensorBoard, asks it for the runs that are there, if there are any yet, and stops it."""
+    least = int((folder / "runs").exists())
+    with running("tensorboard", arguments, cwd=folder) as server:
+        until(lambda: shows("http://127.0.0.1:6006", least), server)
 
 
 @pytest.mark.soak
@@ -118,8 +126,7 @@ def test_long_fits_and_benchmarks_of_a_page(page, tmp_path):
         if fits and not is_quick(arguments):
             printed = run(["-m", "locoprop_lightning", *arguments], tmp_path)
         elif program == "tensorboard":
-            with running(program, arguments, cwd=tmp_path) as server:
-                until(lambda: answers("http://127.0.0.1:6006"), server)
+            serve(arguments, tmp_path)
             printed = ""
         elif program == "python" and arguments[0] != "scripts/tensorboard_screenshot.py":  # which needs a browser
             short = ["--max-steps", "3", "--out", "short"] if "run" in arguments else []
