@@ -4,7 +4,7 @@ from collections.abc import Set
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -31,6 +31,21 @@ def check_data(trainer: Trainer) -> None:
         single = [one for one in tree_leaves(given) if isinstance(one, Tensor | np.ndarray) and one.ndim < 2]
         if single:
             raise UserError(f"data={shown(given)}: the entries of {shown(single[0])} are single samples; {BATCHES}.")
+
+
+def check_callbacks(trainer: Trainer) -> None:
+    """Refuses what is no callback, such as the class of one; it is taken out, as all callbacks are told of a refusal.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        UserError: Names what was given.
+    """
+    given: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [one for one in given if isinstance(one, Callback)]  # type: ignore[attr-defined]
+    for one in given:
+        check_object("", Callback, "a callback", callbacks=one)
 
 
 def check_fit(trainer: Trainer) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from locoprop_lightning.checkpoint_files import BEST, RUNS_CODE, checked, resumable
 from locoprop_lightning.checkpoints import CONFIGURATION
 from locoprop_lightning.copies import Copied
-from locoprop_lightning.errors import UserError, check_path
+from locoprop_lightning.errors import UserError, check_path, listed
 from locoprop_lightning.files import SETTINGS_FILE, load_yaml
 
 T = TypeVar("T")
@@ -133,7 +133,11 @@ def load_run(folder: str | Path, checkpoint: str = "best", map_location: Any = "
     check_path("load_run", folder=folder, checkpoint=checkpoint)
     folder = Path(folder)
     if not folder.exists():
-        raise UserError(f"load_run({str(folder)!r}): there is no such folder.")
+        beside = sorted(path.name for path in folder.parent.glob("*/") if folder.parent.is_dir())
+        known = (
+            f"; {folder.parent} has {listed(beside)}" if beside else "; name one of a run, such as runs/.../version_0"
+        )
+        raise UserError(f"load_run({str(folder)!r}): there is no such folder{known}.")
     path = folder if folder.is_file() else _chosen(_single(folder), checkpoint)
     state = torch.load(checked(path, resume=False), map_location=map_location, weights_only=True)
     configuration = configuration_of(state) or _beside(path)

@@ -29,6 +29,15 @@ def _done(*arguments: Any, **options: Any) -> NoReturn:
     raise UserError("LocalBackward: it has made the backward pass already; leave loss.backward() out.")
 
 
+class Solutions(dict[str, Solution]):
+    """Solutions by name of the layer, with a sentence for one that is not there."""
+
+    def __missing__(self, name: object) -> NoReturn:
+        there = f"is no layer that was solved; there are {[*self]}"
+        none = "the last step recorded none; call it with recording=Recording.CURVE"
+        raise UserError(f"LocalBackward.solutions[{name!r}]: {there if self else none}.")
+
+
 class LocalBackward:
     """Does what ``loss.backward()`` does, and leaves W0 - W+ where the gradients of local layers are.
 
@@ -91,7 +100,7 @@ class LocalBackward:
                 f"LocalBackward: oracle={oracle!r}: draws labels, which only a task can; set its samples=0."
             )
         self.network = network
-        self.solutions: dict[str, Solution] = {}
+        self.solutions = Solutions()
         self.engine.discover(network, example, connect())
         self._local = list(self.engine.local)
         self._reached = False  # whether a loss has had a gradient at the network
@@ -162,7 +171,7 @@ class LocalBackward:
             engine.solver.check(problem)
         solutions = engine.solve(problems, batch, loss.detach())
         engine.write(solutions)
-        self.solutions = solutions if recording > Recording.NOTHING else {}
+        self.solutions = Solutions(solutions if recording > Recording.NOTHING else {})
         loss = loss.detach()
         loss.backward = _done  # type: ignore[method-assign]
         return loss

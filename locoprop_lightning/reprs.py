@@ -1,11 +1,11 @@
-"""How objects show themselves: in one line, by the settings that they were given; and what settings they have."""
+"""How objects show themselves, in one line by the settings that they were given, and what their classes refuse."""
 
 import inspect
 from typing import Any, Self
 
 from torch import Tensor, nn
 
-from locoprop_lightning.errors import listed, near_names
+from locoprop_lightning.errors import UserError, listed, near_names
 
 
 class _Arguments:
@@ -43,6 +43,33 @@ class Told:
         return super().__new__(cls)
 
 
+def check_overrides(kind: type) -> None:
+    """Refuses a class with a method that cannot be called as the one that it overrides.
+
+    Args:
+        kind: The class, of which only what it says itself is looked at.
+
+    Raises:
+        UserError: Names the method and the arguments that it must take.
+    """
+    for name, own in vars(kind).items():
+        base = next((other for other in kind.__mro__[1:] if name in vars(other)), object)
+        theirs = vars(base).get(name)
+        if name.startswith("_") or not inspect.isfunction(own) or not inspect.isfunction(theirs):
+            continue
+        asked = [one for one in inspect.signature(theirs).parameters.values() if one.default is one.empty]
+        places = [one for one in asked if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        names = {one.name: None for one in asked if one.kind is one.KEYWORD_ONLY}
+        try:
+            inspect.signature(own).bind(*places, **names)
+        except TypeError:
+            taken = [one for one in inspect.signature(own).parameters if one != "self"]
+            given = ", ".join([*[one.name for one in places[1:]], *[f"{one}=" for one in names]])
+            raise UserError(
+                f"{kind.__name__}.{name}({', '.join(taken)}): must take ({given}), as {base.__name__}.{name} does."
+            ) from None
+
+
 class Shown(Told):
     """Shows an object as its class with those settings that it was given and that are not the default.
 
@@ -62,6 +89,10 @@ class Shown(Told):
 
     __signature__ = _Arguments()
     _given: dict[str, tuple[Any, Any]]  # arguments and their defaults by name
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_overrides(cls)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
         if cls.__init__ is object.__init__ and (args or kwargs):  # which takes them where there is a __new__

@@ -15,7 +15,7 @@ from locoprop_lightning.batches import check_gradient, explained
 from locoprop_lightning.checkpoints import stamp, stamped
 from locoprop_lightning.distributed import Communicator, SharedBatch, connect, share_batch
 from locoprop_lightning.errors import UserError, check_object
-from locoprop_lightning.fit_checks import check_batch, check_data, check_epoch, check_fit
+from locoprop_lightning.fit_checks import check_batch, check_callbacks, check_data, check_epoch, check_fit
 from locoprop_lightning.layer_table import print_layers
 from locoprop_lightning.layers.compiled import original, tell_uncompiled
 from locoprop_lightning.layers.discovery import check_network, discover
@@ -222,6 +222,7 @@ class SupervisedModule(Told, Loadable):
         """
         mixed_imports.check(self.trainer)
         check_data(self.trainer)
+        check_callbacks(self.trainer)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LearningRateFinder):
                 raise UserError(

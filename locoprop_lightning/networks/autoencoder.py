@@ -64,6 +64,6 @@ class DeepAutoencoder(Told, nn.Sequential):
         if x[0].numel() != self.in_features:
             raise UserError(
                 f"DeepAutoencoder(in_features={self.in_features}): a sample of this data has {x[0].numel()} values; "
-                f"set in_features to {x[0].numel()}."
+                f"set in_features to {x[0].numel()}, or give samples of {self.in_features}."
             )
         return super().forward(x)

@@ -42,7 +42,7 @@ def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any], wor
             key = list(values)[-1]
             known = {name.replace(".init_args", ""): None for name in settings}
             hint = near_names(key, known) if key not in known else ""
-            reason = _reason(error)
+            reason = _reason(error).partition("; near names are ")[0] if hint else _reason(error)
             raise UserError(f"space: {key}={values[key]!r}: {reason}{hint}") from error
     if metric.startswith("val/") and cli.trainer.check_val_every_n_epoch != 1:
         raise UserError(

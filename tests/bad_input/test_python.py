@@ -216,6 +216,11 @@ MODULES = [
     ),
     ("unit_groups infinite", lambda: locoprop(overrides={"0": {"unit_groups": float("inf")}}), "unit_groups=inf: must"),
     ("transfers a list", lambda: locoprop(transfers=["tanh"]), "transfers=['tanh']: must be functions by layer, such"),
+    (
+        "a callback's class",
+        lambda: fit(locoprop(), (X, Y), callbacks=[Sets]),
+        "callbacks=Sets: give an object, Sets(...)",
+    ),
     ("lambda_a set in a fit", lambda: fit(locoprop(), (X, Y), callbacks=[Sets()]), "engine.local[LAYER].lambda_a with"),
     ("objective set", lambda: setattr(locoprop(), "objective", "matching"), "set engine.settings.objective before a f"),
     (
@@ -364,6 +369,7 @@ PARTS = [
     ("one folder for a list", lambda: read_runs("runs", "train/loss"), "(names='runs'): give a list of folders, ['r"),
     ("a run of nothing", lambda: load_run(None), "load_run(folder=None): must be a path, as text"),
     ("a run without one", lambda: load_run("."), "no checkpoint of a run; name the folder of one, such as runs/"),
+    ("a run elsewhere", lambda: load_run("/nowhere/x"), "there is no such folder; name one of a run, such as runs/..."),
     ("a checkpoint by number", lambda: load_run(".", 12), "load_run(checkpoint=12): must be a path, as text"),
 ]  # fmt: skip
 PROBLEMS = [

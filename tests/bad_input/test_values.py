@@ -10,8 +10,8 @@ from locoprop_lightning.data import Digits, FashionMNIST
 from locoprop_lightning.errors import UserError
 from locoprop_lightning.networks import MLP, ConvNet, Decoder, DeepAutoencoder, ResNet18
 from locoprop_lightning.optimizers import FullPrecisionMuon, LinearDecay, Rule, SplitOptimizer, TensorFlowRMSprop
-from locoprop_lightning.oracles import GradientOracle, RMSOracle
-from locoprop_lightning.solvers import AndersonAcceleration, ClosedForm, GradientDescent, InnerOptimizer
+from locoprop_lightning.oracles import GradientOracle, Oracle, RMSOracle
+from locoprop_lightning.solvers import AndersonAcceleration, ClosedForm, GradientDescent, InnerOptimizer, Recording
 from locoprop_lightning.tasks import Classification
 
 X = torch.zeros(4, 6)
@@ -61,6 +61,12 @@ def detached(loss_of):
     for _ in range(2):
         local(X, lambda output: torch.zeros((), requires_grad=True))  # a batch without terms
     local(X, loss_of)
+
+
+def solutions(recording=Recording.NOTHING):
+    local = local_backward()
+    local(X, lambda output: output.mean(), recording=recording)
+    return local.solutions
 
 
 def called_again():
@@ -118,6 +124,16 @@ LOCAL = [
         "a loss of another network",
         lambda: detached(lambda output: nn.Linear(6, 3)(X).mean()),
         "LocalBackward: the loss does not depend on the network's output",
+    ),
+    (
+        "solutions of a step that recorded none",
+        lambda: solutions()["0"],
+        "the last step recorded none; call it with r",
+    ),
+    (
+        "solutions of no layer",
+        lambda: solutions(Recording.ENDS)["1"],
+        "is no layer that was solved; there are ['0']",
     ),
     ("backward twice", lambda: backward().backward(), "it has made the backward pass already; leave loss.backward() o"),
     (
@@ -206,6 +222,26 @@ def test_an_argument_that_a_class_has_not_is_told_with_those_it_has(call, said):
     with pytest.raises(TypeError) as refused:
         call()
     assert said in str(refused.value)
+
+
+def test_a_method_that_takes_other_arguments_than_that_which_it_overrides():
+    with pytest.raises(UserError, match=r"^Mine.direction\(gradient\): must take \(gradient, terms, state\), as O"):
+
+        class Mine(Oracle):
+            def direction(self, gradient):
+                return gradient
+
+    with pytest.raises(UserError, match=r"^Late.on_train_start\(trainer\): must take \(trainer, pl_module\), as C"):
+
+        class Late(ClosedForm):
+            def on_train_start(self, trainer):
+                pass
+
+    class Free(Oracle):
+        def direction(self, gradient, *others):
+            return gradient
+
+    assert Free().direction(X, 4, {}) is X
 
 
 def test_a_class_without_settings_takes_none():

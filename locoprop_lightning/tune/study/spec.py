@@ -136,7 +136,7 @@ def load(path: Path, added: list[Path]) -> Study:
 
 def _read(path: Path, option: str) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{option} {path}: there is no such file.")
+        raise UserError(f"{option} {path}: there is no such file; name one that is there.")
     content = load_yaml(path, f"{option} {path}")
     if not isinstance(content, dict):
         raise UserError(f"{option} {path}: must hold a mapping; see docs/studies.md.")
