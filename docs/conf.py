@@ -152,11 +152,17 @@ def _link_sources(app: Sphinx, what: str, name: str, thing: Any, options: Any, l
         lines[index] = re.sub(r"([a-z.],? \(?)((?:19|20)\d\d)\b", lambda one: one[1] + to(one[2], "^Sources"), line)
 
 
+def _leave_out_helpers(app: Sphinx, name: str, made: Any, options: Any, bases: list[type]) -> None:
+    """Leaves out of a class's bases what gives it a repr and the names of its arguments."""
+    bases[:] = [base for base in bases if base.__module__ != "locoprop_lightning.reprs"] or [object]
+
+
 def setup(app: Sphinx) -> None:
     """Formulas as MathML, which browsers draw without a script, pictures for dark pages, and links by title."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
     app.add_transform(DarkPictures)
     app.add_transform(Punctuation)
     app.add_post_transform(Titles)
+    app.connect("autodoc-process-bases", _leave_out_helpers)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _link_sources)
