@@ -61,8 +61,9 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
             for ``ClosedForm`` alone. The first dimension of a layer's output must then be the samples.
         max_displacement: How far a layer may move in a step, relative to the norm of its weights (or of PyTorch's first
             ones, if that is larger); no bound if not given. Local losses are those of the solution before it is cut.
-        max_decrease: By how many times itself the loss, were it linear, may fall in a step, else all layers' steps are
-            shortened to that (Polyak, 1969); no bound if not given. For losses that are never negative; 2 often works.
+        max_decrease: By how many times itself the loss, were it linear, may fall by all solutions, else these are
+            shortened to that (Polyak, 1969), before the outer rate; no bound if not given. For losses that are never
+            negative; 2 often works.
         accumulate: Batches of the data whose rows are joined in one step; at the end of an epoch there may be fewer.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.
