@@ -72,12 +72,13 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted((path for path in paths if path.is_file()), key=age)
 
 
-def checked(path: Path, resume: bool) -> Path:
+def checked(path: Path, resume: bool, setting: str = "ckpt_path") -> Path:
     """A checkpoint that is named, once it is known to be whole.
 
     Args:
         path: The file.
         resume: Whether a fit shall go on from it.
+        setting: What names it.
 
     Raises:
         UserError: Why it is none, and which other one in its folder is whole.
@@ -91,7 +92,7 @@ def checked(path: Path, resume: bool) -> Path:
     way = "" if path.is_dir() else f"; {copy}name one that a fit has written"
     way = f"; the last whole one beside it is {whole}" if whole else way
     near = "" if path.exists() else near_names(str(path), ("last",))
-    raise UserError(f"ckpt_path={path}: {reason}{way}{near}.")
+    raise UserError(f"{setting}={path}: {reason}{way}{near}.")
 
 
 def check_epochs(path: Path, max_epochs: int | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +15,7 @@ from locoprop_lightning.tasks import Task
 
 
 def check_data(trainer: Trainer) -> None:
-    """Refuses the class of data in place of an object, and tensors whose entries are no batches.
+    """Refuses no data, the class of data in place of an object, and tensors whose entries are no batches.
 
     Args:
         trainer: The trainer, with what it was called with.
@@ -26,7 +27,10 @@ def check_data(trainer: Trainer) -> None:
     if trainer.state.fn == TrainerFn.FITTING:
         loops.append(trainer.fit_loop.epoch_loop.val_loop)
     for loop in loops:
-        given = loop._data_source.instance
+        given, hook = loop._data_source.instance, loop._data_source.name
+        if loop is trainer._active_loop and isinstance(given, LightningModule) and not is_overridden(hook, given):
+            verb = hook.removesuffix("_dataloader").replace("train", "fit").replace("val", "validate")
+            raise UserError(f"data: {verb} was given none; give a loader, or a data module such as Digits().")
         check_object("", object, "data", data=given)
         single = [one for one in tree_leaves(given) if isinstance(one, Tensor | np.ndarray) and one.ndim < 2]
         if single:

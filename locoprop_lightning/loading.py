@@ -139,7 +139,7 @@ def load_run(folder: str | Path, checkpoint: str = "best", map_location: Any = "
         )
         raise UserError(f"load_run({str(folder)!r}): there is no such folder{known}.")
     path = folder if folder.is_file() else _chosen(_single(folder), checkpoint)
-    state = torch.load(checked(path, resume=False), map_location=map_location, weights_only=True)
+    state = torch.load(checked(path, False, "load_run: folder"), map_location=map_location, weights_only=True)
     configuration = configuration_of(state) or _beside(path)
     module = module_of(state, LightningModule, configuration, str(path))
     return Run(path, module.eval(), configuration, state["global_step"])
@@ -289,7 +289,7 @@ class Loadable(Copied):
         if not weights_only:
             raise UserError(RUNS_CODE)
         check_path(f"{cls.__name__}.load_from_checkpoint", checkpoint_path=checkpoint_path)
-        path = checked(Path(checkpoint_path), resume=False)
+        path = checked(Path(checkpoint_path), False, f"{cls.__name__}.load_from_checkpoint: checkpoint_path")
         state = torch.load(path, map_location=map_location, weights_only=True)
         if not arguments:
             return module_of(state, cls, name=str(path))

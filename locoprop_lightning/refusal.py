@@ -52,11 +52,15 @@ def missing(error: Exception, settings: Mapping[str, Any]) -> str | None:
         error: The error of making the classes.
         settings: All settings by dotted name.
     """
+    told = [str(one) for one in _chain(error) if isinstance(one, FileNotFoundError) and not one.filename]
     places = [str(one.filename) for one in _chain(error) if isinstance(one, FileNotFoundError) and one.filename]
     for name, value in settings.items():
         for place in places:
             if isinstance(value, str) and value and f"{place}/".startswith(f"{value.rstrip('/')}/"):
                 return f"{name}={value}: there is no {place}; name a file or folder that is there."
+        for text in told:
+            if isinstance(value, str) and value and re.search(rf"(?<![\w/]){re.escape(value)}(?![\w/])", text):
+                return f"{name}={value}: {text.rstrip('.')}; name a place that has what is looked for."
     return None
 
 
@@ -179,7 +183,7 @@ _NO_CLASS = (
 )
 _WAYS = {
     "expected one argument": "; give it one, or leave it out",
-    "^the following arguments are required": "; name a file by --config, such as digits/foof, or give these by --name",
+    "^the following arguments are required": "; give them in a file by --config, or as options, such as --data Digits",
     "not accepted before subcommand": "; put --config after the command",
     "argument subcommand": "; such as locoprop fit --config FILE",
 }

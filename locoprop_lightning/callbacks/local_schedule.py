@@ -42,7 +42,12 @@ class LocalSchedule(Shown, Callback):
         between: Literal["constant", "linear", "exponential"] = "constant",
     ) -> None:
         check_choice("LocalSchedule", ("constant", "linear", "exponential"), between=between)
-        for name, points in {"lambda_a": lambda_a, "lambda_r": lambda_r, "iterations": iterations}.items():
+        given = {"lambda_a": lambda_a, "lambda_r": lambda_r, "iterations": iterations}
+        if not any(points is not None for points in given.values()):
+            raise UserError(
+                f"LocalSchedule: changes nothing; give one of {', '.join(given)}, such as {{0: 1, 500: 0.1}}."
+            )
+        for name, points in given.items():
             if points is None:
                 continue
             check_object("LocalSchedule", Mapping, "values by step, such as {0: 1, 500: 0.1}", **{name: points})

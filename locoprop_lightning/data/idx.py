@@ -118,6 +118,6 @@ def _start(path: Path, size: int) -> bytes:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             return stream.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged: it is not an intact gzip file ({error})") from error
+        raise UserError(f"{path} is damaged: it is not an intact gzip file ({error}); copy it again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error

@@ -44,7 +44,7 @@ def read_runs(names: list[str], tag: str) -> list[Run]:
                 runs[folder.resolve()] = Run(scalars, folder, read_settings(folder), label, str(folder))
         if not recorded:
             print(
-                f"{path}: left out, it holds no event files of TensorBoard and no metrics.csv of CSVLogger",
+                f"{path}: left out, it holds no event files of TensorBoard and no metrics.csv of CSVLogger with rows",
                 file=sys.stderr,
             )
     joined = join_resumed(list(runs.values()), tag)

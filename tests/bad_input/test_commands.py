@@ -248,7 +248,7 @@ COMMANDS = [
     ("another program's command", "study digits", "; locoprop-tune is a command of its own"),
     ("no such command", "train", "invalid choice: 'train' (choose from 'fit', 'validate', 'test', 'predict'); such as"),
     ("settings before the command", " --config CONFIGS/digits/foof.yaml fit", "put --config after the command"),
-    ("fit alone", "fit", "are required: fit.data, fit.model; name a file by --config"),
+    ("fit alone", "fit", "are required: fit.data, fit.model; give them in a file by --config"),
     ("no data", "fit --model LocoPropModule", "are required: network, task, solver, lambda_a, lambda_r"),
     ("no such class", "--data Nonsense", "data: there is no class Nonsense; take Datasets, Digits, FashionMNIST, Idx"),
     ("a class of another kind", "--data torch.nn.Linear", "does not correspond to a subclass of LightningDataModule;"),

@@ -221,6 +221,17 @@ MODULES = [
         lambda: fit(locoprop(), (X, Y), callbacks=[Sets]),
         "callbacks=Sets: give an object, Sets(...)",
     ),
+    ("no data", lambda: quiet_trainer().fit(locoprop()), "data: fit was given none; give a loader, or a data module s"),
+    (
+        "no data for a test",
+        lambda: quiet_trainer().test(locoprop()),
+        "data: test was given none; give a loader, or",
+    ),
+    (
+        "a schedule of nothing",
+        lambda: LocalSchedule(),
+        "LocalSchedule: changes nothing; give one of lambda_a, lambda_r, i",
+    ),
     ("lambda_a set in a fit", lambda: fit(locoprop(), (X, Y), callbacks=[Sets()]), "engine.local[LAYER].lambda_a with"),
     ("objective set", lambda: setattr(locoprop(), "objective", "matching"), "set engine.settings.objective before a f"),
     (
@@ -369,6 +380,7 @@ PARTS = [
     ("one folder for a list", lambda: read_runs("runs", "train/loss"), "(names='runs'): give a list of folders, ['r"),
     ("a run of nothing", lambda: load_run(None), "load_run(folder=None): must be a path, as text"),
     ("a run without one", lambda: load_run("."), "no checkpoint of a run; name the folder of one, such as runs/"),
+    ("a file of no run", lambda: load_run(__file__), "test_python.py: is not a checkpoint that torch has saved; nam"),
     ("a run elsewhere", lambda: load_run("/nowhere/x"), "there is no such folder; name one of a run, such as runs/..."),
     ("a checkpoint by number", lambda: load_run(".", 12), "load_run(checkpoint=12): must be a path, as text"),
 ]  # fmt: skip

@@ -122,7 +122,7 @@ def test_every_solver_with_iterations_takes_them(solver):
             "solver=ClosedForm: has no iterations to schedule; leave them out",
         ),
         (
-            lambda: fit(LocalSchedule(), BackpropModule(MLP(64, 16, 1), Classification(), torch.optim.Adam)),
+            lambda: fit(LocalSchedule({0: 1}), BackpropModule(MLP(64, 16, 1), Classification(), torch.optim.Adam)),
             "LocalSchedule: BackpropModule has no lambdas; take it with LocoPropModule",
         ),
     ],

@@ -65,7 +65,10 @@ def test_a_table_of_something_else_is_no_run(tmp_path, capsys):
     (tmp_path / "metrics.csv").write_text("name,value\na,1\n")
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
-    assert "left out, it holds no event files of TensorBoard and no metrics.csv of CSVLogger" in capsys.readouterr().err
+    assert (
+        "left out, it holds no event files of TensorBoard and no metrics.csv of CSVLogger with"
+        in capsys.readouterr().err
+    )
 
 
 def test_seconds_that_are_not_known(tmp_path, capsys):
