@@ -178,13 +178,10 @@ def meant(text: str, known: Collection[str], args: Sequence[str] = ()) -> str:
     last, ends = (below or [first])[-1], defaultdict(list)
     for one in sorted({*known} | settings_of_classes()):
         ends[one.rpartition(".")[2]].append(one)
-    longer = [
-        one for end in ends if last in end.split("_") and end != last for one in ends[end]
-    ]  # max_epochs of epochs
-    beside = [
-        one for one in longer if one.rpartition(".")[0] in ([".".join([first, *below[:-1]])] if below else _FIRST)
-    ]
-    sure = [*sorted(beside, key=len)[:2], *ends[last]][:4]
+    parents = [".".join([first, *below[:-1]])] if below else _FIRST
+    longer = [one for end in ends if last in end.split("_") for one in ends[end] if end != last]  # max_epochs of epochs
+    beside = sorted((one for one in longer if one.rpartition(".")[0] in parents), key=len)
+    sure = [*beside[:2], *ends[last]][:4]
     near = near_names(name, known, sure=sure) or near_names(name, (), sure=_of_ends(last, ends))
     return near or "; locoprop fit --help all lists what there is"
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -27,9 +26,9 @@ def check_data(trainer: Trainer) -> None:
     if trainer.state.fn == TrainerFn.FITTING:
         loops.append(trainer.fit_loop.epoch_loop.val_loop)
     for loop in loops:
-        given, hook = loop._data_source.instance, loop._data_source.name
-        if loop is trainer._active_loop and isinstance(given, LightningModule) and not is_overridden(hook, given):
-            verb = hook.removesuffix("_dataloader").replace("train", "fit").replace("val", "validate")
+        given = loop._data_source.instance
+        if loop is loops[0] and isinstance(given, LightningModule) and not loop._data_source.is_defined():
+            verb = loop._data_source.name.removesuffix("_dataloader").replace("train", "fit").replace("val", "validate")
             raise UserError(f"data: {verb} was given none; give a loader, or a data module such as Digits().")
         check_object("", object, "data", data=given)
         single = [one for one in tree_leaves(given) if isinstance(one, Tensor | np.ndarray) and one.ndim < 2]
@@ -37,8 +36,15 @@ def check_data(trainer: Trainer) -> None:
             raise UserError(f"data={shown(given)}: the entries of {shown(single[0])} are single samples; {BATCHES}.")
 
 
+class _Refused(Callback):
+    """Stands for what is no callback, so that the next fit refuses it, too."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+
 def check_callbacks(trainer: Trainer) -> None:
-    """Refuses what is no callback, such as the class of one; it is taken out, as all callbacks are told of a refusal.
+    """Refuses what is no callback, such as the class of one, which another stands for, as all are told of a refusal.
 
     Args:
         trainer: The trainer.
@@ -46,10 +52,12 @@ def check_callbacks(trainer: Trainer) -> None:
     Raises:
         UserError: Names what was given.
     """
-    given: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    trainer.callbacks = [one for one in given if isinstance(one, Callback)]  # type: ignore[attr-defined]
-    for one in given:
-        check_object("", Callback, "a callback", callbacks=one)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for index, one in enumerate(callbacks):
+        given = one.given if isinstance(one, _Refused) else one
+        if not isinstance(given, Callback):
+            callbacks[index] = _Refused(given)
+            check_object("", Callback, "a callback", callbacks=given)
 
 
 def check_fit(trainer: Trainer) -> None:

@@ -133,11 +133,9 @@ def load_run(folder: str | Path, checkpoint: str = "best", map_location: Any = "
     check_path("load_run", folder=folder, checkpoint=checkpoint)
     folder = Path(folder)
     if not folder.exists():
-        beside = sorted(path.name for path in folder.parent.glob("*/") if folder.parent.is_dir())
-        known = (
-            f"; {folder.parent} has {listed(beside)}" if beside else "; name one of a run, such as runs/.../version_0"
-        )
-        raise UserError(f"load_run({str(folder)!r}): there is no such folder{known}.")
+        beside = sorted(path.name for path in folder.parent.glob("[!.]*/"))
+        way = f"{folder.parent} has {listed(beside)}" if beside else "name one of a run, such as runs/.../version_0"
+        raise UserError(f"load_run({str(folder)!r}): there is no such folder; {way}.")
     path = folder if folder.is_file() else _chosen(_single(folder), checkpoint)
     state = torch.load(checked(path, False, "load_run: folder"), map_location=map_location, weights_only=True)
     configuration = configuration_of(state) or _beside(path)

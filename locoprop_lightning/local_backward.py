@@ -24,11 +24,6 @@ from locoprop_lightning.solvers import LocalSolver, Recording, Solution
 _UNITS = "units"  # in a state, those of each layer
 
 
-def _done(*arguments: Any, **options: Any) -> NoReturn:
-    """Stands where ``backward`` is of a loss that has gone backward."""
-    raise UserError("LocalBackward: it has made the backward pass already; leave loss.backward() out.")
-
-
 class Solutions(dict[str, Solution]):
     """Solutions by name of the layer, with a sentence for one that is not there."""
 
@@ -172,21 +167,23 @@ class LocalBackward:
         solutions = engine.solve(problems, batch, loss.detach())
         engine.write(solutions)
         self.solutions = Solutions(solutions if recording > Recording.NOTHING else {})
-        loss = loss.detach()
-        loss.backward = _done  # type: ignore[method-assign]
-        return loss
+        return loss.detach()
 
     @contextmanager
     def _called_once(self) -> Iterator[None]:
-        """Refuses another call of the local layers, whose rows would be in no local problem."""
+        """Refuses gradients at another call of the local layers, whose rows would be in no local problem."""
 
-        def refuse(module: nn.Module, inputs: Any) -> None:
-            if torch.is_grad_enabled():
-                raise UserError(
-                    "LocalBackward: loss_of has called the network again; make the loss of the output that it is given."
-                )
+        def refuse(gradient: Tensor) -> NoReturn:
+            raise UserError(
+                "LocalBackward: loss_of has called the network again; make the loss of the output that it is given, "
+                "and call it under torch.no_grad() for a target."
+            )
 
-        hooks = [self.engine.layers[name].module.register_forward_pre_hook(refuse) for name in self._local]
+        def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(refuse)
+
+        hooks = [self.engine.layers[name].module.register_forward_hook(watch) for name in self._local]
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -53,13 +54,15 @@ def missing(error: Exception, settings: Mapping[str, Any]) -> str | None:
         settings: All settings by dotted name.
     """
     told = [str(one) for one in _chain(error) if isinstance(one, FileNotFoundError) and not one.filename]
+    there = {name: value for name, value in settings.items() if isinstance(value, str) and Path(value).exists()}
     places = [str(one.filename) for one in _chain(error) if isinstance(one, FileNotFoundError) and one.filename]
     for name, value in settings.items():
         for place in places:
             if isinstance(value, str) and value and f"{place}/".startswith(f"{value.rstrip('/')}/"):
                 return f"{name}={value}: there is no {place}; name a file or folder that is there."
+    for name, value in sorted(there.items(), key=lambda item: -len(item[1])):
         for text in told:
-            if isinstance(value, str) and value and re.search(rf"(?<![\w/]){re.escape(value)}(?![\w/])", text):
+            if value and re.search(rf"(?<![\w/]){re.escape(value)}(?![\w/])", text):
                 return f"{name}={value}: {text.rstrip('.')}; name a place that has what is looked for."
     return None
 

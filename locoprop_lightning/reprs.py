@@ -1,6 +1,7 @@
 """How objects show themselves, in one line by the settings that they were given, and what their classes refuse."""
 
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -43,6 +44,15 @@ class Told:
         return super().__new__(cls)
 
 
+def _binds(function: Callable[..., Any], places: Sequence[Any], names: Mapping[str, Any]) -> bool:
+    """Whether a function can be called with so many arguments by place, and those by name."""
+    try:
+        inspect.signature(function).bind(*places, **names)
+    except TypeError:
+        return False
+    return True
+
+
 def check_overrides(kind: type) -> None:
     """Refuses a class with a method that cannot be called as the one that it overrides.
 
@@ -60,14 +70,12 @@ def check_overrides(kind: type) -> None:
         asked = [one for one in inspect.signature(theirs).parameters.values() if one.default is one.empty]
         places = [one for one in asked if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
         names = {one.name: None for one in asked if one.kind is one.KEYWORD_ONLY}
-        try:
-            inspect.signature(own).bind(*places, **names)
-        except TypeError:
-            taken = [one for one in inspect.signature(own).parameters if one != "self"]
+        if not _binds(own, places, names) and not _binds(own, [], {one.name: None for one in asked}):
+            taken = [str(one).partition(":")[0] for one in inspect.signature(own).parameters.values()][1:]
             given = ", ".join([*[one.name for one in places[1:]], *[f"{one}=" for one in names]])
             raise UserError(
                 f"{kind.__name__}.{name}({', '.join(taken)}): must take ({given}), as {base.__name__}.{name} does."
-            ) from None
+            )
 
 
 class Shown(Told):

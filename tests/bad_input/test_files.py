@@ -15,12 +15,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from tensorboard.compat.tensorflow_stub.io import gfile
+from torchvision.datasets import ImageFolder
 
 from locoprop_lightning import load_run
 from locoprop_lightning.cli import main
 from locoprop_lightning.data import FashionMNIST
 from locoprop_lightning.data.fashion_mnist import FILES
 from locoprop_lightning.errors import UserError
+from locoprop_lightning.refusal import missing
 from locoprop_lightning.results.compare import main as compare
 from locoprop_lightning.run_folder import RunFolder
 from tests.bad_input.support import arguments, sentence_of
@@ -357,6 +359,17 @@ def test_two_runs_do_not_write_into_one_folder(capsys):
     assert "holds a run already; go on with it by --ckpt_path last" in sentence_of(
         main, command.split(" --tr")[0], capsys
     )
+
+
+@pytest.mark.parametrize("classes", [[], ["cat"]])
+def test_a_folder_that_a_class_finds_nothing_in_is_named(folder, classes):
+    for name in classes:
+        (folder / "in" / "any" / name).mkdir(parents=True)
+    (folder / "in" / "any").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(FileNotFoundError) as found:
+        ImageFolder("in/any")
+    told = missing(found.value, {"data.what": "any", "data.other": "folder", "data.root": "in/any"})
+    assert told is None if classes else told.startswith("data.root=in/any: Couldn't find any class folder in in/any; n")
 
 
 def test_a_fit_that_is_to_end_before_its_checkpoint_leaves_nothing(capsys):

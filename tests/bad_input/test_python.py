@@ -148,6 +148,13 @@ def fit(module, *batches, **settings):
     quiet_trainer(max_steps=2, num_sanity_val_steps=0, **settings).fit(module, Given(*batches))
 
 
+def again(**settings):
+    trainer, module = quiet_trainer(max_steps=2, **settings), locoprop()
+    with pytest.raises(UserError):
+        trainer.fit(module, Given((X, Y)))
+    trainer.fit(module, Given((X, Y)))
+
+
 def fit_on(*loaders):
     quiet_trainer(max_steps=2, num_sanity_val_steps=0).fit(locoprop(), *loaders)
 
@@ -221,6 +228,7 @@ MODULES = [
         lambda: fit(locoprop(), (X, Y), callbacks=[Sets]),
         "callbacks=Sets: give an object, Sets(...)",
     ),
+    ("a callback's class, and again", lambda: again(callbacks=[Sets]), "callbacks=Sets: give an object, Sets(...)"),
     ("no data", lambda: quiet_trainer().fit(locoprop()), "data: fit was given none; give a loader, or a data module s"),
     (
         "no data for a test",
