@@ -1,13 +1,13 @@
 """What the command tells of a setting that it refuses: one sentence, with what could stand there."""
 
 import inspect
+import os
 import re
 import sys
 import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -54,7 +54,7 @@ def missing(error: Exception, settings: Mapping[str, Any]) -> str | None:
         settings: All settings by dotted name.
     """
     told = [str(one) for one in _chain(error) if isinstance(one, FileNotFoundError) and not one.filename]
-    there = {name: value for name, value in settings.items() if isinstance(value, str) and Path(value).exists()}
+    there = {name: value for name, value in settings.items() if isinstance(value, str) and os.path.exists(value)}
     places = [str(one.filename) for one in _chain(error) if isinstance(one, FileNotFoundError) and one.filename]
     for name, value in settings.items():
         for place in places:

@@ -117,7 +117,7 @@ def test_fit_validate_test_and_predict(folder, capsys):
             ["--model.include", "5"],
             """model.include: must be a list of patterns of layers, such as '["tokens"]', not 5""",
         ),
-        (["--model.network.in_features", "65"], "set in_features to 64."),
+        (["--model.network.in_features", "65"], "set in_features to 64, or give samples of 65."),
         (["--data.batch_size", "0"], "Digits(batch_size=0): must be at least 1."),
         (["--model.objective", "sqared"], "model.objective: must be one of 'matching', 'squared', not sqared"),
         (["--model.lambda_a", "nan"], "model.lambda_a: must be a finite number, not nan"),
