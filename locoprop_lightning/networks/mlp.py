@@ -68,7 +68,6 @@ class MLP(Told, nn.Sequential):
         if (values := x.shape[1:].numel()) != self.in_features:
             raise UserError(
                 f"MLP(in_features={self.in_features}): a sample of this data has {values} values, shape "
-                f"{tuple(x.shape[1:])}; set in_features to {values}, or give samples "
-                f"of {self.in_features}."
+                f"{tuple(x.shape[1:])}; set in_features to {values}, or give samples of {self.in_features}."
             )
         return super().forward(x)
