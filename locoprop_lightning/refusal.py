@@ -62,7 +62,7 @@ def missing(error: Exception, settings: Mapping[str, Any]) -> str | None:
                 return f"{name}={value}: there is no {place}; name a file or folder that is there."
     for name, value in sorted(there.items(), key=lambda item: -len(item[1])):
         for text in told:
-            if value and re.search(rf"(?<![\w/]){re.escape(value)}(?![\w/])", text):
+            if re.search(rf"(?<![\w/]){re.escape(value)}(?![\w/])", text):
                 return f"{name}={value}: {text.rstrip('.')}; name a place that has what is looked for."
     return None
 

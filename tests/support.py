@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import time
 from pathlib import Path
 
 import torch
@@ -145,3 +146,11 @@ def numbers(state):
 def finite(state):
     """Whether all of a state is finite."""
     return all(x.isfinite().all() for x in numbers(state))
+
+
+def wait_for(condition, process, patience=120):
+    """Waits until a condition holds, which a process that runs on brings about."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager
 from glob import glob
 from urllib.error import URLError
@@ -15,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, wait_for
 from tests.test_commands import COMMANDS, TEXTS, is_quick
 
 
@@ -37,14 +36,6 @@ def running(program, arguments, **options):
             process.terminate()
 
 
-def until(condition, process, patience=120):
-    """Waits for what a process that runs on brings about."""
-    end = time.monotonic() + patience
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.5)
-
-
 def shows(address, least):
     """Whether a TensorBoard server answers, with so many runs."""
     try:
@@ -58,7 +49,7 @@ def serve(arguments, folder):
     """Starts TensorBoard, asks it for the runs that are there, if there are any yet, and stops it."""
     least = int((folder / "runs").exists())
     with running("tensorboard", arguments, cwd=folder) as server:
-        until(lambda: shows("http://127.0.0.1:6006", least), server)
+        wait_for(lambda: shows("http://127.0.0.1:6006", least), server)
 
 
 @pytest.mark.soak
@@ -97,8 +88,7 @@ def test_the_cluster_of_a_page_runs_a_sweep(tmp_path):
         sweep[sweep.index(option) + 1] = value
     with tempfile.TemporaryDirectory(prefix="r") as home, ExitStack() as stack:  # sockets have short names
         own = {"HOME": home, "RAY_TMPDIR": home} | dict([mode.split("=")])
-        with running("ray", token[1:], env=os.environ | own) as asked:
-            asked.wait()
+        subprocess.run([f"{sys.prefix}/bin/ray", *token[1:]], env=os.environ | own, check=True)
         for node in nodes:
             words = [word.replace(address, "127.0.0.1") for word in node]
             options = {"env": os.environ | own, "stdout": subprocess.PIPE, "text": True}

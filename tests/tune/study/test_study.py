@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -17,7 +16,7 @@ from locoprop_lightning.tune.study.driver import Entry, Resources, alone
 from locoprop_lightning.tune.study.paces import plan
 from locoprop_lightning.tune.study.spec import load
 from locoprop_lightning.tune.study.store import FINALS, TRIALS, Store
-from tests.support import ROOT
+from tests.support import ROOT, wait_for
 
 VOLATILE = ("ms", "seconds")
 METHODS = {"adam": "configs/digits/adam.yaml", "foof": "configs/digits/foof.yaml"}
@@ -70,13 +69,6 @@ class Command:
 
 def _told(line):
     return {name: value for name, value in line.items() if name not in VOLATILE}
-
-
-def wait_for(condition, process, patience=120):
-    end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.05)
 
 
 @pytest.mark.timeout(600)
