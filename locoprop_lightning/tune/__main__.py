@@ -160,6 +160,8 @@ def sweep(options: argparse.Namespace) -> int:
     if options.scheduler == "pbt":
         sweeps.domains(space)
     fixed = {} if options.resume else pairs(options.set)
+    for key in fixed.keys() & space.dimensions.keys():
+        raise UserError(f"--set {key}={fixed[key]}: is searched by the space; take it out of one of the two.")
     settings = check(options.config, space, options.metric, fixed, options.workers_per_trial)
     epochs = epochs_of(settings)
     length = epochs * options.seeds

@@ -17,7 +17,7 @@ def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any], wor
         config: The YAML.
         space: The space.
         metric: Name of the metric.
-        fixed: Settings that all trials have, by name.
+        fixed: Settings that all trials have, by name; one that is searched is where the first of them begins.
         workers: Processes of a trial.
 
     Returns:
@@ -27,8 +27,6 @@ def check(config: Path, space: Space, metric: str, fixed: Mapping[str, Any], wor
         UserError: Names a setting that the configuration has not, with near names, or a value that it refuses, and a
             metric that no fit of it logs.
     """
-    for key in fixed.keys() & space.dimensions.keys():
-        raise UserError(f"--set {key}={fixed[key]}: is searched by the space; take it out of one of the two.")
     for key in {"seed_everything", "trainer.max_epochs", "trainer.max_steps"} & space.dimensions.keys():
         raise UserError(f"space: {key}: is the same for all trials; take --seeds, or --set trainer.max_epochs=E.")
     cli = build(str(config), 0, 1, fixed)

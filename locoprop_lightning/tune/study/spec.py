@@ -170,8 +170,8 @@ def _method(name: str, entry: Any, file: Path, workload: Mapping[str, Any]) -> M
     changed = entry.get("set", {})
     if not isinstance(changed, dict):
         raise UserError(f"{where}: set: must be a mapping of settings to values.")
-    for key in (workload.keys() | changed.keys()) & parsed.dimensions.keys():
-        raise UserError(f"{where}: {key} is searched by its space and set by the study; take it out of one of the two.")
+    for key in workload.keys() & parsed.dimensions.keys():
+        raise UserError(f"{where}: {key} is searched by its space and is of the workload; take it out of one of the two.")
     return Method(name, config, parsed, space, {**workload, **changed})
 
 

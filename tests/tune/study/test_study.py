@@ -155,6 +155,16 @@ def test_a_method_that_fails_keeps_no_other_from_going_on(tmp_path):
     assert "| adam | 2 |" in done.stdout and {line["method"] for line in study.lines(TRIALS)} == {"adam"}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_first_trial_begins_where_the_study_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tune"])
+    own = {"config": METHODS["foof"], "set": {"model.lambda_a": 7.0}, "space": {"model.lambda_a": {"uniform": [1, 9]}}}
+    study = Command(tmp_path / "s", methods={"foof": own})
+    loaded = load(study.folder / "s.yaml", [])
+    job = Entry(loaded.methods["foof"], loaded, Store(study.out)).next()
+    assert job.line["values"] == {"model.lambda_a": 7.0} and job.settings["model.lambda_a"] == 7.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
