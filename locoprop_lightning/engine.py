@@ -29,7 +29,6 @@ from locoprop_lightning.solvers import (
     Recording,
     Solution,
     Status,
-    within_decrease,
     within_displacement,
 )
 
@@ -249,8 +248,8 @@ class LocalEngine:
         return trained
 
     @torch.no_grad()
-    def solve(self, problems: Mapping[str, LocalProblem], batch: SharedBatch, loss: Tensor) -> dict[str, Solution]:
-        """Solves all problems of a step, and records what was wished for; the loss is that of this process."""
+    def solve(self, problems: Mapping[str, LocalProblem], batch: SharedBatch) -> dict[str, Solution]:
+        """Solves all problems of a step, and records what was wished for."""
         states = {name: self.local[name].solver_state for name in problems}
         run_all, agree = batch.processes.run, batch.processes.sum
         with torch.autocast(batch.device.type, enabled=False):
@@ -262,9 +261,6 @@ class LocalEngine:
                     self.local[name].count(solution.status)
             if (bound := self.settings.max_displacement) is not None:
                 solutions = {name: within_displacement(one, bound) for name, one in solutions.items()}
-            if (bound := self.settings.max_decrease) is not None:
-                applied = {name: one for name, one in solutions.items() if self.applies(one.status)}
-                solutions |= within_decrease(applied, batch.processes.mean(loss), bound, run_all)
         return solutions
 
     def write(self, solutions: Mapping[str, Solution]) -> None:

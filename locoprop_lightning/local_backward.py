@@ -50,7 +50,7 @@ class LocalBackward:
         lambda_r: Strength of the proximal term, above 0.
         oracle: Direction of the target; ``GradientOracle`` if not given.
         settings: Further ones, as ``LocoPropModule`` has them: objective, transfers, skip, include, damping, overrides,
-            step_length, shared_rows, max_displacement, max_decrease and guard; output_transfer is a transfer's name.
+            step_length, shared_rows, max_displacement and guard; output_transfer is a transfer's name.
 
     Attributes:
         network: As given.
@@ -164,7 +164,7 @@ class LocalBackward:
                 raise UserError(f"LocalBackward: layer {name!r} cannot be local: {reason}; name it in skip.")
         for problem in problems.values():
             engine.solver.check(problem)
-        solutions = engine.solve(problems, batch, loss.detach())
+        solutions = engine.solve(problems, batch)
         engine.write(solutions)
         self.solutions = Solutions(solutions if recording > Recording.NOTHING else {})
         return loss.detach()

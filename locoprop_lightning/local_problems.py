@@ -1,7 +1,7 @@
 """From what a pass recorded of a layer to its local problem: targets T = f(A) - lambda_a D."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -70,9 +70,8 @@ def make_problem(
     plain = product if reused is None else partial(torch.cat, reused, 1)
     if reused is not None or oracle.asks_inverse or reduces:
         weight_direction = partial(_weight_direction, oracle, plain, terms, state, required=reduces)
-    gradient = plain if settings.max_decrease is None else cache(plain)  # which asks for it once more
     if oracle.asks_inverse:
-        prepare = lambda inverse: oracle.prepare(gradient(), inverse, operator.groups, state)  # noqa: E731
+        prepare = lambda inverse: oracle.prepare(plain(), inverse, operator.groups, state)  # noqa: E731
     lambda_a = layer.lambda_a * scheduled.lambda_a
     lambda_r: float | Tensor = layer.lambda_r * scheduled.lambda_r
     if settings.damping == "relative":
@@ -93,7 +92,6 @@ def make_problem(
         prepare=prepare,
         length=lambda_a if settings.step_length == "activations" else None,
         name=layer.name,
-        weight_gradient=gradient,
     )
 
 

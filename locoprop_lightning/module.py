@@ -61,9 +61,6 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
             for ``ClosedForm`` alone. The first dimension of a layer's output must then be the samples.
         max_displacement: How far a layer may move in a step, relative to the norm of its weights (or of PyTorch's first
             ones, if that is larger); no bound if not given. Local losses are those of the solution before it is cut.
-        max_decrease: By how many times itself the loss, were it linear, may fall by all solutions, else these are
-            shortened to that (Polyak, 1969), before the outer rate; no bound if not given. For losses that are never
-            negative; 2 often works.
         accumulate: Batches of the data whose rows are joined in one step; at the end of an epoch there may be fewer.
         guard: Whether a solution by stale factors that failed is tried again, and a diverged one leaves its layer
             untouched for the step. A non-finite one always does.
@@ -95,7 +92,6 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
         step_length: Literal["targets", "activations"] = "targets",
         shared_rows: Literal["expand", "reduce"] = "expand",
         max_displacement: float | None = None,
-        max_decrease: float | None = None,
         accumulate: int = 1,
         guard: bool = True,
         optimizer: OptimizerCallable = lambda p: SGD(p, lr=1.0),
@@ -122,7 +118,6 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
             step_length=step_length,
             shared_rows=shared_rows,
             max_displacement=max_displacement,
-            max_decrease=max_decrease,
             accumulate=accumulate,
         )
         self._joined: JoinedBatches | None = None
@@ -180,7 +175,7 @@ class LocoPropModule(LocalView, Fixed, SupervisedModule):
         if joined.starting:
             print_layers(self.trainer, engine.found or [], engine.trained_by(problems, *self.trainer.optimizers))
         self.rest.look(self.network, (engine.local[name] for name in problems))
-        solutions = engine.solve(problems, shared, loss)
+        solutions = engine.solve(problems, shared)
         self.rest.step(self.network, self.trainer.optimizers[1], solutions, self._scheduled == "inner")
         engine.write(solutions)  # W0 - W+ where gradients are
         if shared.wish > Recording.NOTHING:

@@ -46,7 +46,6 @@ class LocalSettings:
     include: Sequence[str] = ()
     shared_rows: str = "expand"
     max_displacement: float | None = None
-    max_decrease: float | None = None
     accumulate: int = 1
 
     def __post_init__(self) -> None:
@@ -64,9 +63,8 @@ class LocalSettings:
         if both := sorted({*self.skip} & {*self.include}):
             raise UserError(f"skip and include both name {both[0]!r}: take it out of one of the two.")
         check_counts("", 1, accumulate=self.accumulate)
-        for name in ("max_displacement", "max_decrease"):
-            if getattr(self, name) is not None:
-                check_positive("", **{name: getattr(self, name)})
+        if self.max_displacement is not None:
+            check_positive("", max_displacement=self.max_displacement)
         if self.accumulate > 1 and self.shared_rows == "reduce":
             raise UserError(f"accumulate={self.accumulate}: joins rows as they are; take shared_rows='expand'.")
         for setting in ("transfers", "overrides"):

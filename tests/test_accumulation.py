@@ -27,7 +27,6 @@ METHODS = {
     "rms": (lambda: ClosedForm(), lambda: RMSOracle(), SQUARED),
     "whitened": (lambda: ClosedForm(0.9, 2), lambda: WhitenedOracle(samples=0, damping=0.1), SQUARED),
     "spectral": (lambda: ClosedForm(0.9, 2), lambda: SpectralOracle(0.5), SQUARED | dict(step_length="activations")),
-    "bounded": (lambda: ClosedForm(), lambda: RMSOracle(), SQUARED | dict(max_decrease=0.01)),
     "majorization": (lambda: Majorization(2), lambda: RMSOracle(), dict(lambda_a=0.1, lambda_r=1.0)),
     "anderson": (lambda: AndersonAcceleration(3), lambda: None, dict(lambda_a=20.0, lambda_r=50.0)),
 }
@@ -152,7 +151,6 @@ def test_a_displacement_is_bounded_relative_to_the_weights(bound):
     [
         (dict(accumulate=0), "accumulate=0"),
         (dict(max_displacement=-1.0), "max_displacement=-1.0"),
-        (dict(max_decrease=0.0), "max_decrease=0.0"),
         (dict(accumulate=2, shared_rows="reduce", objective="squared"), "accumulate=2: joins rows as they are"),
     ],
 )

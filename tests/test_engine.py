@@ -73,7 +73,7 @@ def batch_of(recording=Recording.NOTHING):
 
 def step(engine, *problems, recording=Recording.NOTHING):
     """Solves and writes, as a step does."""
-    solutions = engine.solve({problem.name: problem for problem in problems}, batch_of(recording), torch.zeros(()))
+    solutions = engine.solve({problem.name: problem for problem in problems}, batch_of(recording))
     engine.write(solutions)
     return solutions
 
@@ -477,7 +477,7 @@ def test_an_oracle_that_gives_another_shape_is_named(method, told):
     output.square().sum().backward()
     batch = share_batch(Communicator(), x, output, 2, 0)
     with pytest.raises(UserError) as error:
-        engine.solve(engine.problems(tape, [], batch), batch, output.sum())
+        engine.solve(engine.problems(tape, [], batch), batch)
     assert str(error.value) == f"layer 'layer': the oracle's {method} is {told}"
 
 

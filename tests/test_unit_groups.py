@@ -61,7 +61,7 @@ def train(fused, solver, oracle, transfer="identity", steps=4, **settings):
         loss = (output - target).square().sum().div(12)
         loss.backward()
         batch = share_batch(Communicator(), x, output, 6, Recording.NOTHING)
-        engine.write(engine.solve(engine.problems(tape, sampled, batch), batch, loss.detach()))
+        engine.write(engine.solve(engine.problems(tape, sampled, batch), batch))
         optimizer.step()
     return network, engine
 

@@ -40,8 +40,6 @@ class LocalProblem:
         length: Root mean square by which a solution shall move the outputs, measured on 256 rows or 65,536 outputs (a
             trust region in activations); None where D and lambda_a say how far it goes. The targets of M are as far.
         name: Name of the layer.
-        weight_gradient: A function that makes G^T Y [d_out, width], the gradient of the loss; None where D is all that
-            is known.
 
     Attributes:
         operator: How the layer acts: ``apply``, ``adjoint``, ``gram``, ``trace``.
@@ -65,7 +63,6 @@ class LocalProblem:
         prepare: Callable[[Inverse], None] | None = None,
         length: float | None = None,
         name: str = "",
-        weight_gradient: Callable[[], Tensor] | None = None,
     ) -> None:
         self.name = name
         self.operator = MatrixOperator(operator, bias is not None) if isinstance(operator, Tensor) else operator
@@ -78,7 +75,6 @@ class LocalProblem:
         self.rate = rate
         self._direction = direction  # D
         self._weight_direction = weight_direction  # D^T Y
-        self.weight_gradient = weight_gradient  # G^T Y
         self._prepare = prepare
         self._first_gradient: Tensor | None = None
         self._start: Tensor | None = None  # f(A)

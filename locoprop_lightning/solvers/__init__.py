@@ -1,7 +1,6 @@
 """Local solvers: each solves the local problem of a layer, in training or alone."""
 
 from locoprop_lightning.solvers.anderson import AndersonAcceleration
-from locoprop_lightning.solvers.bounds import within_decrease, within_displacement
 from locoprop_lightning.solvers.closed_form import ClosedForm
 from locoprop_lightning.solvers.conjugate_gradient import ConjugateGradient
 from locoprop_lightning.solvers.fixed_point import FixedPointIteration
@@ -10,7 +9,7 @@ from locoprop_lightning.solvers.inner_optimizer import InnerOptimizer
 from locoprop_lightning.solvers.iterative import IterativeSolver, Step
 from locoprop_lightning.solvers.majorization import Majorization
 from locoprop_lightning.solvers.right_preconditioner import RightPreconditioner
-from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status
+from locoprop_lightning.solvers.solution import Outcome, Recording, Solution, Status, within_displacement
 from locoprop_lightning.solvers.solver import LocalSolver
 
 __all__ = [
@@ -29,6 +28,5 @@ __all__ = [
     "Solution",
     "Status",
     "Step",
-    "within_decrease",
     "within_displacement",
 ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
@@ -137,3 +137,17 @@ def judge(outcomes: Mapping[str, Outcome], agree: Callable[[Tensor], Tensor]) ->
         name: Status.NONFINITE if not math.isfinite(norm + growth) else Status.DIVERGED if growth > 0 else Status.SOLVED
         for name, (norm, growth) in zip(outcomes, flags, strict=True)
     }
+
+
+def within_displacement(solution: Solution, bound: float) -> Solution:
+    """A solution whose displacement is no longer than a part of the weights, or of PyTorch's first ones if larger.
+
+    Args:
+        solution: The solution.
+        bound: The part.
+    """
+    problem, v = solution.problem, solution.displacement
+    first = (problem.shape[0] / 3) ** 0.5  # expected norm of a matrix whose entries are uniform within 1/sqrt(d_in)
+    size = torch.linalg.vector_norm(problem.start_matrix()).clamp_min(first)
+    part = bound * size / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+    return replace(solution, displacement=v * part.clamp_max(1.0))

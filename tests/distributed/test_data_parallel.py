@@ -247,7 +247,6 @@ RUNS = {
         {},
     ),
     "spectral": (Convolutions, partial(ClosedForm, **KEPT), SPECTRAL, {}),
-    "spectral_bounded": (Convolutions, partial(ClosedForm, **KEPT), SPECTRAL | dict(max_decrease=0.02), {}),
     "spectral_wide": (mlp, partial(ClosedForm, **KEPT), SPECTRAL, dict(size=24)),
     "spectral_m": (mlp, partial(Majorization, 2), SPECTRAL | dict(objective="matching"), {}),
     "reduced": (

@@ -122,7 +122,7 @@ def test_a_kind_from_outside_is_solved_and_written():
         close(torch.cat(local.gradients(), 1), operator.adjoint(g), 1e-12)
         identity = resolve_transfer("identity")
         problem = LocalProblem(operator, a, g, weight.clone(), bias.clone(), identity, 0.5, 2.0, name="0")
-        found = engine.solve({"0": problem}, share_batch(alone, x, x, 7, Recording.NOTHING), g.sum())
+        found = engine.solve({"0": problem}, share_batch(alone, x, x, 7, Recording.NOTHING))
         engine.write(found)
         assert found["0"].status is Status.SOLVED
         torch.optim.SGD(layer.parameters(), lr=1.0).step()  # W - (W0 - W+)

@@ -171,7 +171,7 @@ def _method(name: str, entry: Any, file: Path, workload: Mapping[str, Any]) -> M
     if not isinstance(changed, dict):
         raise UserError(f"{where}: set: must be a mapping of settings to values.")
     for key in workload.keys() & parsed.dimensions.keys():
-        raise UserError(f"{where}: {key} is searched by its space and is of the workload; take it out of one of the two.")
+        raise UserError(f"{where}: {key} is of the workload, and searched by its space; take it out of one.")
     return Method(name, config, parsed, space, {**workload, **changed})
 
 

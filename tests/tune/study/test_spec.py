@@ -47,7 +47,7 @@ def test_methods_can_be_added(tmp_path):
         ({"methods": {"a": {"space": {}}}}, "must be a configuration, or"),
         ({"methods": {"a": {"config": ADAM, "spaces": 1}}}, "spaces is none of config, space, set"),
         ({"methods": {"a": {"config": ADAM, "space": {"x": {"uniform": [1, 0]}}}}}, "uniform must be two numbers"),
-        ({"workload": {"model.optimizer.lr": 1}}, "is searched by its space and is of the workload"),
+        ({"workload": {"model.optimizer.lr": 1}}, "is of the workload, and searched by its space"),
         ({"budget": {"trials": 0}}, "trials=0"),
         ({"budget": {"epochs": 3}}, "epochs is none of trials, seeds, threads"),
         ({"reference": "sgd"}, "sgd is none of the methods adam"),
