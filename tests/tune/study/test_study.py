@@ -63,7 +63,7 @@ class Command:
     def report(self):
         """The page, without measured paces."""
         (self.out / "paces.json").unlink(missing_ok=True)
-        command([str(self.folder / "s.yaml"), "--out", str(self.out), "--report"])
+        assert command([str(self.folder / "s.yaml"), "--out", str(self.out), "--report"]) == 0
         return (self.out / "report.md").read_text()
 
 
