@@ -149,12 +149,12 @@ def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> list[list[str]
         rising: Whether more is better.
     """
     most = max(map(len, trials.values()))
-    counts = [count for count in (1, 3, 6, 12, 24, 48) if count < most] + [most]
-    heads = ["as shipped" if count == 1 else f"best of {count}" for count in counts]
+    counts = [count for count in (1, 3, 6, 12, 24, 48) if count == 1 or count < most]
+    heads = ["as shipped", *(f"best of {count}" for count in counts[1:]), "best of all"]
     rows = [["method", "trials", *heads, "median of those that ended", "stopped early", "not finite"]]
     for name, lines in trials.items():
         best = best_so_far(lines, rising)
-        told = [best[count - 1] if count <= len(best) else math.nan for count in counts]
+        told = [best[count - 1] if count <= len(best) else math.nan for count in counts] + (best[-1:] or [math.nan])
         done = [line["value"] for line in lines if line["status"] == "done" and line["value"] is not None]
         states = [line["status"] for line in lines]
         middle = f"{statistics.median(done):.4g}" if done else "-"

@@ -10,7 +10,7 @@ from locoprop_lightning.tune.study.paces import FILE
 from locoprop_lightning.tune.study.spec import load
 from locoprop_lightning.tune.study.standing import Standing
 from locoprop_lightning.tune.study.store import FINALS, TRIALS, Store, write_curve
-from locoprop_lightning.tune.study.tables import best_so_far, steps_to
+from locoprop_lightning.tune.study.tables import best_so_far, steps_to, tuning
 from tests.support import ROOT
 
 LR = "model.optimizer.lr"
@@ -91,12 +91,15 @@ def test_which_differences_stand(study):
 def test_how_easy_a_method_was_to_tune(study):
     report.write(*study)
     page = (study[1].folder / "report.md").read_text()
-    tuning = page[page.index("## Tuning") :]
-    assert row(tuning, "adam") == ["adam", "3", "0.9", "0.7", "0.8", "1", "0"]
-    assert row(tuning, "adam", 1) == ["adam", f"{LR}=0.002", f"{LR} loguniform 1e-06, 0.05"]
+    table = page[page.index("## Tuning") :]
+    assert row(table, "adam") == ["adam", "3", "0.9", "0.7", "0.8", "1", "0"]
+    assert row(table, "adam", 1) == ["adam", f"{LR}=0.002", f"{LR} loguniform 1e-06, 0.05"]
     done = [{"status": "done", "value": value} for value in (0.5, None, 0.7, 0.2)]
     assert best_so_far(done, rising=False) == [0.5, 0.5, 0.5, 0.2] and best_so_far(done, rising=True)[2] == 0.7
     assert math.isnan(best_so_far([{"status": "stopped", "value": 0.1}], rising=False)[0])
+    heads, long, short = tuning({"long": done, "short": done[:2]}, rising=False)
+    assert heads[2:5] == ["as shipped", "best of 3", "best of all"]
+    assert long[:5] == ["long", "4", "0.5", "0.5", "0.2"] and short[:5] == ["short", "2", "0.5", "-", "0.5"]
 
 
 def test_a_study_under_way_says_what_is_missing(study):
