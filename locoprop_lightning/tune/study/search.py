@@ -1,12 +1,15 @@
 """Which settings a method tries next, and when a trial is stopped: by its earlier trials alone.
 
 A search that depends on nothing else gives the same trials however often it was interrupted, and whatever ran beside
-it. Optuna's Gaussian process suggests; the trials that it is told of are made anew from those that are stored.
+it. Optuna's Gaussian process suggests, or, where that was tried before, one that takes losses for exact; the trials
+that it is told of are made anew from those that are stored.
 """
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ KEPT = 2 / 3  # of the earlier trials, whose losses at a rung a trial must reach
 LEAST = 3  # earlier trials that must have come to a rung
 LEARNT = 0.99  # of the first loss: a trial that stands above it at a rung learns nothing
 RULES = (STARTUP, *RUNGS, KEPT, LEAST, LEARNT)  # which a stored trial was chosen and judged by
+SAME = 1e-3  # relative difference of two numbers that are taken for one
 
 
 def suggest(
@@ -38,10 +42,8 @@ def suggest(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     seed = int(hashlib.sha256(f"{name} {len(past)}".encode()).hexdigest()[:8], 16)
-    study = optuna.create_study(
-        sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP),
-        direction="maximize" if rising else "minimize",
-    )
+    sampler = partial(optuna.samplers.GPSampler, seed=seed, n_startup_trials=STARTUP)
+    study = optuna.create_study(sampler=sampler(), direction="maximize" if rising else "minimize")
     for one in past:
         values = one["values"]
         distributions = space.distributions(values)
@@ -50,7 +52,20 @@ def suggest(
         study.enqueue_trial(dict(start))
     trial = study.ask()
     space(trial)
+    if any(_same(trial.params, one["values"]) for one in past):  # whose run would be the same
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            study.sampler = sampler(deterministic_objective=True)
+        trial = study.ask()
+        space(trial)
     return dict(trial.params)
+
+
+def _same(values: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether settings are the same, numbers but for a thousandth."""
+    return all(
+        math.isclose(value, others[name], rel_tol=SAME) if isinstance(value, float) else value == others[name]
+        for name, value in values.items()
+    )
 
 
 def score(value: float | None, first: float | None, loss: bool) -> float:

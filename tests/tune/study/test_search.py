@@ -36,6 +36,28 @@ def test_a_search_finds_what_is_better():
     assert later[3] < sorted(one["score"] for one in found[:6])[3]
 
 
+def test_no_trial_is_tried_again():
+    """The losses of a search whose best settings lay in a corner, where it went twice."""
+    space = Space.of({"a": {"loguniform": [10, 5000]}, "b": {"loguniform": [10, 1e6]}}, "space")
+    tried = {
+        (300.0, 100.0): 0.320902,
+        (20.8286, 2000.41): 1.47718,
+        (295.290, 1526.56): 0.407386,
+        (38.4798, 63013.1): 2.30023,
+        (1772.77, 39.0770): 0.262657,
+        (5000.0, 7189.87): 0.353147,
+        (5000.0, 10.0): 0.194966,
+    }
+    past = [{"values": {"a": a, "b": b}, "score": math.log(value)} for (a, b), value in tried.items()]
+    for _ in range(3):
+        values = suggest(space, {}, past, "locoprop_s_anderson", rising=False)
+        assert all(
+            abs(math.log(values["a"] / one["values"]["a"])) + abs(math.log(values["b"] / one["values"]["b"])) > 0.01
+            for one in past
+        )
+        past.append({"values": values, "score": math.log(0.3)})
+
+
 def test_what_the_first_trial_lacks_is_drawn():
     assert search(1, {"b": "x"}, loss)[0]["values"]["b"] == "x"
     assert 1 <= search(1, {}, loss)[0]["values"]["a"] <= 1000
