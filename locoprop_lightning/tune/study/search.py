@@ -31,7 +31,7 @@ SAME = 1e-3  # relative difference of two numbers that are taken for one
 def suggest(
     space: Space, start: Mapping[str, Any], past: Sequence[Mapping[str, Any]], name: str, rising: bool
 ) -> dict[str, Any]:
-    """The settings of the next trial, by name.
+    """The settings of the next trial, by name; where an earlier one had them, others are looked for once.
 
     Args:
         space: What is searched.

@@ -145,7 +145,7 @@ def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> list[list[str]
     """The rows of the table of how easy each method was to tune.
 
     Args:
-        trials: Lines of the trials by method.
+        trials: Lines of the trials by method, of each at least one.
         rising: Whether more is better.
     """
     most = max(map(len, trials.values()))
@@ -154,7 +154,7 @@ def tuning(trials: Mapping[str, Sequence[Line]], rising: bool) -> list[list[str]
     rows = [["method", "trials", *heads, "median of those that ended", "stopped early", "not finite"]]
     for name, lines in trials.items():
         best = best_so_far(lines, rising)
-        told = [best[count - 1] if count <= len(best) else math.nan for count in counts] + (best[-1:] or [math.nan])
+        told = [*(best[count - 1] if count <= len(best) else math.nan for count in counts), best[-1]]
         done = [line["value"] for line in lines if line["status"] == "done" and line["value"] is not None]
         states = [line["status"] for line in lines]
         middle = f"{statistics.median(done):.4g}" if done else "-"
